@@ -1,0 +1,3 @@
+//! The f32/bf16 family: SIMD and threads, for the desktop's CPU.
+
+pub mod dense;
