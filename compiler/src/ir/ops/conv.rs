@@ -3,7 +3,7 @@
 //! Shapes: images `[B,C,H,W]`, weights `[O,C/groups,R,S]`; a depthwise convolution has `groups = C = O`.
 //! Zero padding `pad` on every side, one `stride` in both directions.
 
-use super::def::{OpDef, ROW, Saves, Tensor, expect};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::{AttrDef, Attrs, int};
 use crate::ir::ops::Op;
@@ -147,6 +147,7 @@ pub const CONV2D_GRAD_W: OpDef = OpDef {
     },
     in_place: &[(2, 0)],
     flops: |x, y, _| conv_flops(&y[0], &x[0]),
+    acc: Some(Acc { arg: 2, out: 0, whole: false }),
     ..ROW
 };
 
@@ -164,5 +165,6 @@ pub const SUM_CHANNELS: OpDef = OpDef {
     },
     in_place: &[(1, 0)],
     flops: |x, _, _| x[0].elems(),
+    acc: Some(Acc { arg: 1, out: 0, whole: false }),
     ..ROW
 };

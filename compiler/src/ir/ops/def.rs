@@ -62,6 +62,18 @@ pub type Gradient = fn(&mut Vjp) -> Vec<Option<Value>>;
 /// Floating-point operations of a node.
 pub type Flops = fn(&[Type], &[Type], &Attrs) -> u64;
 
+/// The last, optional operand of an op that adds to it: `outs[out] = args[arg] + ...`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Acc {
+    /// The operand's index; absent means zero.
+    pub arg: usize,
+    /// The result.
+    pub out: usize,
+    /// Whether the sum is taken whole and then added, so that `add` after the op means the same. The gradients of
+    /// weights add packed row by packed row instead.
+    pub whole: bool,
+}
+
 /// A row of the op table.
 pub struct OpDef {
     /// The name in text, in plans and of the kernel.
@@ -80,6 +92,8 @@ pub struct OpDef {
     pub vjp: Option<Gradient>,
     /// `(operand, result)` pairs that may share memory.
     pub in_place: &'static [(usize, usize)],
+    /// The operand that the result is added to, where the op has one.
+    pub acc: Option<Acc>,
     /// How many of the leading operands the op changes.
     pub mutates: fn(&Attrs) -> usize,
     /// Operations; elementwise ops count one per result element.
@@ -96,6 +110,7 @@ pub const ROW: OpDef = OpDef {
     saves: &[],
     vjp: None,
     in_place: &[],
+    acc: None,
     mutates: |_| 0,
     flops: elementwise,
 };

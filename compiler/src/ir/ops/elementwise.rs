@@ -2,7 +2,7 @@
 //!
 //! Shapes: `T` tokens (or samples), `N` columns.
 
-use super::def::{OpDef, ROW, Vjp, all_same, expect, matrix, no_flops, same};
+use super::def::{Acc, OpDef, ROW, Vjp, all_same, expect, matrix, no_flops, same};
 use crate::ir::attrs::{Attrs, float, int};
 use crate::ir::graph::Value;
 use crate::ir::ops::Op;
@@ -121,6 +121,27 @@ pub const FILL: OpDef = OpDef {
     ..ROW
 };
 
+/// Stores `x` in `state`; operands `state, x`. Costs nothing where `x` was added to the state in place.
+pub const ASSIGN: OpDef = OpDef {
+    name: "assign",
+    arity: (2, 2),
+    infer: |x, a| all_same(x, a).map(|_| vec![]),
+    eval: |x, _, _| x[0].data = x[1].data.clone(),
+    mutates: |_| 1,
+    flops: no_flops,
+    ..ROW
+};
+
+/// Sets every element of `state` to zero.
+pub const ZERO: OpDef = OpDef {
+    name: "zero",
+    infer: |_, _| Ok(vec![]),
+    eval: |x, _, _| x[0].data.fill(0.0),
+    mutates: |_| 1,
+    flops: no_flops,
+    ..ROW
+};
+
 /// The same elements under the shape `[d0, d1, d2, d3]`, of which zeros are left out. Costs nothing: a result
 /// takes its operand's place.
 pub const RESHAPE: OpDef = OpDef {
@@ -164,6 +185,7 @@ pub const SUM_ROWS: OpDef = OpDef {
     },
     in_place: &[(1, 0)],
     flops: |x, _, _| x[0].elems(),
+    acc: Some(Acc { arg: 1, out: 0, whole: false }),
     ..ROW
 };
 

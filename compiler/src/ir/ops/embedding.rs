@@ -1,6 +1,6 @@
 //! Row lookups and their gradient.
 
-use super::def::{OpDef, ROW, Saves, matrix};
+use super::def::{Acc, OpDef, ROW, Saves, matrix};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::int;
 use crate::ir::ops::Op;
@@ -34,12 +34,13 @@ pub const EMBEDDING: OpDef = OpDef {
     ..ROW
 };
 
-/// `dw[v] = acc[v] + Σ_{t: index[t] = v} dy[t]`, the sum taken in token order and then added.
+/// `dw[v] = acc[v] + Σ_{t: index[t] = v} dy[t]`, the sum taken in token order and then added; with `running` the
+/// sum starts from `acc[v]` instead, so that several micro-batches make one sum.
 /// Operands `dy[T,D], index[T]`, and `acc[vocab,D]` or none.
 pub const EMBEDDING_GRAD: OpDef = OpDef {
     name: "embedding_grad",
     arity: (2, 3),
-    attrs: &[int("vocab", 1)],
+    attrs: &[int("vocab", 1), int("running", 0)],
     infer: |x, a| accumulates(x, 2, Type::f32(&[a.size("vocab") as u32, matrix(&x[0], "dy")?.1])),
     eval: |x, y, _| {
         start_from(x, 2, y);
@@ -49,5 +50,6 @@ pub const EMBEDDING_GRAD: OpDef = OpDef {
     },
     in_place: &[(2, 0)],
     flops: |x, _, _| x[0].elems(),
+    acc: Some(Acc { arg: 2, out: 0, whole: true }),
     ..ROW
 };

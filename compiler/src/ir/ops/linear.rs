@@ -4,7 +4,7 @@
 //! block-quantised type; everything else is f32. `compute`: 0 multiplies in f32, 1 rounds both factors to bf16.
 //! Sums are f32.
 
-use super::def::{OpDef, ROW, Saves, Tensor, Vjp, expect, matrix};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, Vjp, expect, matrix};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::{Attrs, float, int};
 use crate::ir::graph::Value;
@@ -159,6 +159,7 @@ pub const LINEAR_GRAD_X: OpDef = OpDef {
     },
     in_place: &[(2, 0)],
     flops: |x, _, _| 2 * x[0].elems() * u64::from(x[1].cols()),
+    acc: Some(Acc { arg: 2, out: 0, whole: true }),
     ..ROW
 };
 
@@ -179,6 +180,7 @@ pub const LINEAR_GRAD_W: OpDef = OpDef {
     },
     in_place: &[(2, 0)],
     flops: |x, _, _| 2 * x[0].elems() * u64::from(x[1].cols()),
+    acc: Some(Acc { arg: 2, out: 0, whole: false }),
     ..ROW
 };
 

@@ -4,7 +4,7 @@
 //! Shapes: `T` tokens or samples, `V` classes, `D` features. A label below 0 is ignored. Weights are normalised
 //! by whoever fills them (`w / Σ w` over all of a step's tokens), so that micro-batches add up.
 
-use super::def::{OpDef, ROW, Saves, Tensor, expect, matrix};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, matrix};
 use super::elementwise::{accumulates, like_first};
 use crate::ir::attrs::{Attrs, int};
 use crate::ir::ops::Op;
@@ -167,6 +167,7 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
     },
     in_place: &[(4, 2)],
     flops: |x, _, a: &Attrs| (4 + 2 * a.size("grad_w") as u64) * x[0].elems() * u64::from(x[1].rows()),
+    acc: Some(Acc { arg: 4, out: 2, whole: false }),
     ..ROW
 };
 

@@ -16,7 +16,7 @@ mod norm;
 mod pool;
 mod update;
 
-pub use def::{OpDef, Saves, Tensor, Vjp};
+pub use def::{Acc, OpDef, Saves, Tensor, Vjp};
 
 macro_rules! op_table {
     ($($op:ident => $row:path,)*) => {
@@ -45,6 +45,8 @@ op_table! {
     Mul => elementwise::MUL,
     Scale => elementwise::SCALE,
     Fill => elementwise::FILL,
+    Assign => elementwise::ASSIGN,
+    Zero => elementwise::ZERO,
     Reshape => elementwise::RESHAPE,
     SumRows => elementwise::SUM_ROWS,
     GatherCols => elementwise::GATHER_COLS,

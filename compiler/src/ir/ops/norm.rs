@@ -3,7 +3,7 @@
 //! Shapes: `T` tokens, `D` features, `H` groups (heads) of a token's features that are normalised apart with one
 //! shared weight; images are `[B,C,H,W]`.
 
-use super::def::{OpDef, ROW, Saves, Tensor, Vjp, expect};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, Vjp, expect};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::{Attrs, float, int};
 use crate::ir::graph::Value;
@@ -88,6 +88,7 @@ pub const RMS_NORM_GRAD_X: OpDef = OpDef {
     },
     in_place: &[(2, 0), (3, 0)],
     flops: |x, _, _| 8 * x[0].elems(),
+    acc: Some(Acc { arg: 3, out: 0, whole: true }),
     ..ROW
 };
 
@@ -115,6 +116,7 @@ pub const RMS_NORM_GRAD_W: OpDef = OpDef {
     },
     in_place: &[(2, 0)],
     flops: |x, _, _| 5 * x[0].elems(),
+    acc: Some(Acc { arg: 2, out: 0, whole: false }),
     ..ROW
 };
 
