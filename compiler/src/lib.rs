@@ -1,1 +1,4 @@
 //! TODO
+#![forbid(unsafe_code)]
+
+pub mod import;
