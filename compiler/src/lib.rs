@@ -4,8 +4,10 @@
 //! verifier accepted panics nowhere later.
 #![forbid(unsafe_code)]
 
+pub mod compile;
 pub mod import;
 pub mod ir;
+mod lower;
 pub mod optimizer;
 pub mod passes;
 pub mod scheme;

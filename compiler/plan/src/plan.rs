@@ -12,6 +12,8 @@ pub struct Plan {
     pub name: String,
     /// The memories; the first is the near one, whose arena all offsets are in.
     pub spaces: Vec<Space>,
+    /// The model's files, as they were named to the compiler.
+    pub files: Vec<String>,
     /// Weights, state and constants: they keep their place from load to end.
     pub stored: Vec<Stored>,
     /// `train`, `eval`, `prefill`, `decode`, ...: one arena serves all, one at a time.
@@ -62,6 +64,38 @@ pub struct Stored {
     pub changes: bool,
     /// Storage, shape and place.
     pub tensor: Tensor,
+    /// What it holds after load.
+    pub source: Source,
+}
+
+/// What a stored tensor holds after load.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Source {
+    /// All zero.
+    Zero,
+    /// Part of a model's file, converted to the stored type.
+    File {
+        /// Index into [`Plan::files`].
+        file: u32,
+        /// First byte in the file.
+        offset: u64,
+        /// How the file stores the elements.
+        dtype: DType,
+        /// Whether the file holds the transpose.
+        transpose: bool,
+    },
+    /// Numbers known when the plan was made.
+    Table(Vec<f32>),
+    /// Uniform in `-bound..bound`, from the run's seed.
+    Uniform {
+        /// The largest magnitude.
+        bound: f64,
+    },
+    /// Indices of the columns of the stored tensor `of` with the largest L2 norm, ascending.
+    TopColumns {
+        /// The stored tensor's name.
+        of: String,
+    },
 }
 
 /// A tensor's storage, shape and place in the near arena.

@@ -122,7 +122,7 @@ fn add_norm(graph: &mut Graph) {
         let norm = &graph.nodes[i];
         let Some(d) = defs[norm.args.first().map_or(usize::MAX, |a| a.index()).min(defs.len() - 1)] else { continue };
         let sum = &graph.nodes[d as usize];
-        let adjacent = (d as usize + 1..i).all(|k| gone[k]);
+        let adjacent = (d as usize + 1..i).all(|k| gone[k]) && sum.block == norm.block;
         if norm.op != Op::RmsNorm || sum.op != Op::Add || gone[d as usize] || !adjacent {
             continue;
         }
