@@ -241,11 +241,7 @@ pub fn quantise(dtype: DType, values: &[f32], bytes: &mut [u8]) -> bool {
     true
 }
 
-fn encode<const BYTES: usize>(
-    values: &[f32],
-    bytes: &mut [u8],
-    encode_block: impl Fn(&[f32; 32], &mut [u8; BYTES]),
-) {
+fn encode<const BYTES: usize>(values: &[f32], bytes: &mut [u8], encode_block: impl Fn(&[f32; 32], &mut [u8; BYTES])) {
     for (values, block) in values.as_chunks().0.iter().zip(bytes.as_chunks_mut().0) {
         encode_block(values, block);
     }
