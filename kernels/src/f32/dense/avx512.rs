@@ -85,8 +85,10 @@ unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *
             b = b.add(NR);
         }
     }
-    // SAFETY: forwarded contract.
-    unsafe { finish(&sums, tile) }
+    for (r, &sums) in sums.iter().enumerate() {
+        // SAFETY: row `r` is one of the tile's.
+        unsafe { finish(sums, tile, r) }
+    }
 }
 
 /// # Safety
@@ -117,31 +119,31 @@ unsafe fn pair_tile<const R: usize, const V: usize>(words: usize, a: *const u32,
             b = b.add(NR);
         }
     }
-    // SAFETY: forwarded contract.
-    unsafe { finish(&sums, tile) }
+    for (r, &sums) in sums.iter().enumerate() {
+        // SAFETY: row `r` is one of the tile's.
+        unsafe { finish(sums, tile, r) }
+    }
 }
 
-/// `C = (C or 0) + alpha * sums (+ bias)`.
+/// Row `r` of the tile: `C = (C or 0) + alpha * sums (+ bias)`.
 ///
 /// # Safety
 /// AVX-512F; see [`TileFn`].
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn finish<const R: usize, const V: usize>(sums: &[[__m512; V]; R], tile: &Tile) {
+unsafe fn finish<const V: usize>(sums: [__m512; V], tile: &Tile, r: usize) {
     let alpha = _mm512_set1_ps(tile.alpha);
-    for v in 0..V {
+    for (v, sum) in sums.into_iter().enumerate() {
         let mask = mask(tile.cols, 16 * v);
-        for (r, sums) in sums.iter().enumerate() {
-            // SAFETY: the mask keeps the accesses inside row `r` of the tile, and inside the bias.
-            unsafe {
-                let at = tile.c.wrapping_add(r * tile.stride + 16 * v);
-                let old = _mm512_maskz_loadu_ps(if tile.load { mask } else { 0 }, at);
-                let mut value = _mm512_add_ps(old, _mm512_mul_ps(alpha, sums[v]));
-                if !tile.bias.is_null() {
-                    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, tile.bias.wrapping_add(16 * v)));
-                }
-                _mm512_mask_storeu_ps(at, mask, value);
+        // SAFETY: the mask keeps the accesses inside row `r` of the tile, and inside the bias.
+        unsafe {
+            let at = tile.c.wrapping_add(r * tile.stride + 16 * v);
+            let old = _mm512_maskz_loadu_ps(if tile.load { mask } else { 0 }, at);
+            let mut value = _mm512_add_ps(old, _mm512_mul_ps(alpha, sum));
+            if !tile.bias.is_null() {
+                value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, tile.bias.wrapping_add(16 * v)));
             }
+            _mm512_mask_storeu_ps(at, mask, value);
         }
     }
 }
