@@ -90,6 +90,16 @@ fn measure(par: &Par, shape: &Shape, compute: Compute, weight: DType) -> String 
     format!("{:.0}", 2.0 * (m * n * k) as f64 / seconds / 1e9)
 }
 
+/// Elements decoded a nanosecond, from and to the second cache.
+fn decode() {
+    let mut out = vec![0.0; 64 * 1024];
+    for dtype in DType::all().filter(|dtype| dtype.is_quantised()) {
+        let bytes = vec![0x2f; dtype.bytes_of(out.len() as u64).expect("whole blocks") as usize];
+        let seconds = best(|| quant::dequantise(dtype, &bytes, &mut out));
+        println!("decode {:5} {:6.2} elements/ns", dtype.name(), out.len() as f64 / seconds / 1e9);
+    }
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let threads = args.first().and_then(|arg| arg.parse().ok()).unwrap_or(1);
@@ -114,5 +124,8 @@ fn main() {
         print!("{:22}", shape.0);
         columns.iter().for_each(|&(_, compute, weight)| print!("{:>8}", measure(&par, shape, compute, weight)));
         println!();
+    }
+    if "decode".contains(&filter) {
+        decode();
     }
 }

@@ -285,3 +285,31 @@ fn encode_q4_1(values: &[f32; 32], block: &mut [u8; 20]) {
         block[4 + j] = q(values[j]) | q(values[16 + j]) << 4;
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_vector_width_gives_the_same_bits() {
+        for dtype in DType::all().filter(|dtype| dtype.is_quantised()) {
+            let elems = 64 * BLOCK_ELEMS_MAX;
+            let len = dtype.bytes_of(elems as u64).expect("whole blocks") as usize;
+            let bytes: Vec<u8> = (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let run = |decode: &dyn Fn(&mut [f32])| {
+                let mut out = vec![0.0; elems];
+                decode(&mut out);
+                out.into_iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect::<Vec<_>>()
+            };
+            let plain = run(&|out| decode(dtype, &bytes, out));
+            if is_x86_feature_detected!("avx2") {
+                // SAFETY: AVX2 is there.
+                assert_eq!(plain, run(&|out| unsafe { decode_avx2(dtype, &bytes, out) }), "{}", dtype.name());
+            }
+            if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+                // SAFETY: the features are there.
+                assert_eq!(plain, run(&|out| unsafe { decode_avx512(dtype, &bytes, out) }), "{}", dtype.name());
+            }
+        }
+    }
+}
