@@ -8,6 +8,7 @@ mod map;
 mod math;
 pub mod norm;
 mod parts;
+pub mod quant;
 pub mod rope;
 mod scratch;
 pub mod simd;
