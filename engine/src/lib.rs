@@ -1,1 +1,4 @@
-//! TODO
+//! Tinyforge: the library that runs plans.
+
+pub mod data;
+pub mod text;
