@@ -183,23 +183,21 @@ impl DecoderConfig {
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             findings.wrong("norm_eps", self.norm_eps, "a small number, not negative");
         }
-        if let Some(rope) = &self.rope {
-            if rope.rotary_dim > self.head_dim || rope.inv_freq.len() != rope.rotary_dim / 2 {
-                let found = format!("{} frequencies for {} elements", rope.inv_freq.len(), rope.rotary_dim);
-                findings.wrong(
-                    "rope",
-                    found,
-                    format!("half as many frequencies as elements, at most {}", self.head_dim),
-                );
-            }
+        if let Some(rope) = &self.rope
+            && (rope.rotary_dim > self.head_dim || rope.inv_freq.len() != rope.rotary_dim / 2)
+        {
+            let found = format!("{} frequencies for {} elements", rope.inv_freq.len(), rope.rotary_dim);
+            let need = format!("half as many frequencies as elements, at most {}", self.head_dim);
+            findings.wrong("rope", found, need);
         }
-        if let Some(window) = &self.sliding_window {
-            if window.size == 0 || window.layers.len() != self.layers {
-                let found = format!("{} over {} layers", window.size, window.layers.len());
-                findings.wrong("sliding_window", found, format!("a positive size over {} layers", self.layers));
-            }
+        if let Some(window) = &self.sliding_window
+            && (window.size == 0 || window.layers.len() != self.layers)
+        {
+            let found = format!("{} over {} layers", window.size, window.layers.len());
+            findings.wrong("sliding_window", found, format!("a positive size over {} layers", self.layers));
         }
-        if self.family == Family::Gpt2 && (self.q_width() != self.hidden || self.kv_heads != self.heads) {
+        let is_full_width = self.heads.checked_mul(self.head_dim) == Some(self.hidden) && self.kv_heads == self.heads;
+        if self.family == Family::Gpt2 && !is_full_width {
             let found = format!("{} query and {} key heads of {}", self.heads, self.kv_heads, self.head_dim);
             findings.wrong("heads", found, format!("equal numbers, together {} wide", self.hidden));
         }

@@ -82,7 +82,7 @@ fn decoder(
         head_dim,
         ff: keys.heads("feed_forward_length", None),
         norm: if is_gpt2 { NormKind::LayerNorm } else { NormKind::RmsNorm },
-        norm_eps: keys.float(eps).unwrap_or(1e-5) as f32,
+        norm_eps: keys.required_float(eps) as f32,
         activation: if is_gpt2 { Activation::GeluTanh } else { Activation::Silu },
         gated: !is_gpt2,
         qkv_bias: is_gpt2 || has("blk.0.attn_q.bias"),
@@ -142,13 +142,14 @@ fn rope(
     {
         keys.unsupported("rope.dimension_count", rotary_dim, &format!("only that of the heads, {head_dim}, is"));
     }
-    if head_dim == 0 || head_dim > HEADS_MAX || !head_dim.is_multiple_of(2) {
+    // A width of zero was reported where it came from, or will be.
+    if head_dim > HEADS_MAX || !head_dim.is_multiple_of(2) {
         keys.wrong("attention.key_length", head_dim, &format!("an even number from 2 to {HEADS_MAX}"));
     }
     let theta = keys.float("rope.freq_base").unwrap_or(10_000.0);
     let scaling = scaling(keys, max_positions);
     scaling.check("rope.scaling", &mut keys.findings);
-    if !keys.findings.is_empty() {
+    if !keys.findings.is_empty() || head_dim == 0 {
         return Ok(None);
     }
     let mut rope = Rope::new(theta, head_dim, scaling, max_positions as u64);
@@ -165,6 +166,10 @@ fn rope(
     };
     if let Some(factor) = keys.float("rope.scaling.attn_factor") {
         rope.attention_factor *= factor as f32;
+    }
+    // Of the two sets of divisors the short one was taken.
+    if catalog.get("rope_factors_long.weight").is_some() {
+        rope.max_positions_valid = keys.number("rope.scaling.original_context_length").map(|length| length as u64);
     }
     rope.interleaved = family == Family::Llama;
     Ok(Some(rope))
@@ -201,7 +206,7 @@ fn scaling(keys: &mut Keys, max_positions: usize) -> RopeScaling {
             RopeScaling::Default
         }
         _ => {
-            keys.unsupported("rope.scaling.type", &format!("{kind:.60}"), "supported: none, linear, yarn, longrope");
+            keys.unsupported("rope.scaling.type", format!("{kind:.60}"), "supported: none, linear, yarn, longrope");
             RopeScaling::Default
         }
     }
@@ -274,6 +279,14 @@ impl Keys<'_> {
             }
             _ => self.dim(name),
         }
+    }
+
+    fn required_float(&mut self, name: &str) -> f64 {
+        let key = self.key(name);
+        if self.gguf.get(&key).is_none() {
+            self.findings.missing(&key);
+        }
+        self.float(name).unwrap_or(0.0)
     }
 
     fn float(&mut self, name: &str) -> Option<f64> {

@@ -228,11 +228,12 @@ fn rope(object: &mut Object, head_dim: usize, max_positions: usize) -> Option<Ro
     if let Some(scaling) = &scaling {
         scaling.check(key, &mut inner.findings);
     }
-    if head_dim == 0 || head_dim > HEADS_MAX || !head_dim.is_multiple_of(2) {
+    // A width of zero was reported where it came from.
+    if head_dim > HEADS_MAX || !head_dim.is_multiple_of(2) {
         inner.findings.wrong("head_dim", head_dim, format!("an even number from 2 to {HEADS_MAX}"));
     }
     object.findings = inner.findings;
-    if !object.findings.is_empty() {
+    if !object.findings.is_empty() || head_dim == 0 {
         return None;
     }
     let rope = Rope::new(theta, head_dim, scaling?, max_positions as u64);

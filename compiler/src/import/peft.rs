@@ -6,9 +6,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use thiserror::Error;
 
 use super::config_error::ConfigError;
 use super::hf::{Object, describe, json_object};
+use super::source::{Catalog, TensorRef};
+use super::weight_map::{Binding, WeightMap};
 
 /// LoRA settings of an adapter.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +34,8 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// The base model's name, if known.
     pub base_model: Option<String>,
+    /// Last parts of the names of the modules that are stored whole, for example `lm_head`.
+    pub modules_to_save: Vec<String>,
 }
 
 /// Which matrix of an adapter a tensor is.
@@ -52,7 +57,7 @@ impl AdapterConfig {
             object.unsupported("peft_type", format!("{:.60}", kind.unwrap_or("(none)".into())), "only LORA is");
         }
         refuse_variants(&mut object);
-        let target_modules = target_modules(&mut object);
+        let target_modules = names(&mut object, "target_modules");
         let rank_pattern = pattern(&mut object, "rank_pattern", |value| {
             value.as_u64().filter(|&rank| rank > 0 && rank < 1 << 31).map(|rank| rank as usize)
         });
@@ -66,6 +71,7 @@ impl AdapterConfig {
             fan_in_fan_out: object.bool_or("fan_in_fan_out", false),
             dropout: object.f64_or("lora_dropout", 0.0),
             base_model: object.str("base_model_name_or_path"),
+            modules_to_save: names(&mut object, "modules_to_save"),
         };
         object.findings.finish()?;
         Ok(config)
@@ -89,7 +95,7 @@ impl AdapterConfig {
             "bias": "none",
             "inference_mode": true,
             "init_lora_weights": true,
-            "modules_to_save": null,
+            "modules_to_save": if self.modules_to_save.is_empty() { Value::Null } else { json!(self.modules_to_save) },
         });
         format!("{json:#}\n")
     }
@@ -124,7 +130,6 @@ fn refuse_variants(object: &mut Object) {
         }
     }
     let null_or_empty = [
-        "modules_to_save",
         "layer_replication",
         "trainable_token_indices",
         "target_parameters",
@@ -158,15 +163,16 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn target_modules(object: &mut Object) -> Vec<String> {
-    let modules: Option<Vec<String>> = match object.value("target_modules") {
+/// A string, or a list of them, or nothing.
+fn names(object: &mut Object, key: &str) -> Vec<String> {
+    let names: Option<Vec<String>> = match object.value(key) {
         None => Some(Vec::new()),
         Some(Value::String(one)) => Some(vec![one.clone()]),
         Some(Value::Array(items)) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
         Some(_) => None,
     };
-    modules.unwrap_or_else(|| {
-        object.wrong("target_modules", "something else", "a string or a list of strings");
+    names.unwrap_or_else(|| {
+        object.wrong(key, "something else", "a string or a list of strings");
         Vec::new()
     })
 }
@@ -220,4 +226,100 @@ pub fn parse_tensor_name(name: &str) -> Option<(&str, Side)> {
         }
     }
     None
+}
+
+/// The tensors of an adapter, matched with the parameters of its base.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterMap {
+    /// Low-rank updates, in the order of the base's parameters.
+    pub pairs: Vec<Pair>,
+    /// Parameters that the adapter replaces: canonical name and tensor.
+    pub replaced: Vec<(String, TensorRef)>,
+}
+
+/// One low-rank update: `W + scale * B A`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// Canonical name of the parameter, for example `model.layers.3.self_attn.q_proj.weight`. Where the base's binding
+    /// is in interleaved row order, the rows of `b` are in plain order and must be brought into the base's.
+    pub param: String,
+    /// `[rank, in]`.
+    pub a: TensorRef,
+    /// `[out, rank]`.
+    pub b: TensorRef,
+    /// Rank.
+    pub rank: usize,
+    /// Factor of `B A`.
+    pub scale: f64,
+}
+
+/// What does not fit between an adapter and its base; everything is listed at once.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("the adapter does not fit the model:{}", .0.iter().map(|line| format!("\n  {line}")).collect::<String>())]
+pub struct AdapterError(pub Vec<String>);
+
+/// Matches the tensors of an adapter with the parameters of its base model.
+///
+/// Errors with every tensor that belongs to no parameter, has the wrong shape, or lacks its other half.
+pub fn bind(config: &AdapterConfig, adapter: &Catalog, base: &WeightMap) -> Result<AdapterMap, AdapterError> {
+    let mut faults = Vec::new();
+    let mut halves: BTreeMap<&str, [Option<&TensorRef>; 2]> = BTreeMap::new();
+    let mut map = AdapterMap::default();
+    for tensor in adapter.iter() {
+        let whole = tensor.name.strip_prefix("base_model.model.").unwrap_or(&tensor.name);
+        if let Some((module, side)) = parse_tensor_name(&tensor.name)
+            && let Some(binding) = find_param(base, &format!("{module}.weight"))
+        {
+            halves.entry(&binding.name).or_default()[side as usize] = Some(tensor);
+        } else if let Some(binding) = find_param(base, whole) {
+            match tensor.shape == binding.shape || (binding.transpose && reversed(&tensor.shape) == binding.shape) {
+                true => map.replaced.push((binding.name.clone(), tensor.clone())),
+                false => faults.push(format!("`{}` has the shape {:?}", tensor.name, tensor.shape)),
+            }
+        } else {
+            faults.push(format!("`{}` belongs to no parameter of the model", tensor.name));
+        }
+    }
+    for binding in base.iter() {
+        match halves.get(binding.name.as_str()) {
+            None => {}
+            Some([Some(a), Some(b)]) => match pair(config, binding, a, b) {
+                Ok(pair) => map.pairs.push(pair),
+                Err(fault) => faults.push(fault),
+            },
+            Some(_) => faults.push(format!("`{}` has only one of lora_A and lora_B", binding.name)),
+        }
+    }
+    if map.pairs.is_empty() && map.replaced.is_empty() && faults.is_empty() {
+        faults.push("it holds no tensor".into());
+    }
+    if faults.is_empty() { Ok(map) } else { Err(AdapterError(faults)) }
+}
+
+/// The parameter of this name, which may lack its leading `model.` or `transformer.`.
+fn find_param<'a>(base: &'a WeightMap, name: &str) -> Option<&'a Binding> {
+    let prefixed = |prefix: &str| base.get(&format!("{prefix}{name}"));
+    base.get(name).or_else(|| prefixed("model.")).or_else(|| prefixed("transformer."))
+}
+
+fn reversed(shape: &[u64]) -> Vec<u64> {
+    shape.iter().rev().copied().collect()
+}
+
+fn pair(config: &AdapterConfig, binding: &Binding, a: &TensorRef, b: &TensorRef) -> Result<Pair, String> {
+    let module = binding.name.trim_end_matches(".weight");
+    let rank = config.rank_of(module);
+    let [out, inner] = binding.shape[..] else {
+        return Err(format!("`{}` is not a matrix", binding.name));
+    };
+    for (tensor, expected) in [(a, [rank as u64, inner]), (b, [out, rank as u64])] {
+        if tensor.shape != expected {
+            return Err(format!("`{}` has the shape {:?}, expected {expected:?}", tensor.name, tensor.shape));
+        }
+        if !tensor.dtype.is_float() {
+            return Err(format!("`{}` is stored as {}, expected floats", tensor.name, tensor.dtype.name()));
+        }
+    }
+    let (param, scale) = (binding.name.clone(), config.scale(module));
+    Ok(Pair { param, a: a.clone(), b: b.clone(), rank, scale })
 }

@@ -309,8 +309,9 @@ fn misfit(param: &Param, tensor: &TensorRef, transpose: bool) -> Option<String> 
 
 /// Tensors that checkpoints carry and no model needs: masks, frequencies, a head that is tied.
 fn is_buffer(name: &str) -> bool {
-    const SUFFIXES: [&str; 4] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "rope_freqs.weight"];
-    SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) || matches!(name, "lm_head.weight" | "output.weight")
+    const SUFFIXES: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
+    let is_factors = matches!(name, "rope_freqs.weight" | "rope_factors_short.weight" | "rope_factors_long.weight");
+    is_factors || name == "lm_head.weight" || SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// For a tensor whose rows are [`RowOrder::RopeInterleaved`]: row `r` of the plain order is row `sources[r]` of the
