@@ -8,6 +8,7 @@ const KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
 /// `N` blocks of four random words at once: word `w` of block `i` is `[w][i]`, made from the counter whose word `w` is
 /// `counter[w][i]`.
+#[expect(clippy::needless_range_loop, reason = "lane i of several arrays at once")]
 #[inline(always)]
 pub fn philox<const N: usize>(key: [u32; 2], counter: [[u32; N]; 4]) -> [[u32; N]; 4] {
     let mut words = counter;
@@ -44,6 +45,7 @@ impl Stream {
     }
 
     /// The words of the `N` blocks from `first`, word by word.
+    #[expect(clippy::needless_range_loop, reason = "lane i of several arrays at once")]
     #[inline(always)]
     pub fn blocks<const N: usize>(&self, first: u64) -> [[u32; N]; 4] {
         let mut counter = [[0; N], [0; N], [self.tensor; N], [self.step; N]];

@@ -373,6 +373,7 @@ pub struct LinearCrossEntropyOut<'a> {
 /// skipped: zeros, and nothing added.
 ///
 /// Errors: a label is not below `vocab`; the outputs are then as they were.
+#[expect(clippy::too_many_arguments, reason = "operands of one kernel")]
 pub fn linear_cross_entropy(
     par: &Par,
     dims: &LinearCrossEntropy,

@@ -257,7 +257,8 @@ impl<'a, T> Panel<'a, T> {
             None => all.len(),
             Some((cols, index)) => {
                 let is_ascending = index.windows(2).all(|pair| pair[0] < pair[1]);
-                let is_inside = index.first().is_none_or(|&i| i >= 0) && index.last().is_none_or(|&i| (i as usize) < cols);
+                let is_inside =
+                    index.first().is_none_or(|&i| i >= 0) && index.last().is_none_or(|&i| (i as usize) < cols);
                 assert!(is_ascending && is_inside, "chosen columns must ascend below {cols}");
                 assert!(cols > 0 && all.len().is_multiple_of(cols), "the matrix is not whole rows of {cols}");
                 all.len() / cols * index.len()

@@ -54,4 +54,3 @@ pub(crate) fn store_any<S: Simd>(s: S, v: S::V, y: &mut [f32], at: usize) {
         None => s.store_tail(v, &mut y[at..]),
     }
 }
-

@@ -267,6 +267,7 @@ fn store_state(state: &mut StatePart, table: &codes::Table, block: usize, x: &Bl
 
 /// Rounds a block to bfloat16: sixteen random bits are added below the result's last bit, the rest is cut off.
 /// Infinities and NaN stay.
+#[expect(clippy::needless_range_loop, reason = "element and random number at once")]
 #[inline(always)]
 fn round_block(w: &mut [bf16; BLOCK], x: &Block, stream: &Stream, first: u64) {
     let words = stream.blocks::<{ BLOCK / 8 }>(first / 8);
