@@ -36,10 +36,11 @@ def logits_of(model, batch):
 def report(model, reference, atol, rtol, **more):
     """Prints the comparison; 0 when |got - want| <= atol + rtol * max|want| for every logit, else 1."""
     batch = load_file(reference)
-    want, got = batch["logits"].float(), logits_of(model, batch).float()
-    if want.shape != got.shape:
-        print(json.dumps({"ok": False, "reason": f"shape {list(got.shape)}, reference {list(want.shape)}"} | more))
+    want, vocab = batch["logits"].float(), model.config.vocab_size
+    if want.shape != (*batch["input_ids"].shape, vocab):
+        print(json.dumps({"ok": False, "reason": f"vocabulary {vocab}, reference {list(want.shape)}"} | more))
         return 1
+    got = logits_of(model, batch).float()
     difference, scale = (got - want).abs(), want.abs().max().item()
     finite = bool(torch.isfinite(want).all() and torch.isfinite(got).all())
     ok = finite and difference.max().item() <= atol + rtol * scale
