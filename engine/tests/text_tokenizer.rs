@@ -97,7 +97,8 @@ fn dump() {
     println!("{} est {}", rss(), t.estimated_bytes());
     drop(g);
     let dir = assets().unwrap();
-    let gold: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("goldens/smollm2-135m-q4_1.json")).unwrap()).unwrap();
+    let gold: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("goldens/smollm2-135m-q4_1.json")).unwrap()).unwrap();
     for k in ["greedy", "chat"] {
         assert_eq!(t.encode(gold[k]["prompt"].as_str().unwrap(), true, true).unwrap(), ids(&gold[k]["prompt_ids"]));
     }

@@ -1,1 +1,319 @@
-//! x
+//! Chat templates: from messages to text, and which of the text the assistant said.
+//!
+//! A template is the Jinja source that came with the model. What belongs to assistant turns is found by
+//! `{% generation %}` blocks where the template has them; otherwise by rendering with and without each turn; and where
+//! a template renders a turn differently once others follow, by marks put around the turn's content. Each way is
+//! verified against the plain rendering, and a turn that cannot be located is an error, never a guess.
+//! Nothing depends on the day: `strftime_now` formats a date that is given, or a fixed one.
+
+use super::python::{json_dumps, strftime};
+use super::{TextError, Tokenizer};
+use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::{Environment, Error, ErrorKind, context};
+use std::ops::Range;
+
+/// ChatML: the template of a model that has none of its own.
+pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// What ends a turn in [`CHATML`].
+const CHATML_END: &str = "<|im_end|>";
+
+/// The date given to templates that ask for today's: 26 July 2024, which published templates also fall back to.
+pub const FIXED_DATE_UNIX_S: i64 = 1_721_952_000;
+
+/// Characters that are assigned to nothing in Unicode, as marks in rendered text.
+const OPEN: char = '\u{FDD0}';
+const CLOSE: char = '\u{FDD1}';
+
+/// Rendering with and without each turn is given up for the marks when it would render more than this.
+const PREFIX_BYTES_MAX: usize = 64 << 20;
+
+/// What the caller may want to tell the user about a template; nothing is printed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChatWarning {
+    /// The model brought no template.
+    #[error("the model has no chat template; conversations are written as ChatML (<|im_start|>role ... <|im_end|>)")]
+    NoTemplate,
+}
+
+/// A conversation as the data file has it: each message an object with `role`, `content` and whatever else.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    /// The messages in order.
+    pub messages: Vec<serde_json::Value>,
+    /// Descriptions of the tools that the assistant may call, passed to the template as they are.
+    pub tools: Option<serde_json::Value>,
+}
+
+impl Conversation {
+    /// One question and, if given, its answer.
+    pub fn pair(user: &str, assistant: Option<&str>) -> Conversation {
+        let message = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+        let mut messages = vec![message("user", user)];
+        messages.extend(assistant.map(|content| message("assistant", content)));
+        Conversation { messages, tools: None }
+    }
+}
+
+/// A rendered conversation and the byte ranges of it that the assistant said, in order and apart from each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The whole text.
+    pub text: String,
+    /// Assistant turns: content and the token that ends the turn.
+    pub spans: Vec<Range<usize>>,
+}
+
+/// A compiled chat template with the special tokens it may name.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    has_generation_blocks: bool,
+    is_fallback: bool,
+    turn_ends: Vec<String>,
+    bos_token: String,
+    eos_token: String,
+    pad_token: String,
+    unk_token: String,
+}
+
+impl ChatTemplate {
+    /// The tokenizer's own template, or ChatML with a warning when it has none.
+    pub fn for_tokenizer(tokenizer: &Tokenizer) -> Result<(ChatTemplate, Option<ChatWarning>), TextError> {
+        match tokenizer.chat_template() {
+            Some(source) => Ok((ChatTemplate::new(source, tokenizer, FIXED_DATE_UNIX_S)?, None)),
+            None => {
+                let mut template = ChatTemplate::new(CHATML, tokenizer, FIXED_DATE_UNIX_S)?;
+                template.is_fallback = true;
+                template.turn_ends.push(CHATML_END.to_owned());
+                Ok((template, Some(ChatWarning::NoTemplate)))
+            }
+        }
+    }
+
+    /// Compiles `source`; the special tokens it may use are the tokenizer's. `now_unix_s` is what `strftime_now` says.
+    pub fn new(source: &str, tokenizer: &Tokenizer, now_unix_s: i64) -> Result<ChatTemplate, TextError> {
+        let (source, has_generation_blocks) = replace_generation_tags(source);
+        let mut environment = Environment::new();
+        let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(template_error)?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", move |format: String| strftime(&format, now_unix_s));
+        environment.add_filter("tojson", to_json);
+        environment.add_filter(GENERATION_FILTER, |text: String| format!("{OPEN}{text}{CLOSE}"));
+        environment.add_template_owned(NAME, source).map_err(template_error)?;
+        let named = |id: Option<u32>| id.and_then(|id| tokenizer.raw_token(id)).unwrap_or_default();
+        Ok(ChatTemplate {
+            environment,
+            has_generation_blocks,
+            is_fallback: false,
+            turn_ends: tokenizer.special_tokens().map(str::to_owned).collect(),
+            bos_token: named(tokenizer.bos()),
+            eos_token: named(tokenizer.eos()),
+            pad_token: named(tokenizer.pad()),
+            unk_token: named(tokenizer.unk()),
+        })
+    }
+
+    /// Whether this is ChatML in the place of a missing template.
+    pub fn is_fallback(&self) -> bool {
+        self.is_fallback
+    }
+
+    /// The text of a conversation; `add_generation_prompt` ends it where the assistant begins to speak.
+    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String, TextError> {
+        let job = Job::new(self, conversation)?;
+        let text = job.render(job.messages.clone(), add_generation_prompt)?;
+        Ok(if self.has_generation_blocks { text.replace([OPEN, CLOSE], "") } else { text })
+    }
+
+    /// The text of a conversation and which of it the assistant said.
+    /// Errors: the template refuses the conversation; a turn cannot be located.
+    pub fn render_masked(&self, conversation: &Conversation) -> Result<Rendered, TextError> {
+        let job = Job::new(self, conversation)?;
+        let text = job.render(job.messages.clone(), false)?;
+        if self.has_generation_blocks {
+            return unmark(&text).ok_or(TextError::Mask { turn: 0 });
+        }
+        let turns: Vec<usize> = (0..job.messages.len()).filter(|&turn| job.is_assistant(turn)).collect();
+        let is_affordable = turns.len().saturating_mul(text.len()) <= PREFIX_BYTES_MAX;
+        if is_affordable && let Some(spans) = job.spans_by_prefix(&text, &turns) {
+            return Ok(Rendered { text, spans });
+        }
+        let spans = job.spans_by_marks(&text, &turns)?;
+        Ok(Rendered { text, spans })
+    }
+}
+
+/// Work a rendering may cost, in interpreter steps: a template that loops for ever ends in an error.
+const FUEL: u64 = 1 << 26;
+
+const NAME: &str = "chat template";
+const GENERATION_FILTER: &str = "__generation";
+
+/// One conversation being rendered, its messages converted once.
+struct Job<'a> {
+    template: &'a ChatTemplate,
+    conversation: &'a Conversation,
+    messages: Vec<Value>,
+    tools: Value,
+}
+
+impl<'a> Job<'a> {
+    fn new(template: &'a ChatTemplate, conversation: &'a Conversation) -> Result<Job<'a>, TextError> {
+        let has_mark = |text: &str| text.contains([OPEN, CLOSE]);
+        if conversation.messages.iter().chain(&conversation.tools).any(|value| any_text(value, &has_mark)) {
+            let message = "a message contains U+FDD0 or U+FDD1, which are not characters".to_owned();
+            return Err(TextError::Template(message));
+        }
+        Ok(Job {
+            template,
+            conversation,
+            messages: conversation.messages.iter().map(|message| Value::from(Serde(message))).collect(),
+            tools: Value::from(Serde(&conversation.tools)),
+        })
+    }
+
+    fn role(&self, turn: usize) -> Option<&str> {
+        self.conversation.messages[turn].get("role")?.as_str()
+    }
+
+    fn is_assistant(&self, turn: usize) -> bool {
+        self.role(turn) == Some("assistant")
+    }
+
+    fn render(&self, messages: Vec<Value>, add_generation_prompt: bool) -> Result<String, TextError> {
+        let template = self.template.environment.get_template(NAME).map_err(template_error)?;
+        let values = context! {
+            messages => messages,
+            tools => self.tools.clone(),
+            documents => Value::from(()),
+            add_generation_prompt => add_generation_prompt,
+            bos_token => self.template.bos_token.as_str(),
+            eos_token => self.template.eos_token.as_str(),
+            pad_token => self.template.pad_token.as_str(),
+            unk_token => self.template.unk_token.as_str(),
+        };
+        template.render(values).map_err(template_error)
+    }
+
+    /// For each assistant turn, what the rendering gains over that of the messages before it with the prompt to speak.
+    /// `None` when a shorter rendering is not the beginning of the whole one.
+    fn spans_by_prefix(&self, text: &str, turns: &[usize]) -> Option<Vec<Range<usize>>> {
+        let mut spans = Vec::with_capacity(turns.len());
+        for &turn in turns {
+            let before = self.render(self.messages[..turn].to_vec(), true).ok()?;
+            let after = self.render(self.messages[..=turn].to_vec(), false).ok()?;
+            if !text.starts_with(&after) || !after.starts_with(&before) {
+                return None;
+            }
+            spans.push(before.len()..self.turn_end(text, before.len(), after.len()));
+        }
+        Some(spans)
+    }
+
+    /// The end of a turn within `start..end`: after its last special token when only white space follows that.
+    fn turn_end(&self, text: &str, start: usize, end: usize) -> usize {
+        let turn = text[start..end].trim_end();
+        let is_special = self.template.turn_ends.iter().any(|special| turn.ends_with(special.as_str()));
+        if is_special { start + turn.len() } else { end }
+    }
+
+    /// Renders once with marks around the content of every assistant turn, and checks that the marks change nothing.
+    fn spans_by_marks(&self, text: &str, turns: &[usize]) -> Result<Vec<Range<usize>>, TextError> {
+        let Some(&first) = turns.first() else { return Ok(Vec::new()) };
+        let mut messages = self.messages.clone();
+        for &turn in turns {
+            let mut marked = self.conversation.messages[turn].clone();
+            let content = marked.get("content").and_then(|content| content.as_str()).ok_or(TextError::Mask { turn })?;
+            let trimmed = content.trim();
+            let (head, tail) = content.split_once(trimmed).unwrap_or(("", ""));
+            marked["content"] = format!("{head}{OPEN}{trimmed}{CLOSE}{tail}").into();
+            messages[turn] = Value::from(Serde(&marked));
+        }
+        let marked = self.render(messages, false)?;
+        let rendered = unmark(&marked).filter(|rendered| rendered.text == text && rendered.spans.len() == turns.len());
+        let mut spans = rendered.ok_or(TextError::Mask { turn: first })?.spans;
+        for span in &mut spans {
+            let rest = text[span.end..].trim_start();
+            let special = self.template.turn_ends.iter().filter(|special| rest.starts_with(special.as_str()));
+            if let Some(longest) = special.map(|special| special.len()).max() {
+                span.end = text.len() - rest.len() + longest;
+            }
+        }
+        Ok(spans)
+    }
+}
+
+/// Whether any text within a JSON value satisfies `test`. Values come from a parser that limits their depth.
+fn any_text(value: &serde_json::Value, test: &impl Fn(&str) -> bool) -> bool {
+    match value {
+        serde_json::Value::String(text) => test(text),
+        serde_json::Value::Array(items) => items.iter().any(|item| any_text(item, test)),
+        serde_json::Value::Object(map) => map.iter().any(|(key, item)| test(key) || any_text(item, test)),
+        _ => false,
+    }
+}
+
+/// Takes the marks out of a text; `None` when they are not in pairs.
+fn unmark(marked: &str) -> Option<Rendered> {
+    let mut text = String::with_capacity(marked.len());
+    let mut spans = Vec::new();
+    let mut open = None;
+    for character in marked.chars() {
+        match character {
+            OPEN if open.is_none() => open = Some(text.len()),
+            CLOSE => spans.push(open.take()?..text.len()),
+            OPEN => return None,
+            _ => text.push(character),
+        }
+    }
+    open.is_none().then_some(Rendered { text, spans })
+}
+
+/// Turns `{% generation %}` and `{% endgeneration %}` into a filter block that marks what it encloses, keeping the
+/// white-space control of each tag. Also returns whether there was one.
+fn replace_generation_tags(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut is_found = false;
+    while let Some(at) = rest.find("{%") {
+        let Some(len) = rest[at..].find("%}") else { break };
+        let inner = &rest[at + 2..at + len];
+        let name = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        out.push_str(&rest[..at]);
+        match name {
+            "generation" | "endgeneration" => {
+                is_found = true;
+                let filter = format!("filter {GENERATION_FILTER}");
+                let tag = if name == "generation" { filter.as_str() } else { "endfilter" };
+                out.push_str("{%");
+                out.push_str(&inner.replacen(name, tag, 1));
+                out.push_str("%}");
+            }
+            _ => out.push_str(&rest[at..at + len + 2]),
+        }
+        rest = &rest[at + len + 2..];
+    }
+    out.push_str(rest);
+    (out, is_found)
+}
+
+fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    for ignored in ["ensure_ascii", "separators", "sort_keys"] {
+        let _: Option<Value> = options.get(ignored)?;
+    }
+    options.assert_all_used()?;
+    let failed = |error: serde_json::Error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}"));
+    let json = serde_json::to_value(value).map_err(failed)?;
+    json_dumps(&json, indent).map(Value::from).map_err(failed)
+}
+
+fn template_error(error: Error) -> TextError {
+    TextError::Template(error.to_string())
+}

@@ -75,6 +75,7 @@ pub(crate) struct Parts {
     pub(crate) pad: Option<u32>,
     pub(crate) unk: Option<u32>,
     pub(crate) chat_template: Option<String>,
+    pub(crate) fingerprint: u64,
 }
 
 /// Text to token ids and back.
@@ -98,6 +99,7 @@ pub struct Tokenizer {
     end_ids: Vec<u32>,
     vocab_len: usize,
     chat_template: Option<String>,
+    fingerprint: u64,
     /// Ids of a line break at the start of a text, when a leading space would otherwise be put before a continuation.
     line_break: Option<Vec<u32>>,
 }
@@ -152,6 +154,7 @@ impl Tokenizer {
             end_ids,
             vocab_len,
             chat_template: parts.chat_template,
+            fingerprint: parts.fingerprint,
             line_break: None,
         };
         tokenizer.line_break = tokenizer.find_line_break()?;
@@ -315,6 +318,11 @@ impl Tokenizer {
     /// The chat template that came with the tokenizer.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
+    }
+
+    /// A digest of everything that decides the ids: tokenised data made with another tokenizer is told by it.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
     /// An upper bound of the memory the tokenizer holds and works with, in bytes: the vocabulary and the merges
