@@ -91,7 +91,7 @@ impl DataSet {
 /// its parsed form, its tokens, one part of text being read, the open rows.
 pub fn buffer_bytes(seq: usize, pack: bool, line_bytes: usize) -> usize {
     let open_rows = if pack { 2 * OPEN_ROWS } else { 2 };
-    12 * line_bytes + 3 * (1 << 20) + 5 * seq + 20 * seq * open_rows + 16 * seq
+    14 * line_bytes + (1 << 20) + 5 * seq + 20 * seq * open_rows + 16 * seq
 }
 
 /// Makes the rows of the file or directory `data` and of `valid`, the held-out data if it is a file of its own.
@@ -316,8 +316,7 @@ impl<S: RowSink> Making<'_, S> {
     fn lines(&mut self, file: &DataFile) -> Result<u64, DataError> {
         let mut lines = Lines::open(&file.path)?;
         let mut is_empty = true;
-        loop {
-            let Some((line, text)) = lines.next_line()? else { break };
+        while let Some((line, text)) = lines.next_line()? {
             let record =
                 parse(text, self.kind).map_err(|message| DataError::Line { path: file.path.clone(), line, message })?;
             let text_error = |error| DataError::Text { path: file.path.clone(), line, error };
@@ -365,8 +364,7 @@ impl<S: RowSink> Making<'_, S> {
         let mut parts = TextParts::open(&file.path)?;
         let mut window = Window::new(self.encoder.start(), 0, 1.0);
         let mut join = Join::Start;
-        loop {
-            let Some((line, part)) = parts.next_part()? else { break };
+        while let Some((line, part)) = parts.next_part()? {
             let text_error = |error| DataError::Text { path: file.path.clone(), line, error };
             self.encoder.append(&mut window.document, part, join, true).map_err(text_error)?;
             join = Join::Continue;

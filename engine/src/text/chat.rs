@@ -2,8 +2,8 @@
 //!
 //! A template is the Jinja source that came with the model. What belongs to assistant turns is found by
 //! `{% generation %}` blocks where the template has them; otherwise by rendering with and without each turn; and where
-//! a template renders a turn differently once others follow, by marks put around the turn's content. Each way is
-//! verified against the plain rendering, and a turn that cannot be located is an error, never a guess.
+//! a template renders a turn differently once others follow, by what changes when the turn says something else. Each way
+//! is verified against the plain rendering, and a turn that cannot be located is an error, never a guess.
 //! Nothing depends on the day: `strftime_now` formats a date that is given, or a fixed one.
 
 use super::python::{json_dumps, strftime};
@@ -25,8 +25,14 @@ pub const FIXED_DATE_UNIX_S: i64 = 1_721_952_000;
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
 
-/// Rendering with and without each turn is given up for the marks when it would render more than this.
-const PREFIX_BYTES_MAX: usize = 64 << 20;
+/// What an assistant turn says instead when it is looked for.
+const PROBE: &str = "\u{FDD0}\u{FDD1}";
+
+/// What ends the reasoning that some models write before what they say.
+const THOUGHT_END: &str = "</think>";
+
+/// A conversation is refused when locating its turns would render more than this.
+const RENDERED_BYTES_MAX: usize = 1 << 30;
 
 /// What the caller may want to tell the user about a template; nothing is printed here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +76,9 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     has_generation_blocks: bool,
     is_fallback: bool,
+    /// The texts of all control tokens.
+    specials: Vec<String>,
+    /// Those at which generation stops.
     turn_ends: Vec<String>,
     bos_token: String,
     eos_token: String,
@@ -85,6 +94,7 @@ impl ChatTemplate {
             None => {
                 let mut template = ChatTemplate::new(CHATML, tokenizer, FIXED_DATE_UNIX_S)?;
                 template.is_fallback = true;
+                template.specials.push(CHATML_END.to_owned());
                 template.turn_ends.push(CHATML_END.to_owned());
                 Ok((template, Some(ChatWarning::NoTemplate)))
             }
@@ -104,6 +114,7 @@ impl ChatTemplate {
         });
         environment.add_function("strftime_now", move |format: String| strftime(&format, now_unix_s));
         environment.add_filter("tojson", to_json);
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_filter(GENERATION_FILTER, |text: String| format!("{OPEN}{text}{CLOSE}"));
         environment.add_template_owned(NAME, source).map_err(template_error)?;
         let named = |id: Option<u32>| id.and_then(|id| tokenizer.raw_token(id)).unwrap_or_default();
@@ -111,7 +122,8 @@ impl ChatTemplate {
             environment,
             has_generation_blocks,
             is_fallback: false,
-            turn_ends: tokenizer.special_tokens().map(str::to_owned).collect(),
+            specials: tokenizer.special_tokens().map(str::to_owned).collect(),
+            turn_ends: tokenizer.end_ids().iter().filter_map(|&id| tokenizer.raw_token(id)).collect(),
             bos_token: named(tokenizer.bos()),
             eos_token: named(tokenizer.eos()),
             pad_token: named(tokenizer.pad()),
@@ -140,11 +152,17 @@ impl ChatTemplate {
             return unmark(&text).ok_or(TextError::Mask { turn: 0 });
         }
         let turns: Vec<usize> = (0..job.messages.len()).filter(|&turn| job.is_assistant(turn)).collect();
-        let is_affordable = turns.len().saturating_mul(text.len()) <= PREFIX_BYTES_MAX;
-        if is_affordable && let Some(spans) = job.spans_by_prefix(&text, &turns) {
-            return Ok(Rendered { text, spans });
+        if turns.len().saturating_mul(text.len()) > RENDERED_BYTES_MAX {
+            let message = format!("a conversation of {} turns and {} bytes is too long", turns.len(), text.len());
+            return Err(TextError::Template(message));
         }
-        let spans = job.spans_by_marks(&text, &turns)?;
+        let mut spans: Vec<Range<usize>> = Vec::with_capacity(turns.len());
+        for turn in turns {
+            let span = job.span_by_prefix(&text, turn).or_else(|| job.span_by_probe(&text, turn, PROBE));
+            let span = span.or_else(|| job.span_by_probe(&text, turn, &job.thoughtful_probe(turn)?));
+            let end = spans.last().map_or(0, |last| last.end);
+            spans.push(span.filter(|span| span.start >= end).ok_or(TextError::Mask { turn })?);
+        }
         Ok(Rendered { text, spans })
     }
 }
@@ -201,51 +219,52 @@ impl<'a> Job<'a> {
         template.render(values).map_err(template_error)
     }
 
-    /// For each assistant turn, what the rendering gains over that of the messages before it with the prompt to speak.
+    /// What the rendering gains by an assistant turn over that of the messages before it with the prompt to speak.
     /// `None` when a shorter rendering is not the beginning of the whole one.
-    fn spans_by_prefix(&self, text: &str, turns: &[usize]) -> Option<Vec<Range<usize>>> {
-        let mut spans = Vec::with_capacity(turns.len());
-        for &turn in turns {
-            let before = self.render(self.messages[..turn].to_vec(), true).ok()?;
-            let after = self.render(self.messages[..=turn].to_vec(), false).ok()?;
-            if !text.starts_with(&after) || !after.starts_with(&before) {
-                return None;
-            }
-            spans.push(before.len()..self.turn_end(text, before.len(), after.len()));
-        }
-        Some(spans)
+    fn span_by_prefix(&self, text: &str, turn: usize) -> Option<Range<usize>> {
+        let before = self.render(self.messages[..turn].to_vec(), true).ok()?;
+        let after = self.render(self.messages[..=turn].to_vec(), false).ok()?;
+        let is_prefix = text.starts_with(&after) && after.starts_with(&before);
+        is_prefix.then(|| self.with_turn_end(text, before.len()..after.len()))
     }
 
-    /// The end of a turn within `start..end`: after its last special token when only white space follows that.
-    fn turn_end(&self, text: &str, start: usize, end: usize) -> usize {
-        let turn = text[start..end].trim_end();
-        let is_special = self.template.turn_ends.iter().any(|special| turn.ends_with(special.as_str()));
-        if is_special { start + turn.len() } else { end }
-    }
-
-    /// Renders once with marks around the content of every assistant turn, and checks that the marks change nothing.
-    fn spans_by_marks(&self, text: &str, turns: &[usize]) -> Result<Vec<Range<usize>>, TextError> {
-        let Some(&first) = turns.first() else { return Ok(Vec::new()) };
+    /// What changes in the rendering when the turn says `content`, which ends in the probe, instead. `None` when more
+    /// changes than the probe.
+    fn span_by_probe(&self, text: &str, turn: usize, content: &str) -> Option<Range<usize>> {
         let mut messages = self.messages.clone();
-        for &turn in turns {
-            let mut marked = self.conversation.messages[turn].clone();
-            let content = marked.get("content").and_then(|content| content.as_str()).ok_or(TextError::Mask { turn })?;
-            let trimmed = content.trim();
-            let (head, tail) = content.split_once(trimmed).unwrap_or(("", ""));
-            marked["content"] = format!("{head}{OPEN}{trimmed}{CLOSE}{tail}").into();
-            messages[turn] = Value::from(Serde(&marked));
+        messages[turn] = Value::from(Serde(serde_json::json!({"role": self.role(turn), "content": content})));
+        let other = self.render(messages, false).ok()?;
+        let start = text.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+        let start = (0..=start).rev().find(|&at| text.is_char_boundary(at))?;
+        let (rest, other_rest) = (&text[start..], other.get(start..)?);
+        let tail = rest.bytes().rev().zip(other_rest.bytes().rev()).take_while(|(a, b)| a == b).count();
+        let tail = (0..=tail).rev().find(|&len| rest.is_char_boundary(rest.len() - len))?;
+        let is_only = other_rest.get(..other_rest.len() - tail) == Some(PROBE);
+        let span = start..text.len() - tail;
+        is_only.then(|| self.with_turn_end(text, span))
+    }
+
+    /// The turn's content with the probe in place of what follows its reasoning; `None` without reasoning in it.
+    fn thoughtful_probe(&self, turn: usize) -> Option<String> {
+        let content = self.conversation.messages[turn].get("content")?.as_str()?;
+        let (thought, said) = content.rsplit_once(THOUGHT_END)?;
+        let blank = &said[..said.len() - said.trim_start().len()];
+        Some(format!("{thought}{THOUGHT_END}{blank}{PROBE}"))
+    }
+
+    /// Moves the end of a turn to just after the token that ends it: the last special token of the span when only white
+    /// space follows it there, or an end token in the white space after the span.
+    fn with_turn_end(&self, text: &str, span: Range<usize>) -> Range<usize> {
+        let turn = text[span.clone()].trim_end();
+        if self.template.specials.iter().any(|special| turn.ends_with(special.as_str())) {
+            return span.start..span.start + turn.len();
         }
-        let marked = self.render(messages, false)?;
-        let rendered = unmark(&marked).filter(|rendered| rendered.text == text && rendered.spans.len() == turns.len());
-        let mut spans = rendered.ok_or(TextError::Mask { turn: first })?.spans;
-        for span in &mut spans {
-            let rest = text[span.end..].trim_start();
-            let special = self.template.turn_ends.iter().filter(|special| rest.starts_with(special.as_str()));
-            if let Some(longest) = special.map(|special| special.len()).max() {
-                span.end = text.len() - rest.len() + longest;
-            }
+        let rest = text[span.end..].trim_start();
+        let ends = self.template.turn_ends.iter().filter(|end| rest.starts_with(end.as_str()));
+        match ends.map(String::len).max() {
+            Some(len) => span.start..text.len() - rest.len() + len,
+            None => span,
         }
-        Ok(spans)
     }
 }
 

@@ -105,12 +105,14 @@ pub struct Tokenizer {
 }
 
 /// Names under which published models end a turn or a text.
-const END_NAMES: [&str; 11] = [
+const END_NAMES: [&str; 13] = [
     "</s>",
     "<end_of_turn>",
     "<|end_of_text|>",
     "<|endoftext|>",
     "<|end|>",
+    "<|call|>",
+    "<|END_OF_TURN_TOKEN|>",
     "<|eom_id|>",
     "<|eot_id|>",
     "<|im_end|>",
@@ -340,8 +342,8 @@ impl Tokenizer {
 const OTHER_TOKEN_BYTES: usize = 256;
 /// Memory of one added token: its text in several maps and its states in two search automata.
 const ADDED_TOKEN_BYTES: usize = 1024;
-/// Memory of the compiled splitting patterns and of the work on one part of a text.
-const WORKING_BYTES: usize = 8 << 20;
+/// Memory of the compiled splitting patterns, and of splitting a part of a text of which each byte is a word.
+const WORKING_BYTES: usize = 5 << 20;
 
 pub(crate) fn tokenize_error(error: Box<dyn std::error::Error + Send + Sync>) -> TextError {
     TextError::Tokenize(error.to_string())
