@@ -1,0 +1,122 @@
+//! Lengths: functions, files, and bytes of whatever is committed.
+
+use super::dead::Modules;
+use super::{Config, Report, config};
+use crate::source::line_of;
+use crate::tree::Tree;
+use std::collections::BTreeMap;
+
+const FUNCTION_LINES_MAX: usize = 70;
+const FILE_LINES_MAX: usize = 1000;
+const FILE_LINES_AIM: usize = 400;
+const FILE_BYTES_MAX: usize = 600 * 1024;
+
+/// Runs the rules.
+pub fn run(tree: &Tree, config: &Config, modules: &Modules, report: &mut Report) {
+    let mut functions = BTreeMap::new();
+    let mut files = BTreeMap::new();
+    let mut long = 0;
+    for (file, source) in tree.rust() {
+        let lines = file.text.lines().count();
+        let is_test = file.is_test || modules.is_test(&file.path);
+        files.insert(file.path.clone(), (0, lines));
+        long += usize::from(lines > FILE_LINES_AIM && !is_test);
+        for function in source.functions() {
+            if is_test || source.is_test(function.start) {
+                continue;
+            }
+            let key = format!("{}::{}", file.path, function.name);
+            let line = line_of(&file.text, function.start);
+            let longest = functions.entry(key).or_insert((line, function.lines));
+            *longest = (*longest).max((line, function.lines));
+        }
+    }
+    if long > 0 {
+        report.notes.push(format!("{long} files are longer than the {FILE_LINES_AIM} lines to aim at"));
+    }
+    let bytes = tree.sizes.iter().map(|(path, bytes)| (path.clone(), (0, *bytes as usize))).collect();
+    let rules = [
+        Rule {
+            table: "function_lines",
+            unit: "lines",
+            limit: FUNCTION_LINES_MAX,
+            help: "split it",
+            held: &config.function_lines,
+        },
+        Rule {
+            table: "file_lines",
+            unit: "lines",
+            limit: FILE_LINES_MAX,
+            help: "split it by what it is about",
+            held: &config.file_lines,
+        },
+        Rule {
+            table: "file_bytes",
+            unit: "bytes",
+            limit: FILE_BYTES_MAX,
+            help: "make it in a test, or keep it smaller",
+            held: &config.file_bytes,
+        },
+    ];
+    for (rule, found) in rules.iter().zip([functions, files, bytes]) {
+        rule.check(&found, report);
+    }
+}
+
+struct Rule<'a> {
+    table: &'a str,
+    unit: &'a str,
+    limit: usize,
+    help: &'a str,
+    held: &'a BTreeMap<String, usize>,
+}
+
+impl Rule<'_> {
+    /// Holds every size against the limit, or against what its exception allows; exceptions fall with their sizes.
+    fn check(&self, found: &BTreeMap<String, (usize, usize)>, report: &mut Report) {
+        let Rule { table, unit, limit, help, held } = self;
+        for (key, &(line, size)) in found {
+            let (path, name) = key.split_once("::").unwrap_or((key, ""));
+            let what = if name.is_empty() { "the file".to_string() } else { format!("`{name}`") };
+            let allowed = held.get(key).copied().unwrap_or(*limit);
+            if size > allowed {
+                report.add(path, line, format!("{what} has {size} {unit}, {} over {allowed}", size - allowed), *help);
+            } else if size < allowed && held.contains_key(key) {
+                let row = if size <= *limit { "remove the row".to_string() } else { format!("write {size}") };
+                report.add(config::PATH, 0, format!("[{table}] `{key}` says {allowed}, it is {size} now"), row);
+            }
+        }
+        for key in held.keys().filter(|key| !found.contains_key(*key)) {
+            report.add(config::PATH, 0, format!("[{table}] `{key}` does not exist"), "remove the row");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings(lines: usize, toml: &str) -> Vec<String> {
+        let text = format!("fn long() {{\n{}}}\n", "    a();\n".repeat(lines - 2));
+        let tree = Tree::of(&[("compiler/src/lib.rs", &text)]);
+        let mut report = Report::default();
+        run(&tree, &Config::parse(toml).expect("a good file"), &Modules::of(&tree), &mut report);
+        report.findings.into_iter().map(|f| f.what).collect()
+    }
+
+    #[test]
+    fn a_function_may_have_seventy_lines() {
+        assert_eq!(findings(70, ""), [""; 0]);
+        assert_eq!(findings(71, ""), ["`long` has 71 lines, 1 over 70"]);
+    }
+
+    #[test]
+    fn an_exception_may_only_fall() {
+        let held = "[function_lines]\n\"compiler/src/lib.rs::long\" = 80\n";
+        assert_eq!(findings(80, held), [""; 0]);
+        assert_eq!(findings(81, held), ["`long` has 81 lines, 1 over 80"]);
+        assert_eq!(findings(75, held), ["[function_lines] `compiler/src/lib.rs::long` says 80, it is 75 now"]);
+        let gone = "[function_lines]\n\"compiler/src/lib.rs::short\" = 80\n";
+        assert_eq!(findings(3, gone), ["[function_lines] `compiler/src/lib.rs::short` does not exist"]);
+    }
+}
