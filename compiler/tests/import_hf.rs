@@ -181,3 +181,11 @@ fn divisors_of_llama3_are_recognised() {
     assert_eq!(plain.clone().divide(&[1.0; 31]), None);
     assert_eq!(plain.divide(&[0.0; 32]), None);
 }
+
+#[test]
+fn what_the_file_cannot_say_is_an_error() {
+    let mut config = read(&with("mistral", json!({ "sliding_window": null })));
+    config.qkv_bias = true;
+    let error = hf::config_json(&config, "float32").unwrap_err().to_string();
+    assert!(error.contains("`qkv_bias`") && error.contains("of type mistral"), "{error}");
+}

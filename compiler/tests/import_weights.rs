@@ -245,7 +245,8 @@ fn gguf_llama_tensors(extra: &[(&str, &[u64])]) -> Vec<(String, Vec<u64>)> {
 
 #[test]
 fn gguf_families_match_their_checkpoints() {
-    let cases: [(&str, &[(&str, &[u64])], bool); 3] = [
+    type Shapes = &'static [(&'static str, &'static [u64])];
+    let cases: [(&str, Shapes, bool); 3] = [
         ("llama", &[("output.weight", &[100, 64])], true),
         ("qwen2", &[("attn_q.bias", &[64]), ("attn_k.bias", &[32]), ("attn_v.bias", &[32])], false),
         ("qwen3", &[("attn_q_norm.weight", &[16]), ("attn_k_norm.weight", &[16])], false),

@@ -20,6 +20,7 @@ pub mod decoder_config;
 pub mod gguf;
 pub mod gguf_decoder;
 pub mod hf;
+mod json;
 pub mod peft;
 pub mod rope;
 pub mod safetensors;

@@ -213,7 +213,7 @@ impl<'a> QueryTile<'a> {
             && keys == (low, high)
             && self.query_segments[..self.count].iter().chain(&self.segments[start..end]).all(|&id| id == low);
         let is_before = !dims.is_causal || end <= self.first + 1;
-        let is_near = dims.window.is_none_or(|w| last < start + w && end <= self.first.saturating_add(w));
+        let is_near = dims.window.is_none_or(|w| last < start.saturating_add(w) && end <= self.first.saturating_add(w));
         if is_one_segment && is_before && is_near { Mask::Full } else { Mask::Mixed }
     }
 
