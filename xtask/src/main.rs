@@ -13,6 +13,7 @@ const USAGE: &str = "cargo xtask TASK
 
   check              formatting, lints, tidy and all tests: the command that CI runs
   tidy               the rules of the house alone; notes what could be better
+  tidy --hold        writes today's sizes and counts into xtask/tidy.toml, for the diff to show
   bless              rewrites the expectations of the text tests, and the printed docs
   docs               prints docs/ops.md from the op table
   bench [--peer P]   speed of the kernels; beside them P = rust (other crates) or torch
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let result = match args[..] {
         ["check"] => tasks::check(),
         ["tidy"] => tasks::tidy(),
+        ["tidy", "--hold"] => tasks::hold(),
         ["bless"] => tasks::bless(),
         ["docs"] => tasks::docs(),
         ["bench"] => tasks::bench(None),

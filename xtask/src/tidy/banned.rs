@@ -73,11 +73,11 @@ pub fn run(tree: &Tree, modules: &Modules, report: &mut Report) {
 }
 
 fn may_print(path: &str) -> bool {
-    path.starts_with("xtask/") || path.starts_with("engine/src/bin/") || path.ends_with("build.rs")
+    path.starts_with("xtask/") || path.starts_with("engine/cli/src/") || path.ends_with("build.rs")
 }
 
 fn may_exit(path: &str) -> bool {
-    path.starts_with("xtask/") || path.starts_with("engine/src/bin/") || path.starts_with("firmware/")
+    path.starts_with("xtask/") || path.starts_with("engine/cli/src/") || path.starts_with("firmware/")
 }
 
 /// Calls of `unwrap` with no comment on their line or the one above.
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn only_the_command_line_prints() {
         assert_eq!(findings("engine/src/a.rs", "fn f() { println!() }\n").len(), 1);
-        assert_eq!(findings("engine/src/bin/tinyforge.rs", "fn f() { println!() }\n").len(), 0);
+        assert_eq!(findings("engine/cli/src/main.rs", "fn f() { println!() }\n").len(), 0);
         assert_eq!(findings("kernels/benches/b.rs", "fn f() { println!() }\n").len(), 0);
     }
 

@@ -29,8 +29,8 @@ pub struct Config {
     pub unsafe_files: BTreeMap<String, Unsafe>,
     /// A word and what to write instead.
     pub words: BTreeMap<String, String>,
-    /// Files in which no words are looked for.
-    pub words_skip: Vec<String>,
+    /// Files in which no words are looked for, and why.
+    pub words_skip: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -58,11 +58,32 @@ impl Config {
                 "file_bytes" => config.file_bytes = numbers(name, rows)?,
                 "unsafe" => config.unsafe_files = unsafe_files(rows)?,
                 "words" => config.words = texts(name, rows)?,
-                "words_skip" => config.words_skip = texts(name, rows)?.into_keys().collect(),
+                "words_skip" => config.words_skip = texts(name, rows)?,
                 _ => return Err(format!("{PATH}: unknown table `{name}`")),
             }
         }
         Ok(config)
+    }
+
+    /// The text of these exceptions, under the head of the text that was there.
+    pub fn text(&self, old: &str) -> String {
+        let mut text: String =
+            old.lines().take_while(|line| !line.starts_with('[')).map(|l| format!("{l}\n")).collect();
+        let mut table = |name: &str, rows: Vec<String>| {
+            let space = if text.ends_with("\n\n") { "" } else { "\n" };
+            text.push_str(&format!("{space}[{name}]\n"));
+            rows.iter().for_each(|row| text.push_str(&format!("{row}\n")));
+        };
+        let number = |(key, n): (&String, &usize)| format!("{key:?} = {n}");
+        let string = |(key, value): (&String, &String)| format!("{key:?} = {value:?}");
+        table("function_lines", self.function_lines.iter().map(number).collect());
+        table("file_lines", self.file_lines.iter().map(number).collect());
+        table("file_bytes", self.file_bytes.iter().map(number).collect());
+        let file = |(key, u): (&String, &Unsafe)| format!("{key:?} = {{ count = {}, place = {:?} }}", u.count, u.place);
+        table("unsafe", self.unsafe_files.iter().map(file).collect());
+        table("words", self.words.iter().map(string).collect());
+        table("words_skip", self.words_skip.iter().map(string).collect());
+        text
     }
 }
 
@@ -104,6 +125,11 @@ mod tests {
         let config = Config::parse(text).expect("a good file");
         assert_eq!(config.file_lines["a.rs"], 1200);
         assert_eq!(config.unsafe_files["b.rs"], Unsafe { count: 2, place: "simd".to_string() });
+        let again = Config::parse(&config.text("# head\n\n[x]\n")).expect("what was written is read");
+        assert_eq!(again.text("# head\n"), config.text("# head\n"));
+        assert!(
+            config.text("# head\n\n[x]\n").starts_with("# head\n\n[function_lines]\n\n[file_lines]\n\"a.rs\" = 1200\n")
+        );
         assert!(Config::parse("[lines]\n").is_err());
         assert!(Config::parse("[unsafe]\n\"b.rs\" = 2\n").is_err());
     }

@@ -14,7 +14,7 @@ mod unsafety;
 mod words;
 
 use crate::tree::Tree;
-pub use config::Config;
+pub use config::{Config, PATH};
 use std::fmt;
 
 /// Something to mend.
@@ -70,6 +70,14 @@ pub fn run(tree: &Tree, config: &Config) -> Report {
     report.findings.sort();
     report.findings.dedup();
     report
+}
+
+/// The text of `xtask/tidy.toml` with today's numbers.
+pub fn hold(tree: &Tree, mut config: Config) -> String {
+    let modules = dead::Modules::of(tree);
+    size::hold(tree, &modules, &mut config);
+    unsafety::hold(tree, &mut config);
+    config.text(tree.find(config::PATH).map_or("", |f| f.text.as_str()))
 }
 
 #[cfg(test)]

@@ -11,56 +11,52 @@ const FILE_LINES_MAX: usize = 1000;
 const FILE_LINES_AIM: usize = 400;
 const FILE_BYTES_MAX: usize = 600 * 1024;
 
+/// Key, line where it begins, and size.
+type Sizes = BTreeMap<String, (usize, usize)>;
+
 /// Runs the rules.
 pub fn run(tree: &Tree, config: &Config, modules: &Modules, report: &mut Report) {
-    let mut functions = BTreeMap::new();
-    let mut files = BTreeMap::new();
-    let mut long = 0;
-    for (file, source) in tree.rust() {
-        let lines = file.text.lines().count();
-        let is_test = file.is_test || modules.is_test(&file.path);
-        files.insert(file.path.clone(), (0, lines));
-        long += usize::from(lines > FILE_LINES_AIM && !is_test);
-        for function in source.functions() {
-            if is_test || source.is_test(function.start) {
-                continue;
-            }
-            let key = format!("{}::{}", file.path, function.name);
-            let line = line_of(&file.text, function.start);
-            let longest = functions.entry(key).or_insert((line, function.lines));
-            *longest = (*longest).max((line, function.lines));
-        }
-    }
+    let [functions, files, bytes] = measure(tree, modules);
+    let is_test = |path: &str| tree.find(path).is_some_and(|f| f.is_test) || modules.is_test(path);
+    let long = files.iter().filter(|(path, (_, lines))| *lines > FILE_LINES_AIM && !is_test(path)).count();
     if long > 0 {
         report.notes.push(format!("{long} files are longer than the {FILE_LINES_AIM} lines to aim at"));
     }
-    let bytes = tree.sizes.iter().map(|(path, bytes)| (path.clone(), (0, *bytes as usize))).collect();
-    let rules = [
-        Rule {
-            table: "function_lines",
-            unit: "lines",
-            limit: FUNCTION_LINES_MAX,
-            help: "split it",
-            held: &config.function_lines,
-        },
-        Rule {
-            table: "file_lines",
-            unit: "lines",
-            limit: FILE_LINES_MAX,
-            help: "split it by what it is about",
-            held: &config.file_lines,
-        },
-        Rule {
-            table: "file_bytes",
-            unit: "bytes",
-            limit: FILE_BYTES_MAX,
-            help: "make it in a test, or keep it smaller",
-            held: &config.file_bytes,
-        },
-    ];
-    for (rule, found) in rules.iter().zip([functions, files, bytes]) {
-        rule.check(&found, report);
+    let rule = |table, unit, limit, help| Rule { table, unit, limit, help };
+    rule("function_lines", "lines", FUNCTION_LINES_MAX, "split it").check(&functions, &config.function_lines, report);
+    let help = "split it by what it is about";
+    rule("file_lines", "lines", FILE_LINES_MAX, help).check(&files, &config.file_lines, report);
+    let help = "make it in a test, or keep it smaller";
+    rule("file_bytes", "bytes", FILE_BYTES_MAX, help).check(&bytes, &config.file_bytes, report);
+}
+
+/// Writes today's sizes over the limits into the exceptions.
+pub fn hold(tree: &Tree, modules: &Modules, config: &mut Config) {
+    let over = |sizes: Sizes, limit| sizes.into_iter().map(|(k, (_, n))| (k, n)).filter(|(_, n)| *n > limit).collect();
+    let [functions, files, bytes] = measure(tree, modules);
+    config.function_lines = over(functions, FUNCTION_LINES_MAX);
+    config.file_lines = over(files, FILE_LINES_MAX);
+    config.file_bytes = over(bytes, FILE_BYTES_MAX);
+}
+
+/// Lines of functions that are no tests, lines of Rust files, bytes of all files.
+fn measure(tree: &Tree, modules: &Modules) -> [Sizes; 3] {
+    let (mut functions, mut files) = (Sizes::new(), Sizes::new());
+    for (file, source) in tree.rust() {
+        files.insert(file.path.clone(), (0, file.text.lines().count()));
+        for function in source.functions() {
+            if file.is_test_at(function.start) || modules.is_test(&file.path) {
+                continue;
+            }
+            let line = line_of(&file.text, function.start);
+            let longest = functions.entry(format!("{}::{}", file.path, function.name)).or_insert((0, 0));
+            if function.lines > longest.1 {
+                *longest = (line, function.lines);
+            }
+        }
     }
+    let bytes = tree.sizes.iter().map(|(path, bytes)| (path.clone(), (0, *bytes as usize))).collect();
+    [functions, files, bytes]
 }
 
 struct Rule<'a> {
@@ -68,13 +64,12 @@ struct Rule<'a> {
     unit: &'a str,
     limit: usize,
     help: &'a str,
-    held: &'a BTreeMap<String, usize>,
 }
 
 impl Rule<'_> {
     /// Holds every size against the limit, or against what its exception allows; exceptions fall with their sizes.
-    fn check(&self, found: &BTreeMap<String, (usize, usize)>, report: &mut Report) {
-        let Rule { table, unit, limit, help, held } = self;
+    fn check(&self, found: &Sizes, held: &BTreeMap<String, usize>, report: &mut Report) {
+        let Rule { table, unit, limit, help } = self;
         for (key, &(line, size)) in found {
             let (path, name) = key.split_once("::").unwrap_or((key, ""));
             let what = if name.is_empty() { "the file".to_string() } else { format!("`{name}`") };
