@@ -65,7 +65,7 @@ pub fn largest_difference(a: &[f64], b: &[f64], floor: f64) -> (f64, usize) {
     let differences =
         a.iter().zip(b).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() / (a.abs() + b.abs() + floor) });
     let worse = |most: (f64, usize), (i, d): (usize, f64)| if d > most.0 || d.is_nan() { (d, i) } else { most };
-    differences.enumerate().map(|(i, d)| (i, d)).fold((0.0, 0), worse)
+    differences.enumerate().fold((0.0, 0), worse)
 }
 
 /// Asserts that all elements agree to `relative`, where `floor` is what counts as nothing.

@@ -3,6 +3,8 @@
 //! Not for anything that another crate needs: nothing depends on this one.
 #![forbid(unsafe_code)]
 
+pub mod golden;
 pub mod graphs;
 pub mod random;
 pub mod samples;
+pub mod script;
