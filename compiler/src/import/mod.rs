@@ -16,6 +16,7 @@
 //! | [`peft`] | `adapter_config.json` | LoRA settings and tensor names; writes them |
 
 pub mod config_error;
+pub mod decoder;
 pub mod decoder_config;
 pub mod gguf;
 pub mod gguf_decoder;
