@@ -185,9 +185,9 @@ fn losses(op: Op, z: Size) -> Vec<Sample> {
             args.extend((op == Op::CrossEntropyGrad).then(|| m.real(&[t])));
             args
         }),
-        Op::SquaredError | Op::SquaredErrorGrad => one(op, z, &[], |m| {
+        Op::MseLoss | Op::MseLossGrad => one(op, z, &[], |m| {
             let mut args = vec![m.real(&[t, v]), m.given(&[t, v], Fill::Real), m.given(&[t], Fill::Positive)];
-            args.extend((op == Op::SquaredErrorGrad).then(|| m.real(&[t])));
+            args.extend((op == Op::MseLossGrad).then(|| m.real(&[t])));
             args
         }),
         _ => return vec![],
