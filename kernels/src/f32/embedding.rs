@@ -58,11 +58,21 @@ pub fn embedding_grad_scratch_bytes(tokens: usize, _threads: usize) -> usize {
     piece_bytes::<u64>(tokens)
 }
 
+/// What the sums of [`embedding_grad`] are added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onto {
+    /// Nothing: the table starts from zero.
+    Zero,
+    /// The table, packed row by packed row: several micro-batches make one sum.
+    Running,
+    /// The table, once all packed rows are summed: the same bits as a sum from zero that is added afterwards.
+    Whole,
+}
+
 /// `dw[v, :] (+)= sum over the tokens t == v of dx[t, :]`, packed row by packed row of `seq` tokens: the tokens of a
 /// packed row are summed from zero in order, then added.
 ///
-/// `dx[T, cols]`, `dw[vocab, cols]`. With `accumulate` rows whose token does not occur are not touched; without, `dw`
-/// is zeroed first. Errors: a token is negative or not below `vocab`; `dw` is then as it was.
+/// `dx[T, cols]`, `dw[vocab, cols]`. But from zero, rows whose token does not occur are not touched. Errors: a token is negative or not below `vocab`; `dw` is then as it was.
 #[expect(clippy::too_many_arguments, reason = "operands of one kernel")]
 pub fn embedding_grad(
     par: &Par,
@@ -70,7 +80,7 @@ pub fn embedding_grad(
     tokens: &[i32],
     seq: usize,
     cols: usize,
-    accumulate: bool,
+    onto: Onto,
     dw: &mut [f32],
     scratch: &mut [u8],
 ) -> Result<(), OutOfRange> {
@@ -82,7 +92,7 @@ pub fn embedding_grad(
         *place = (token as u64) << 32 | at as u64;
     }
     places.sort_unstable();
-    if !accumulate {
+    if onto == Onto::Zero {
         run_parts(par, dw.len().div_ceil(ZERO_ELEMS), Chunks::new(&mut *dw, ZERO_ELEMS), |_, dw: &mut [f32]| {
             dw.fill(0.0);
         });
@@ -95,11 +105,14 @@ pub fn embedding_grad(
     run_parts(par, tiles.count(), tiles, |index, mut dw| {
         let mut left = places;
         while let Some(&first) = left.first() {
-            // The tokens of one vocabulary row in one packed row.
-            let key = |place: u64| (place >> 32, (place as u32) as usize / seq);
+            // The tokens of one vocabulary row: in one packed row, or in all of them.
+            let key = |place: u64| match onto {
+                Onto::Whole => (place >> 32, 0),
+                Onto::Zero | Onto::Running => (place >> 32, (place as u32) as usize / seq),
+            };
             let count = left.iter().take_while(|&&place| key(place) == key(first)).count();
             let (group, rest) = left.split_at(count);
-            add_rows(dx, cols, index * TASK_COLS, group, &mut dw);
+            add_rows(dx, cols, seq, index * TASK_COLS, group, &mut dw);
             left = rest;
         }
     });
@@ -109,14 +122,19 @@ pub fn embedding_grad(
 /// Elements of one task that zeroes.
 const ZERO_ELEMS: usize = 64 * 1024;
 
-/// Adds the sum of the rows of `dx` at `places` to the vocabulary row they name, columns from `start`.
-fn add_rows(dx: &[f32], cols: usize, start: usize, places: &[u64], dw: &mut Tile<f32>) {
+/// Adds the sum of the rows of `dx` at `places`, packed row by packed row, to the vocabulary row they name, columns
+/// from `start`.
+fn add_rows(dx: &[f32], cols: usize, seq: usize, start: usize, places: &[u64], dw: &mut Tile<f32>) {
     let width = dw.cols();
-    let mut sum = [0.0; TASK_COLS];
-    for &place in places {
-        let at = place as u32 as usize * cols + start;
-        sum.iter_mut().zip(&dx[at..at + width]).for_each(|(sum, x)| *sum += x);
+    let mut total = [0.0; TASK_COLS];
+    for packed_row in places.chunk_by(|&a, &b| a as u32 as usize / seq == b as u32 as usize / seq) {
+        let mut sum = [0.0; TASK_COLS];
+        for &place in packed_row {
+            let at = place as u32 as usize * cols + start;
+            sum.iter_mut().zip(&dx[at..at + width]).for_each(|(sum, x)| *sum += x);
+        }
+        total.iter_mut().zip(&sum).for_each(|(total, sum)| *total += sum);
     }
     let row = (places[0] >> 32) as usize;
-    dw.row(row).iter_mut().zip(&sum).for_each(|(dw, sum)| *dw += sum);
+    dw.row(row).iter_mut().zip(&total).for_each(|(dw, total)| *dw += total);
 }

@@ -1,12 +1,10 @@
 //! GGML's block formats: decoding for the packed products, encoding of the simple ones.
 //!
-//! Every format has one decoder in plain Rust, compiled once for each vector width; products are rounded before
-//! they are added, so all of them give the same bits. Layouts: a scale `d` (and a minimum `m`) in f16 a block of
-//! 32, or, in the K formats, a super-block of 256 whose groups of 32 or 16 have small integer scales.
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "SIMD: calls of functions compiled for more than the baseline")
-)]
+//! Layouts: a scale `d` (and a minimum `m`) in f16 a block of 32, or, in the K formats, a super-block of 256 whose
+//! groups of 32 or 16 have small integer scales. Every format has one decoder that takes codes apart sixteen at a
+//! time; how sixteen codes become f32 is the instruction set's. Products are rounded before they are added, so all
+//! sets give the same bits.
+#![expect(unsafe_code, reason = "SIMD")]
 
 use half::f16;
 use tinyforge_plan::DType;
@@ -31,52 +29,143 @@ pub fn dequantise(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     {
         if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
             // SAFETY: the features are there; AVX512BW and VL imply AVX-512F and AVX2.
-            return unsafe { decode_avx512(dtype, bytes, out) };
+            return unsafe { x86::decode_avx512(dtype, bytes, out) };
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: AVX2 is there.
-            return unsafe { decode_avx2(dtype, bytes, out) };
+            return unsafe { x86::decode_avx2(dtype, bytes, out) };
         }
     }
-    decode(dtype, bytes, out);
+    decode::<Plain>(dtype, bytes, out);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn decode_avx512(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    decode(dtype, bytes, out);
+/// Sixteen unsigned codes, a byte each, in two little-endian words: bits of all of them are moved at once.
+type Codes = [u64; 2];
+
+/// How sixteen codes become f32.
+trait Sixteen {
+    /// `out[i] = (codes[i] - zero) * d`.
+    ///
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn scaled(codes: Codes, zero: i32, d: f32, out: &mut [f32; 16]);
+
+    /// `out[i] = codes[i] * d + m`.
+    ///
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn line(codes: Codes, d: f32, m: f32, out: &mut [f32; 16]);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn decode_avx2(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    decode(dtype, bytes, out);
-}
+/// The baseline.
+struct Plain;
 
-#[inline(always)]
-fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        DType::Q8_0 => blocks(bytes, out, q8_0),
-        DType::Q4_0 => blocks(bytes, out, q4_0),
-        DType::Q4_1 => blocks(bytes, out, q4_1),
-        DType::Q5_0 => blocks(bytes, out, q5_0),
-        DType::Q5_1 => blocks(bytes, out, q5_1),
-        DType::Q4K => blocks(bytes, out, q4_k),
-        DType::Q5K => blocks(bytes, out, q5_k),
-        DType::Q6K => blocks(bytes, out, q6_k),
-        DType::F32 | DType::F16 | DType::BF16 | DType::F64 => unreachable!("checked by the caller"),
-        DType::I8 | DType::U8 | DType::I32 | DType::U32 => unreachable!("checked by the caller"),
+impl Sixteen for Plain {
+    #[inline(always)]
+    unsafe fn scaled(codes: Codes, zero: i32, d: f32, out: &mut [f32; 16]) {
+        for (out, code) in out.iter_mut().zip(bytes_of(codes)) {
+            *out = (i32::from(code) - zero) as f32 * d;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn line(codes: Codes, d: f32, m: f32, out: &mut [f32; 16]) {
+        for (out, code) in out.iter_mut().zip(bytes_of(codes)) {
+            *out = f32::from(code) * d + m;
+        }
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Codes, DType, Sixteen, decode};
+    use core::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) fn decode_avx512(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+        decode::<Avx512>(dtype, bytes, out);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn decode_avx2(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+        decode::<Avx2>(dtype, bytes, out);
+    }
+
+    struct Avx512;
+
+    impl Sixteen for Avx512 {
+        #[inline(always)]
+        unsafe fn scaled(codes: Codes, zero: i32, d: f32, out: &mut [f32; 16]) {
+            // SAFETY: the instruction set is there (contract); `codes` and `out` are 16 long.
+            unsafe {
+                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+                let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero)));
+                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(codes, _mm512_set1_ps(d)));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn line(codes: Codes, d: f32, m: f32, out: &mut [f32; 16]) {
+            // SAFETY: the instruction set is there (contract); `codes` and `out` are 16 long.
+            unsafe {
+                let codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast())));
+                let scaled = _mm512_mul_ps(codes, _mm512_set1_ps(d));
+                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_add_ps(scaled, _mm512_set1_ps(m)));
+            }
+        }
+    }
+
+    struct Avx2;
+
+    impl Sixteen for Avx2 {
+        #[inline(always)]
+        unsafe fn scaled(codes: Codes, zero: i32, d: f32, out: &mut [f32; 16]) {
+            for (out, codes) in out.as_chunks_mut::<8>().0.iter_mut().zip(codes) {
+                // SAFETY: the instruction set is there (contract); `codes` and `out` are 8 long.
+                unsafe {
+                    let codes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(codes as i64));
+                    let codes = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(zero)));
+                    _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(codes, _mm256_set1_ps(d)));
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn line(codes: Codes, d: f32, m: f32, out: &mut [f32; 16]) {
+            for (out, codes) in out.as_chunks_mut::<8>().0.iter_mut().zip(codes) {
+                // SAFETY: the instruction set is there (contract); `codes` and `out` are 8 long.
+                unsafe {
+                    let codes = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(codes as i64)));
+                    let scaled = _mm256_mul_ps(codes, _mm256_set1_ps(d));
+                    _mm256_storeu_ps(out.as_mut_ptr(), _mm256_add_ps(scaled, _mm256_set1_ps(m)));
+                }
+            }
+        }
+    }
+}
+
+/// Runs a block decoder over all blocks.
+macro_rules! blocks {
+    ($set:ident, $bytes:ident, $out:ident, $decode:ident) => {
+        for (block, out) in $bytes.as_chunks().0.iter().zip($out.as_chunks_mut().0) {
+            $decode::<$set>(block, out);
+        }
+    };
+}
+
 #[inline(always)]
-fn blocks<const BYTES: usize, const ELEMS: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    decode_block: impl Fn(&[u8; BYTES], &mut [f32; ELEMS]),
-) {
-    for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
-        decode_block(block, out);
+fn decode<S: Sixteen>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        DType::Q8_0 => blocks!(S, bytes, out, q8_0),
+        DType::Q4_0 => blocks!(S, bytes, out, q4_0),
+        DType::Q4_1 => blocks!(S, bytes, out, q4_1),
+        DType::Q5_0 => blocks!(S, bytes, out, q5_0),
+        DType::Q5_1 => blocks!(S, bytes, out, q5_1),
+        DType::Q4K => blocks!(S, bytes, out, q4_k),
+        DType::Q5K => blocks!(S, bytes, out, q5_k),
+        DType::Q6K => blocks!(S, bytes, out, q6_k),
+        DType::F32 | DType::F16 | DType::BF16 | DType::F64 => unreachable!("checked by the caller"),
+        DType::I8 | DType::U8 | DType::I32 | DType::U32 => unreachable!("checked by the caller"),
     }
 }
 
@@ -96,61 +185,104 @@ fn f16_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
     f32::from_bits(value.to_bits() | sign)
 }
 
+/// The codes that are the sixteen bytes from `at` on.
 #[inline(always)]
-fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
+fn codes_at<const N: usize>(block: &[u8; N], at: usize) -> Codes {
+    let (mut low, mut high) = ([0; 8], [0; 8]);
+    low.copy_from_slice(&block[at..at + 8]);
+    high.copy_from_slice(&block[at + 8..at + 16]);
+    [u64::from_le_bytes(low), u64::from_le_bytes(high)]
+}
+
+#[inline(always)]
+fn bytes_of(codes: Codes) -> impl Iterator<Item = u8> {
+    codes.into_iter().flat_map(u64::to_le_bytes)
+}
+
+/// The byte `mask` of each code shifted right.
+#[inline(always)]
+fn bits(codes: Codes, shift: usize, mask: u8) -> Codes {
+    codes.map(|codes| (codes >> shift) & (u64::from(mask) * EACH))
+}
+
+/// `low + 16 * high`, code by code.
+#[inline(always)]
+fn join(low: Codes, high: Codes) -> Codes {
+    [low[0] | high[0] << 4, low[1] | high[1] << 4]
+}
+
+/// A one in every byte.
+const EACH: u64 = 0x0101_0101_0101_0101;
+
+/// Bit `i` of `flags` as code `i`.
+#[inline(always)]
+fn spread(flags: u16) -> Codes {
+    flags.to_le_bytes().map(|flags| {
+        // Byte `i` keeps bit `i` only; adding 127 moves it, wherever it is, to the byte's top.
+        let one_each = (u64::from(flags) * EACH) & 0x8040_2010_0804_0201;
+        (one_each + 0x7f * EACH) >> 7 & EACH
+    })
+}
+
+#[inline(always)]
+fn q8_0<S: Sixteen>(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = f16_at(block, 0);
-    for (out, &q) in out.iter_mut().zip(&block[2..]) {
-        *out = f32::from(q as i8) * d;
+    for (i, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+        // Signed codes plus 128 are unsigned.
+        let codes = codes_at(block, 2 + 16 * i).map(|codes| codes ^ (0x80 * EACH));
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::scaled(codes, 128, d, out) };
+    }
+}
+
+/// The codes of a block of 32 with nibbles from `at` on: element `j` low, element `16 + j` high in byte `j`.
+#[inline(always)]
+fn halves<const N: usize>(block: &[u8; N], at: usize) -> [Codes; 2] {
+    let nibbles = codes_at(block, at);
+    [bits(nibbles, 0, 15), bits(nibbles, 4, 15)]
+}
+
+/// The same with a fifth bit for each element, from `at` on.
+#[inline(always)]
+fn halves_of_five<const N: usize>(block: &[u8; N], at: usize) -> [Codes; 2] {
+    let [low, high] = halves(block, at + 4);
+    let fifths = |at: usize| spread(u16::from_le_bytes([block[at], block[at + 1]]));
+    [join(low, fifths(at)), join(high, fifths(at + 2))]
+}
+
+#[inline(always)]
+fn q4_0<S: Sixteen>(block: &[u8; 18], out: &mut [f32; 32]) {
+    let d = f16_at(block, 0);
+    for (codes, out) in halves(block, 2).into_iter().zip(out.as_chunks_mut().0) {
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::scaled(codes, 8, d, out) };
     }
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let d = f16_at(block, 0);
-    for j in 0..16 {
-        let q = block[2 + j];
-        out[j] = (i32::from(q & 15) - 8) as f32 * d;
-        out[16 + j] = (i32::from(q >> 4) - 8) as f32 * d;
-    }
-}
-
-#[inline(always)]
-fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+fn q4_1<S: Sixteen>(block: &[u8; 20], out: &mut [f32; 32]) {
     let (d, m) = (f16_at(block, 0), f16_at(block, 2));
-    for j in 0..16 {
-        let q = block[4 + j];
-        out[j] = i32::from(q & 15) as f32 * d + m;
-        out[16 + j] = i32::from(q >> 4) as f32 * d + m;
+    for (codes, out) in halves(block, 4).into_iter().zip(out.as_chunks_mut().0) {
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::line(codes, d, m, out) };
     }
 }
 
-/// The fifth bits of the two elements that share byte `j`.
 #[inline(always)]
-fn fifth_bits(high: u32, j: usize) -> (u32, u32) {
-    ((high >> j & 1) << 4, (high >> (16 + j) & 1) << 4)
-}
-
-#[inline(always)]
-fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+fn q5_0<S: Sixteen>(block: &[u8; 22], out: &mut [f32; 32]) {
     let d = f16_at(block, 0);
-    let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    for j in 0..16 {
-        let q = u32::from(block[6 + j]);
-        let (low_fifth, high_fifth) = fifth_bits(high, j);
-        out[j] = ((q & 15 | low_fifth) as i32 - 16) as f32 * d;
-        out[16 + j] = ((q >> 4 | high_fifth) as i32 - 16) as f32 * d;
+    for (codes, out) in halves_of_five(block, 2).into_iter().zip(out.as_chunks_mut().0) {
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::scaled(codes, 16, d, out) };
     }
 }
 
 #[inline(always)]
-fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
+fn q5_1<S: Sixteen>(block: &[u8; 24], out: &mut [f32; 32]) {
     let (d, m) = (f16_at(block, 0), f16_at(block, 2));
-    let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-    for j in 0..16 {
-        let q = u32::from(block[8 + j]);
-        let (low_fifth, high_fifth) = fifth_bits(high, j);
-        out[j] = (q & 15 | low_fifth) as i32 as f32 * d + m;
-        out[16 + j] = (q >> 4 | high_fifth) as i32 as f32 * d + m;
+    for (codes, out) in halves_of_five(block, 4).into_iter().zip(out.as_chunks_mut().0) {
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::line(codes, d, m, out) };
     }
 }
 
@@ -174,54 +306,50 @@ fn group_lines<const N: usize>(block: &[u8; N]) -> [(f32, f32); 8] {
     let mut packed = [0; 12];
     packed.copy_from_slice(&block[4..16]);
     let (scales, minima) = group_scales(&packed);
-    core::array::from_fn(|j| (d * f32::from(scales[j]), m * f32::from(minima[j])))
+    let mut lines = [(0.0, 0.0); 8];
+    for j in 0..8 {
+        lines[j] = (d * f32::from(scales[j]), m * f32::from(minima[j]));
+    }
+    lines
 }
 
+/// Sixteen `i` of the block: groups of 32 alternate between the low and the high nibbles of 32 bytes.
 #[inline(always)]
-fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+fn q4_k<S: Sixteen>(block: &[u8; 144], out: &mut [f32; 256]) {
     let lines = group_lines(block);
-    for pair in 0..4 {
-        let ((d_low, m_low), (d_high, m_high)) = (lines[2 * pair], lines[2 * pair + 1]);
-        let (low, high) = out[64 * pair..64 * pair + 64].split_at_mut(32);
-        for ((&q, low), high) in block[16 + 32 * pair..].iter().zip(low).zip(high) {
-            *low = d_low * f32::from(q & 15) - m_low;
-            *high = d_high * f32::from(q >> 4) - m_high;
-        }
+    for (i, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+        let (group, side) = (i / 2, i % 2);
+        let codes = bits(codes_at(block, 16 + 32 * (group / 2) + 16 * side), 4 * (group % 2), 15);
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::line(codes, lines[group].0, -lines[group].1, out) };
     }
 }
 
+/// As `q4_k`; the fifth bits of group `g` are bits `g` of 32 bytes.
 #[inline(always)]
-fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
+fn q5_k<S: Sixteen>(block: &[u8; 176], out: &mut [f32; 256]) {
     let lines = group_lines(block);
-    for pair in 0..4 {
-        let ((d_low, m_low), (d_high, m_high)) = (lines[2 * pair], lines[2 * pair + 1]);
-        let (low, high) = out[64 * pair..64 * pair + 64].split_at_mut(32);
-        for l in 0..32 {
-            let (fifths, q) = (block[16 + l] >> (2 * pair), block[48 + 32 * pair + l]);
-            low[l] = d_low * f32::from(q & 15 | (fifths & 1) << 4) - m_low;
-            high[l] = d_high * f32::from(q >> 4 | (fifths & 2) << 3) - m_high;
-        }
+    for (i, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+        let (group, side) = (i / 2, i % 2);
+        let nibbles = bits(codes_at(block, 48 + 32 * (group / 2) + 16 * side), 4 * (group % 2), 15);
+        let codes = join(nibbles, bits(codes_at(block, 16 + 16 * side), group, 1));
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::line(codes, lines[group].0, -lines[group].1, out) };
     }
 }
 
+/// Quarter `q` of each half takes nibbles of 64 low bytes and bits `2 q`, `2 q + 1` of 32 high bytes.
 #[inline(always)]
-fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+fn q6_k<S: Sixteen>(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = f16_at(block, 208);
-    for half in 0..2 {
-        let low = &block[64 * half..64 * half + 64];
-        let high = &block[128 + 32 * half..128 + 32 * half + 32];
-        let scales: [f32; 8] = core::array::from_fn(|i| d * f32::from(block[192 + 8 * half + i] as i8));
-        // Quarter `i` of the half takes one nibble of `low` and bits `2 i`, `2 i + 1` of `high`.
-        for quarter in 0..4 {
-            for sixteen in 0..2 {
-                let scale = scales[2 * quarter + sixteen];
-                for l in 16 * sixteen..16 * sixteen + 16 {
-                    let nibble = low[32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
-                    let q = nibble | (high[l] >> (2 * quarter) & 3) << 4;
-                    out[128 * half + 32 * quarter + l] = scale * f32::from(q as i8 - 32);
-                }
-            }
-        }
+    for (i, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+        let (half, quarter, side) = (i / 8, i / 2 % 4, i % 2);
+        let low = codes_at(block, 64 * half + 32 * (quarter % 2) + 16 * side);
+        let high = codes_at(block, 128 + 32 * half + 16 * side);
+        let codes = join(bits(low, 4 * (quarter / 2), 15), bits(high, 2 * quarter, 3));
+        let scale = d * f32::from(block[192 + i] as i8);
+        // SAFETY: `S` is the set that the caller is compiled for.
+        unsafe { S::scaled(codes, 32, scale, out) };
     }
 }
 
@@ -301,14 +429,14 @@ mod tests {
                 decode(&mut out);
                 out.into_iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect::<Vec<_>>()
             };
-            let plain = run(&|out| decode(dtype, &bytes, out));
+            let plain = run(&|out| decode::<Plain>(dtype, &bytes, out));
             if is_x86_feature_detected!("avx2") {
                 // SAFETY: AVX2 is there.
-                assert_eq!(plain, run(&|out| unsafe { decode_avx2(dtype, &bytes, out) }), "{}", dtype.name());
+                assert_eq!(plain, run(&|out| unsafe { x86::decode_avx2(dtype, &bytes, out) }), "{}", dtype.name());
             }
             if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
                 // SAFETY: the features are there.
-                assert_eq!(plain, run(&|out| unsafe { decode_avx512(dtype, &bytes, out) }), "{}", dtype.name());
+                assert_eq!(plain, run(&|out| unsafe { x86::decode_avx512(dtype, &bytes, out) }), "{}", dtype.name());
             }
         }
     }

@@ -41,7 +41,7 @@ fn tokens_outside_the_vocabulary_are_errors() {
         assert_eq!((error.value, error.at, error.limit), (token, at, 3));
         assert!(error.to_string().contains(&token.to_string()));
         let mut scratch = vec![0; embedding_grad_scratch_bytes(2, 1)];
-        let result = embedding_grad(&one(), &[0.0; 4], &[0, token], 2, 2, true, &mut [0.0; 6], &mut scratch);
+        let result = embedding_grad(&one(), &[0.0; 4], &[0, token], 2, 2, Onto::Running, &mut [0.0; 6], &mut scratch);
         assert_eq!(result, Err(error));
     }
 }
@@ -53,9 +53,9 @@ fn gradient_adds_the_rows_of_each_token() {
         let (dx, dw0) = (values(4, tokens.len() * cols), values(5, vocab * cols));
         let [dw, more] = everywhere([dw0.len(); 2], |par, [dw, more]| {
             let mut scratch = vec![0xff; embedding_grad_scratch_bytes(tokens.len(), par.threads())];
-            embedding_grad(par, &dx, &tokens, seq, cols, false, dw, &mut scratch).unwrap();
+            embedding_grad(par, &dx, &tokens, seq, cols, Onto::Zero, dw, &mut scratch).unwrap();
             more.copy_from_slice(&dw0);
-            embedding_grad(par, &dx, &tokens, seq, cols, true, more, &mut scratch).unwrap();
+            embedding_grad(par, &dx, &tokens, seq, cols, Onto::Running, more, &mut scratch).unwrap();
         });
         let mut expected = vec![0.0; dw0.len()];
         for (t, &token) in tokens.iter().enumerate() {
@@ -65,7 +65,7 @@ fn gradient_adds_the_rows_of_each_token() {
         let mut by_row = dw0.clone();
         for (dx, tokens) in dx.chunks(seq * cols).zip(tokens.chunks(seq)) {
             let mut scratch = vec![0; embedding_grad_scratch_bytes(seq, 1)];
-            embedding_grad(&one(), dx, tokens, seq, cols, true, &mut by_row, &mut scratch).unwrap();
+            embedding_grad(&one(), dx, tokens, seq, cols, Onto::Running, &mut by_row, &mut scratch).unwrap();
         }
         assert_same(&more, &by_row, "micro-batches");
     }
@@ -76,6 +76,6 @@ fn rows_without_a_token_are_not_touched() {
     let mut dw = vec![-0.0; 6];
     dw[4] = f32::NAN;
     let mut scratch = vec![0; embedding_grad_scratch_bytes(1, 1)];
-    embedding_grad(&one(), &[1.0, 2.0], &[1], 1, 2, true, &mut dw, &mut scratch).unwrap();
+    embedding_grad(&one(), &[1.0, 2.0], &[1], 1, 2, Onto::Running, &mut dw, &mut scratch).unwrap();
     assert_same(&dw, &[-0.0, -0.0, 1.0, 2.0, f32::NAN, -0.0], "rows");
 }
