@@ -36,12 +36,12 @@ fn run(seq: usize, par: &Par) {
     let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; seq * heads]);
     let mut scratch = vec![0; attention_scratch_bytes(&dims, par.threads())];
     let forward =
-        par.enter(|| best(20, || attention(par, &dims, &q, &k, &v, &segments, &mut o, &mut lse, &mut scratch)));
+        par.enter(|| best(200, || attention(par, &dims, &q, &k, &v, &segments, &mut o, &mut lse, &mut scratch)));
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
     let mut scratch = vec![0; attention_grad_scratch_bytes(&dims, par.threads())];
     let saved = Saved { q: &q, k: &k, v: &v, o: &o, lse: &lse, d_o: &d_o, segments: &segments };
     let backward =
-        par.enter(|| best(20, || attention_grad(par, &dims, &saved, &mut dq, &mut dk, &mut dv, &mut scratch)));
+        par.enter(|| best(200, || attention_grad(par, &dims, &saved, &mut dq, &mut dk, &mut dv, &mut scratch)));
     let scores = (seq * (seq + 1) / 2 * heads * head_dim) as f64;
     println!(
         "{seq:>5} {:>8} {:>12.1} {:>12.1}",

@@ -1,5 +1,6 @@
 use crate::common::*;
 use tinyforge_kernels::f32::attention::*;
+use tinyforge_kernels::par::Par;
 
 /// Whether query `i` sees key `j`, both of one packed row.
 fn sees(dims: &Attention, segments: &[i32], i: usize, j: usize) -> bool {
@@ -186,6 +187,22 @@ fn small_gradients_are_finite_differences() {
     assert_close(&out[2], &differences(&q, |q| loss(q, &k, &v)), 1e-5);
     assert_close(&out[3], &differences(&k, |k| loss(&q, k, &v)), 1e-5);
     assert_close(&out[4], &differences(&v, |v| loss(&q, &k, v)), 1e-5);
+}
+
+/// With few heads for many threads the gradients of keys and queries are computed apart.
+#[test]
+fn many_threads_change_no_bit() {
+    for (kv_heads, window) in [(1, None), (3, Some(50))] {
+        let problem = Problem::new(Attention { window, ..dims(1, 150, 3, kv_heads, 16) });
+        let [o, lse, expected @ ..] = problem.run();
+        let (q, k, v, segments) = (&problem.q, &problem.k, &problem.v, &problem.segments);
+        let par = Par::new(8, 1 << 20).unwrap();
+        let mut scratch = vec![0xff; attention_grad_scratch_bytes(&problem.dims, 8)];
+        let saved = Saved { q, k, v, o: &o, lse: &lse, d_o: &problem.d_o, segments };
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![f32::NAN; x.len()]);
+        attention_grad(&par, &problem.dims, &saved, &mut dq, &mut dk, &mut dv, &mut scratch);
+        [dq, dk, dv].iter().zip(&expected).for_each(|(a, b)| assert_same(a, b, "eight threads"));
+    }
 }
 
 #[test]

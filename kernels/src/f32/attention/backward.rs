@@ -1,6 +1,7 @@
 //! Attention, backward: probabilities are recomputed from the forward pass's logarithms of sums.
 
-use super::{Attention, KEYS, Mask, QUERIES, QueryTile, gather, lanes, multiply_keys};
+use super::pack::{RowDots, Scatter, gather};
+use super::{Attention, KEYS, Mask, QUERIES, QueryTile, lanes, multiply_keys};
 use crate::f32::math::exp;
 use crate::f32::parts::{PerWorker, Tile, Tiles, run_parts};
 use crate::f32::scratch::{Scratch, piece_bytes};
@@ -38,11 +39,11 @@ pub struct Saved<'a> {
     pub segments: &'a [i32],
 }
 
-/// Gradients of [`attention`]: `dv = P' do`, `dS = P (do V' - rowsum(do o))`, `dq = scale dS K`, `dk = scale dS' q`,
-/// with the probabilities `P = exp(S - lse)` recomputed.
+/// Gradients of [`super::attention`]: `dv = P' do`, `dS = P (do V' - rowsum(do o))`, `dq = scale dS K`,
+/// `dk = scale dS' q`, with the probabilities `P = exp(S - lse)` recomputed.
 ///
-/// A task is a packed row and a key head; `dk` and `dv` are summed over query heads and query tiles in order. Tokens
-/// that see nothing, or are not seen, get zeros. No output may be an input.
+/// `dk` and `dv` are summed over query heads and query tiles in order, `dq` over key tiles in order. Tokens that see
+/// nothing, or are not seen, get zeros. No output may be an input.
 pub fn attention_grad(
     par: &Par,
     dims: &Attention,
@@ -55,105 +56,193 @@ pub fn attention_grad(
     dims.check(saved.q, saved.k, saved.v, saved.segments);
     assert!(saved.o.len() == saved.q.len() && saved.d_o.len() == saved.q.len(), "the outputs' length");
     assert_eq!(saved.lse.len(), dims.tokens() * dims.heads, "the statistics' length");
-    assert!(
-        dq.len() == saved.q.len() && dk.len() == saved.k.len() && dv.len() == saved.k.len(),
-        "the gradients' length"
-    );
+    assert!(dq.len() == saved.q.len(), "the query gradient's length");
+    assert!(dk.len() == saved.k.len() && dv.len() == saved.k.len(), "the key and value gradients' length");
     if dims.rows == 0 {
         return;
     }
-    let worker_elems = backward_elems(dims);
-    let work = Scratch::new(scratch).take::<f32>(worker_elems * par.threads());
+    let elems = backward_elems(dims);
+    let work = Scratch::new(scratch).take::<f32>(elems * par.threads());
+    // One pass over scores costs five products a tile; apart, keys take four and queries three, but in more tasks. The
+    // sums run in the same order either way.
+    let heads = dims.rows * dims.kv_heads;
+    if heads.div_ceil(par.threads()) * 5 * par.threads() <= heads * 7 {
+        grad_together(par, dims, saved, (dq, dk, dv), PerWorker::new(work, elems));
+    } else {
+        grad_keys(par, dims, saved, (dk, dv), PerWorker::new(&mut *work, elems));
+        grad_queries(par, dims, saved, dq, PerWorker::new(work, elems));
+    }
+}
+
+/// All gradients in tasks of a packed row and a key head.
+fn grad_together(
+    par: &Par,
+    dims: &Attention,
+    saved: &Saved,
+    (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
+    work: PerWorker<f32>,
+) {
     let dq = Tiles::new(dq, dims.q_cols(), dims.seq, (dims.seq, dims.group() * dims.head_dim));
     let dk = Tiles::new(dk, dims.kv_cols(), dims.seq, (dims.seq, dims.head_dim));
     let dv = Tiles::new(dv, dims.kv_cols(), dims.seq, (dims.seq, dims.head_dim));
-    let tasks = dk.count();
-    run_parts(par, tasks, (dq, dk, dv, PerWorker::new(work, worker_elems)), |index, (mut dq, mut dk, mut dv, work)| {
-        for row in 0..dims.seq {
-            dk.row(row).fill(0.0);
-            dv.row(row).fill(0.0);
-        }
+    run_parts(par, dk.count(), (dq, dk, dv, work), |index, (mut dq, mut dk, mut dv, work)| {
+        clear(&mut dk);
+        clear(&mut dv);
         for member in 0..dims.group() {
             let head = index % dims.kv_heads * dims.group() + member;
             let mut dq = dq.cols_from(member * dims.head_dim, dims.head_dim);
             for first in (0..dims.seq).step_by(QUERIES) {
                 let tile = QueryTile::of_row(dims, saved.segments, index / dims.kv_heads, first, head);
-                let mut dq = dq.rows_from(first, tile.count);
-                backward_tile(dims, &tile, saved, (&mut dq, &mut dk, &mut dv), work);
+                let mut pass = Pass::new(dims, saved, tile, work);
+                for (start, end) in pass.tile.key_tiles(dims) {
+                    if pass.scores(start, end) {
+                        let count = end - start;
+                        pass.add_keys(&mut dk.rows_from(start, count), &mut dv.rows_from(start, count));
+                        pass.add_queries(start, end);
+                    }
+                }
+                pass.finish(&mut dq.rows_from(first, pass.tile.count));
             }
         }
     });
 }
 
-fn backward_tile<'a>(
-    dims: &Attention,
-    tile: &QueryTile,
-    saved: &Saved,
-    (dq, dk, dv): (&mut Tile<f32>, &mut Tile<'a, f32>, &mut Tile<'a, f32>),
-    work: &mut [f32],
-) {
-    let (queries, work) = work.split_at_mut(QUERIES * dims.head_dim);
-    let (d_output, work) = work.split_at_mut(QUERIES * dims.head_dim);
-    let (d_queries, work) = work.split_at_mut(QUERIES * dims.head_dim);
-    let (scores, d_scores) = work.split_at_mut(QUERIES * KEYS);
-    gather(dims, tile, saved.q, dims.scale, queries);
-    gather(dims, tile, saved.d_o, 1.0, d_output);
-    d_queries.fill(0.0);
-    let (lse, delta) = statistics(dims, tile, saved);
-    let (start, end) = tile.key_range(dims);
-    let query_at = tile.query_offset(dims);
-    for start in (start..end).step_by(KEYS) {
-        let end = end.min(start + KEYS);
-        let mask = tile.mask(dims, start, end);
-        if mask == Mask::Empty {
-            continue;
+/// The gradients of keys and values in tasks of a key tile and a key head.
+fn grad_keys(par: &Par, dims: &Attention, saved: &Saved, (dk, dv): (&mut [f32], &mut [f32]), work: PerWorker<f32>) {
+    let dk = Tiles::new(dk, dims.kv_cols(), dims.seq, (KEYS, dims.head_dim));
+    let dv = Tiles::new(dv, dims.kv_cols(), dims.seq, (KEYS, dims.head_dim));
+    let blocks = dims.seq.div_ceil(KEYS);
+    run_parts(par, dk.count(), (dk, dv, work), |index, (mut dk, mut dv, work)| {
+        clear(&mut dk);
+        clear(&mut dv);
+        let start = index / dims.kv_heads % blocks * KEYS;
+        for member in 0..dims.group() {
+            let head = index % dims.kv_heads * dims.group() + member;
+            for first in (0..dims.seq).step_by(QUERIES) {
+                let tile = QueryTile::of_row(dims, saved.segments, index / dims.kv_heads / blocks, first, head);
+                // Only as far as the queries of this tile see, as in one pass.
+                let Some((start, end)) = tile.key_tiles(dims).find(|keys| keys.0 == start) else { continue };
+                if tile.mask(dims, start, end) == Mask::Empty {
+                    continue;
+                }
+                let mut pass = Pass::new(dims, saved, tile, work);
+                pass.scores(start, end);
+                pass.add_keys(&mut dk.rows_from(0, end - start), &mut dv.rows_from(0, end - start));
+            }
         }
-        let at = tile.key_offset(dims, start);
-        multiply_keys(dims, &saved.k[at..], queries, end - start, scores);
-        multiply_keys(dims, &saved.v[at..], d_output, end - start, d_scores);
-        simd::dispatch(ScoreGrad { dims, tile, start, end, mask, scores, d_scores, lse: &lse, delta: &delta });
-        for (x, weights, out) in [(saved.d_o, &*scores, &mut *dv), (saved.q, &*d_scores, &mut *dk)] {
-            simd::dispatch(Product {
-                a: weights,
-                a_row: QUERIES,
-                a_col: 1,
-                b: &x[query_at..],
-                b_row: dims.q_cols(),
-                k: tile.count,
-                start: Start::Keep,
-                c: &mut out.rows_from(start, end - start),
-            });
+    });
+}
+
+/// The gradients of queries in tasks of a query tile and a head.
+fn grad_queries(par: &Par, dims: &Attention, saved: &Saved, dq: &mut [f32], work: PerWorker<f32>) {
+    let dq = Tiles::new(dq, dims.q_cols(), dims.seq, (QUERIES, dims.head_dim));
+    let blocks = dims.seq.div_ceil(QUERIES);
+    run_parts(par, dq.count(), (dq, work), |index, (mut dq, work)| {
+        let (row, first) = (index / dims.heads / blocks, index / dims.heads % blocks * QUERIES);
+        let tile = QueryTile::of_row(dims, saved.segments, row, first, index % dims.heads);
+        let mut pass = Pass::new(dims, saved, tile, work);
+        for (start, end) in pass.tile.key_tiles(dims) {
+            if pass.scores(start, end) {
+                pass.add_queries(start, end);
+            }
         }
-        simd::dispatch(Product {
-            a: &saved.k[at..],
-            a_row: 1,
-            a_col: dims.kv_cols(),
-            b: d_scores,
-            b_row: QUERIES,
-            k: end - start,
-            start: Start::Keep,
-            c: &mut Tile::of(d_queries, dims.head_dim, QUERIES, QUERIES),
-        });
-    }
-    for i in 0..tile.count {
-        dq.row(i).iter_mut().zip(d_queries[i..].iter().step_by(QUERIES)).for_each(|(dq, x)| *dq = *x);
+        pass.finish(&mut dq);
+    });
+}
+
+fn clear(tile: &mut Tile<f32>) {
+    for row in 0..tile.rows() {
+        tile.row(row).fill(0.0);
     }
 }
 
-/// `(lse, sum over d of do o)` of the tile's queries; an infinite `lse`, so that probabilities are zero, where a query
-/// sees nothing.
-fn statistics(dims: &Attention, tile: &QueryTile, saved: &Saved) -> ([f32; QUERIES], [f32; QUERIES]) {
-    let (mut lse, mut delta) = ([f32::INFINITY; QUERIES], [0.0; QUERIES]);
-    let at = tile.query_offset(dims);
-    for i in 0..tile.count {
-        let x = saved.lse[(tile.query_row + i) * dims.heads + tile.head];
-        if x > f32::NEG_INFINITY {
-            lse[i] = x;
+/// One tile of queries on its way over the keys.
+struct Pass<'a> {
+    dims: &'a Attention,
+    saved: &'a Saved<'a>,
+    tile: QueryTile<'a>,
+    /// Logarithms of the sums; infinite, so that probabilities are zero, where a query sees nothing.
+    lse: [f32; QUERIES],
+    /// `sum over d of do o`.
+    delta: [f32; QUERIES],
+    /// `scale q`, transposed.
+    queries: &'a mut [f32],
+    /// `do`, transposed.
+    d_output: &'a mut [f32],
+    /// `dq` so far, transposed.
+    d_queries: &'a mut [f32],
+    /// Probabilities of the current key tile.
+    scores: &'a mut [f32],
+    /// `scale dS` of the current key tile.
+    d_scores: &'a mut [f32],
+}
+
+impl<'a> Pass<'a> {
+    fn new(dims: &'a Attention, saved: &'a Saved, tile: QueryTile<'a>, work: &'a mut [f32]) -> Pass<'a> {
+        let (queries, work) = work.split_at_mut(QUERIES * dims.head_dim);
+        let (d_output, work) = work.split_at_mut(QUERIES * dims.head_dim);
+        let (d_queries, work) = work.split_at_mut(QUERIES * dims.head_dim);
+        let (scores, d_scores) = work.split_at_mut(QUERIES * KEYS);
+        gather(dims, &tile, saved.q, dims.scale, queries);
+        gather(dims, &tile, saved.d_o, 1.0, d_output);
+        d_queries.fill(0.0);
+        let (mut lse, mut delta) = ([f32::INFINITY; QUERIES], [0.0; QUERIES]);
+        for (i, lse) in lse.iter_mut().enumerate().take(tile.count) {
+            let saved = saved.lse[(tile.query_row + i) * dims.heads + tile.head];
+            *lse = if saved > f32::NEG_INFINITY { saved } else { f32::INFINITY };
         }
-        let part = at + i * dims.q_cols()..at + i * dims.q_cols() + dims.head_dim;
-        delta[i] = saved.o[part.clone()].iter().zip(&saved.d_o[part]).fold(0.0, |sum, (o, d)| o.mul_add(*d, sum));
+        let at = tile.query_offset(dims);
+        let (a, b) = (&saved.o[at..], &saved.d_o[at..]);
+        let (rows, cols) = (tile.count, dims.head_dim);
+        simd::dispatch(RowDots { a, b, stride: dims.q_cols(), rows, cols, out: &mut delta });
+        Pass { dims, saved, tile, lse, delta, queries, d_output, d_queries, scores, d_scores }
     }
-    (lse, delta)
+
+    /// Probabilities and gradients of scores of the keys `start..end`; false when the mask leaves none.
+    fn scores(&mut self, start: usize, end: usize) -> bool {
+        let (dims, mask) = (self.dims, self.tile.mask(self.dims, start, end));
+        if mask == Mask::Empty {
+            return false;
+        }
+        let at = self.tile.key_offset(dims, start);
+        multiply_keys(dims, &self.saved.k[at..], self.queries, end - start, self.scores);
+        multiply_keys(dims, &self.saved.v[at..], self.d_output, end - start, self.d_scores);
+        let Pass { tile, lse, delta, scores, d_scores, .. } = self;
+        simd::dispatch(ScoreGrad { dims, tile, start, end, mask, scores, d_scores, lse, delta });
+        true
+    }
+
+    /// Adds to the gradients of the current key tile.
+    fn add_keys(&self, dk: &mut Tile<f32>, dv: &mut Tile<f32>) {
+        let at = self.tile.query_offset(self.dims);
+        self.add_weighted(&self.saved.d_o[at..], self.scores, dv);
+        self.add_weighted(&self.saved.q[at..], self.d_scores, dk);
+    }
+
+    /// `out[j, :] += sum over i of weights[j, i] x[i, :]`.
+    fn add_weighted(&self, x: &[f32], weights: &[f32], out: &mut Tile<f32>) {
+        let (k, b_row) = (self.tile.count, self.dims.q_cols());
+        simd::dispatch(Product { a: weights, a_row: QUERIES, a_col: 1, b: x, b_row, k, start: Start::Keep, c: out });
+    }
+
+    /// Adds what the keys `start..end` give to the gradient of the queries.
+    fn add_queries(&mut self, start: usize, end: usize) {
+        simd::dispatch(Product {
+            a: &self.saved.k[self.tile.key_offset(self.dims, start)..],
+            a_row: 1,
+            a_col: self.dims.kv_cols(),
+            b: self.d_scores,
+            b_row: QUERIES,
+            k: end - start,
+            start: Start::Keep,
+            c: &mut Tile::of(self.d_queries, self.dims.head_dim, QUERIES, QUERIES),
+        });
+    }
+
+    /// Writes the gradient of the queries.
+    fn finish(&self, dq: &mut Tile<f32>) {
+        simd::dispatch(Scatter { x: self.d_queries, factors: &[1.0; QUERIES], out: dq });
+    }
 }
 
 /// Turns scores into probabilities and the gradient of probabilities into that of scores, times the scale.

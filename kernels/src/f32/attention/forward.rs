@@ -1,6 +1,7 @@
 //! Attention, forward: one pass over the keys with running statistics.
 
-use super::{Attention, KEYS, Mask, QUERIES, QueryTile, gather, lanes, lanes_mut, multiply_keys};
+use super::pack::{Scatter, gather};
+use super::{Attention, KEYS, Mask, QUERIES, QueryTile, lanes, lanes_mut, multiply_keys};
 use crate::f32::math::exp;
 use crate::f32::parts::{PerWorker, Tile, Tiles, run_parts};
 use crate::f32::scratch::{Scratch, piece_bytes};
@@ -78,9 +79,7 @@ pub(super) fn forward_tile(
     gather(dims, tile, q, dims.scale, queries);
     output.fill(0.0);
     let mut state = Softmax { max: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], alpha: [0.0; QUERIES] };
-    let (start, end) = tile.key_range(dims);
-    for start in (start..end).step_by(KEYS) {
-        let end = end.min(start + KEYS);
+    for (start, end) in tile.key_tiles(dims) {
         let mask = tile.mask(dims, start, end);
         if mask == Mask::Empty {
             continue;
@@ -99,12 +98,8 @@ pub(super) fn forward_tile(
             c: &mut Tile::of(output, dims.head_dim, QUERIES, QUERIES),
         });
     }
-    for i in 0..tile.count {
-        let sum = state.sum[i];
-        let inverse = if sum > 0.0 { 1.0 / sum } else { 0.0 };
-        let column = output[i..].iter().step_by(QUERIES);
-        o.row(i).iter_mut().zip(column).for_each(|(o, x)| *o = x * inverse);
-    }
+    let factors = &state.sum.map(|sum| if sum > 0.0 { 1.0 / sum } else { 0.0 });
+    simd::dispatch(Scatter { x: output, factors, out: o });
     if let Some(lse) = lse {
         for i in 0..tile.count {
             let sum = state.sum[i];

@@ -15,6 +15,7 @@
 mod backward;
 mod cached;
 mod forward;
+mod pack;
 
 pub use backward::{Saved, attention_grad, attention_grad_scratch_bytes};
 pub use cached::{CachedAttention, attention_cached, attention_cached_scratch_bytes, kv_write};
@@ -146,16 +147,17 @@ impl<'a> QueryTile<'a> {
         }
     }
 
-    /// The keys that some query may see, in whole tiles from the left.
-    fn key_range(&self, dims: &Attention) -> (usize, usize) {
+    /// The tiles `(start, end)` of keys that some query may see; a tile starts at a multiple of [`KEYS`].
+    fn key_tiles(&self, dims: &Attention) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (low, high) = self.span;
         let end = match (dims.is_causal, dims.window) {
             (true, _) => high + 1,
             (false, Some(window)) => high.saturating_add(window),
             (false, None) => self.segments.len(),
         };
+        let end = end.min(self.segments.len());
         let start = dims.window.map_or(0, |window| (low + 1).saturating_sub(window));
-        (start / KEYS * KEYS, end.min(self.segments.len()))
+        (start / KEYS * KEYS..end).step_by(KEYS).map(move |start| (start, end.min(start + KEYS)))
     }
 
     /// What the mask leaves of the tile with the keys `start..end`.
@@ -215,18 +217,6 @@ impl Key {
         let is_late = s.gt_i32(positions, self.below - 1);
         let is_in_time = s.lt(s.select(is_late, s.splat(1.0), s.zero()), s.splat(0.5));
         s.and(s.and(is_segment, s.gt_i32(positions, self.above)), is_in_time)
-    }
-}
-
-/// `out[d, i] = factor * x[i, d]` for the tile's queries; zero where there is none.
-fn gather(dims: &Attention, tile: &QueryTile, x: &[f32], factor: f32, out: &mut [f32]) {
-    if tile.count < QUERIES {
-        out.fill(0.0);
-    }
-    let at = tile.query_offset(dims);
-    for i in 0..tile.count {
-        let row = &x[at + i * dims.q_cols()..][..dims.head_dim];
-        out[i..].iter_mut().step_by(QUERIES).zip(row).for_each(|(out, x)| *out = x * factor);
     }
 }
 

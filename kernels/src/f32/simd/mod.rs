@@ -59,6 +59,8 @@ pub(crate) trait Simd: Copy {
     fn and(self, a: Self::M, b: Self::M) -> Self::M;
     /// `m ? a : b`.
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
+    /// Lane `j` of vector `i` becomes lane `i` of vector `j`.
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
     /// The sum of the lanes, halves first: `(v0 + v8) + (v4 + v12)` and so on down.
     fn sum(self, a: Self::V) -> f32;
 

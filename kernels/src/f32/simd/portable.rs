@@ -96,6 +96,10 @@ impl Simd for Portable {
         from_fn(|i| if m[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
+    fn transpose(self, rows: [V; LANES]) -> [V; LANES] {
+        from_fn(|j| from_fn(|i| rows[i][j]))
+    }
+    #[inline(always)]
     fn sum(self, a: V) -> f32 {
         let eight: [f32; 8] = from_fn(|i| a[i] + a[i + 8]);
         let four: [f32; 4] = from_fn(|i| eight[i] + eight[i + 4]);

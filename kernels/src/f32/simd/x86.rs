@@ -126,6 +126,35 @@ impl Simd for Avx512 {
         proven!(_mm512_mask_blend_ps(m, b, a))
     }
     #[inline(always)]
+    fn transpose(self, mut rows: [__m512; LANES]) -> [__m512; LANES] {
+        proven!({
+            // Each round pairs rows twice as far apart and doubles the transposed blocks: 2 x 2, 4 x 4, and so on.
+            for i in (0..LANES).step_by(2) {
+                let (a, b) = (rows[i], rows[i + 1]);
+                (rows[i], rows[i + 1]) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            }
+            let mut out = rows;
+            for i in (0..LANES).step_by(4) {
+                let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]].map(|x| _mm512_castps_pd(x));
+                out[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                out[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                out[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                out[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            // Vector `i` now holds, in its quarter `q`, four rows of column `4 q + i % 4`.
+            for i in 0..4 {
+                let (a, b, c, d) = (out[i], out[i + 4], out[i + 8], out[i + 12]);
+                let low = [_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d)];
+                let high = [_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d)];
+                rows[i] = _mm512_shuffle_f32x4::<0x88>(low[0], low[1]);
+                rows[i + 4] = _mm512_shuffle_f32x4::<0xdd>(low[0], low[1]);
+                rows[i + 8] = _mm512_shuffle_f32x4::<0x88>(high[0], high[1]);
+                rows[i + 12] = _mm512_shuffle_f32x4::<0xdd>(high[0], high[1]);
+            }
+            rows
+        })
+    }
+    #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
         proven!(sum8(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))))
     }
@@ -245,9 +274,42 @@ impl Simd for Avx2 {
         both!(_mm256_blendv_ps, b, a, m)
     }
     #[inline(always)]
+    fn transpose(self, rows: [Pair; LANES]) -> [Pair; LANES] {
+        let block = |row: usize, half: usize| core::array::from_fn(|i| rows[row + i][half]);
+        let blocks = [block(0, 0), block(8, 0), block(0, 1), block(8, 1)];
+        proven!({
+            let [a, b] = [transpose8(blocks[0]), transpose8(blocks[1])];
+            let [c, d] = [transpose8(blocks[2]), transpose8(blocks[3])];
+            core::array::from_fn(|j| if j < 8 { [a[j], b[j]] } else { [c[j - 8], d[j - 8]] })
+        })
+    }
+    #[inline(always)]
     fn sum(self, a: Pair) -> f32 {
         proven!(sum8(_mm256_add_ps(a[0], a[1])))
     }
+}
+
+/// Transposes 8 x 8.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn transpose8(mut rows: [__m256; 8]) -> [__m256; 8] {
+    for i in (0..8).step_by(2) {
+        let (a, b) = (rows[i], rows[i + 1]);
+        (rows[i], rows[i + 1]) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    }
+    let mut out = rows;
+    for i in [0, 4] {
+        let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]].map(|x| _mm256_castps_pd(x));
+        out[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+        out[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+        out[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+        out[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+    }
+    for i in 0..4 {
+        rows[i] = _mm256_permute2f128_ps::<0x20>(out[i], out[i + 4]);
+        rows[i + 4] = _mm256_permute2f128_ps::<0x31>(out[i], out[i + 4]);
+    }
+    rows
 }
 
 #[target_feature(enable = "avx2")]
