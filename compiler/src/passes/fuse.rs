@@ -80,7 +80,8 @@ fn find_head(graph: &Graph, loss: usize) -> Option<Head> {
 fn fuse_head(graph: &mut Graph, head: &Head) {
     let (linear, loss) = (graph.nodes[head.linear].clone(), graph.nodes[head.loss].clone());
     let args = vec![linear.args[0], linear.args[1], loss.args[1], loss.args[2]];
-    let seq = graph.ty(linear.args[0]).rows() / graph.rows.max(1);
+    let tokens = graph.ty(linear.args[0]).rows();
+    let seq = if tokens.is_multiple_of(graph.rows) { tokens / graph.rows } else { tokens };
     let mut given = vec![("compute", linear.attrs.int("compute").into()), ("seq", seq.into())];
     let mut outs = vec![loss.outs[0]];
     let mut op = Op::LinearCrossEntropy;
