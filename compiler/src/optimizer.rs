@@ -82,7 +82,7 @@ const ADAMW: Rule = Rule {
         *m = b1 * *m + (1.0 - b1) * g;
         *v = b2 * *v + (1.0 - b2) * g * g;
         *w -= hyper[0] * a.float("weight_decay") * *w;
-        *w -= hyper[0] * (*m * hyper[1]) / ((*v * hyper[2]).sqrt() + a.float("eps"));
+        *w -= hyper[0] * (*m / hyper[1]) / ((*v / hyper[2]).sqrt() + a.float("eps"));
     },
 };
 
@@ -102,6 +102,6 @@ const ADAMW8: Rule = Rule {
     eval: |w, _, _, g, hyper, a| {
         let (m, v) = ((1.0 - a.float("beta1")) * g, (1.0 - a.float("beta2")) * g * g);
         *w -= hyper[0] * a.float("weight_decay") * *w;
-        *w -= hyper[0] * (m * hyper[1]) / ((v * hyper[2]).sqrt() + a.float("eps"));
+        *w -= hyper[0] * (m / hyper[1]) / ((v / hyper[2]).sqrt() + a.float("eps"));
     },
 };

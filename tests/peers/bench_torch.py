@@ -177,8 +177,6 @@ def start_case(case, args):
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     shim = os.environ.get("TINYFORGE_MKL_SHIM")
     if shim and dtype == "f32":
-        if not os.path.isfile(shim):
-            raise FileNotFoundError(f"TINYFORGE_MKL_SHIM names no file: {shim}")
         env["LD_PRELOAD"] = os.path.abspath(shim)
     command = [sys.executable, os.path.abspath(__file__), "--one", case, "--steps", str(args.steps)]
     command += ["--batch", str(args.batch), "--threads", str(args.threads)]
@@ -209,6 +207,9 @@ def main():
             parse_case(case)
     except ValueError as e:
         parser.error(str(e))
+    shim = os.environ.get("TINYFORGE_MKL_SHIM")
+    if shim and not os.path.isfile(shim):
+        parser.error(f"TINYFORGE_MKL_SHIM names no file: {shim}")
     return 0 if all([start_case(c, args) for c in args.case]) else 1
 
 

@@ -305,7 +305,8 @@ def make(out):
 
 
 def differences(a, b):
-    names = {p.relative_to(r) for r in (a, b) for p in r.rglob("*") if p.is_file()}
+    """Files that are not the same in both folders; what lies beside the models is written by hand."""
+    names = {p.relative_to(r) for r in (a, b) for p in r.rglob("*") if p.is_file() and p.parent != r}
     same = lambda n: (a / n).is_file() and (b / n).is_file() and filecmp.cmp(a / n, b / n, shallow=False)
     return sorted(str(n) for n in names if not same(n))
 

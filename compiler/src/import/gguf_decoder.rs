@@ -5,7 +5,7 @@
 //! for weights; see [`super::weight_map::bind_gguf`].
 
 use super::config_error::{ConfigError, Findings};
-use super::decoder_config::{Activation, DecoderConfig, Family, HEADS_MAX, NormKind, SlidingWindow};
+use super::decoder_config::{Activation, DecoderConfig, Family, HEADS_MAX, LAYERS_MAX, NormKind, SlidingWindow};
 use super::gguf::{Gguf, GgufError, Value};
 use super::rope::{Rope, RopeScaling};
 use super::source::Catalog;
@@ -58,6 +58,9 @@ fn decoder(
     rope_factors: Option<&[f32]>,
 ) -> Result<DecoderConfig, ConfigError> {
     let is_gpt2 = family == Family::Gpt2;
+    let window = keys.number("attention.sliding_window").filter(|&size| size > 0);
+    // Mistral goes by the architecture `llama`; its window tells it apart, and no Llama has one.
+    let family = if family == Family::Llama && window.is_some() { Family::Mistral } else { family };
     let (hidden, layers) = (keys.dim("embedding_length"), keys.dim("block_count"));
     let heads = keys.heads("attention.head_count", None);
     let head_dim = head_dim(keys, hidden, heads);
@@ -92,9 +95,8 @@ fn decoder(
         rope,
         learned_positions: is_gpt2.then_some(max_positions),
         tied: !has("output.weight"),
-        sliding_window: keys
-            .number("attention.sliding_window")
-            .filter(|&size| size > 0 && layers <= super::decoder_config::LAYERS_MAX)
+        sliding_window: window
+            .filter(|_| layers <= LAYERS_MAX)
             .map(|size| SlidingWindow { size, layers: vec![true; layers] }),
         max_positions,
         bos: keys.gguf.u32("tokenizer.ggml.bos_token_id")?,
@@ -165,14 +167,28 @@ fn rope(
         return Ok(None);
     };
     if let Some(factor) = keys.float("rope.scaling.attn_factor") {
-        rope.attention_factor *= factor as f32;
+        scale_attention(keys, &mut rope, factor);
     }
     // Of the two sets of divisors the short one was taken.
     if catalog.get("rope_factors_long.weight").is_some() {
         rope.max_positions_valid = keys.number("rope.scaling.original_context_length").map(|length| length as u64);
     }
-    rope.interleaved = family == Family::Llama;
+    rope.interleaved = family.gguf_interleaves();
     Ok(Some(rope))
+}
+
+/// Multiplies the attention factor; only variants that have one can be scaled.
+fn scale_attention(keys: &mut Keys, rope: &mut Rope, factor: f64) {
+    rope.attention_factor *= factor as f32;
+    match &mut rope.scaling {
+        RopeScaling::Yarn { attention_factor, .. } => *attention_factor = Some(rope.attention_factor.into()),
+        RopeScaling::Divisors => {}
+        _ if factor == 1.0 => {}
+        _ => keys.unsupported("rope.scaling.attn_factor", factor, "only with yarn and longrope it is"),
+    }
+    if !(rope.attention_factor.is_finite() && rope.attention_factor > 0.0) {
+        keys.wrong("rope.scaling.attn_factor", factor, "a positive number");
+    }
 }
 
 fn scaling(keys: &mut Keys, max_positions: usize) -> RopeScaling {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::config_error::ConfigError;
-use super::hf::{Object, describe, json_object};
+use super::json::{Object, describe, json_object};
 use super::source::{Catalog, TensorRef};
 use super::weight_map::{Binding, WeightMap};
 
@@ -22,8 +22,8 @@ pub struct AdapterConfig {
     pub alpha: f64,
     /// Whether the scale is `alpha / sqrt(rank)` rather than `alpha / rank`.
     pub rank_stabilised: bool,
-    /// Last parts of the names of the modules that are adapted, for example `q_proj`; or one pattern.
-    pub target_modules: Vec<String>,
+    /// Which modules are adapted.
+    pub target_modules: TargetModules,
     /// Ranks of modules that differ, by the end of the module's name.
     pub rank_pattern: BTreeMap<String, usize>,
     /// Alphas of modules that differ, by the end of the module's name.
@@ -36,6 +36,15 @@ pub struct AdapterConfig {
     pub base_model: Option<String>,
     /// Last parts of the names of the modules that are stored whole, for example `lm_head`.
     pub modules_to_save: Vec<String>,
+}
+
+/// Which modules of the base an adapter is for. The tensors of the adapter decide; this is for those who read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Last parts of the modules' names, for example `q_proj`.
+    Names(Vec<String>),
+    /// A regular expression over whole names, or `all-linear`.
+    Pattern(String),
 }
 
 /// Which matrix of an adapter a tensor is.
@@ -57,7 +66,10 @@ impl AdapterConfig {
             object.unsupported("peft_type", format!("{:.60}", kind.unwrap_or("(none)".into())), "only LORA is");
         }
         refuse_variants(&mut object);
-        let target_modules = names(&mut object, "target_modules");
+        let target_modules = match object.value("target_modules") {
+            Some(Value::String(pattern)) => TargetModules::Pattern(pattern.clone()),
+            _ => TargetModules::Names(names(&mut object, "target_modules")),
+        };
         let rank_pattern = pattern(&mut object, "rank_pattern", |value| {
             value.as_u64().filter(|&rank| rank > 0 && rank < 1 << 31).map(|rank| rank as usize)
         });
@@ -87,7 +99,10 @@ impl AdapterConfig {
             "lora_alpha": whole_or_float(self.alpha),
             "lora_dropout": self.dropout,
             "use_rslora": self.rank_stabilised,
-            "target_modules": self.target_modules,
+            "target_modules": match &self.target_modules {
+                TargetModules::Names(names) => json!(names),
+                TargetModules::Pattern(pattern) => json!(pattern),
+            },
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern.iter().map(|(k, v)| (k.clone(), whole_or_float(*v)))
                 .collect::<serde_json::Map<_, _>>(),
@@ -163,16 +178,15 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A string, or a list of them, or nothing.
+/// A list of strings, or nothing.
 fn names(object: &mut Object, key: &str) -> Vec<String> {
     let names: Option<Vec<String>> = match object.value(key) {
         None => Some(Vec::new()),
-        Some(Value::String(one)) => Some(vec![one.clone()]),
         Some(Value::Array(items)) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
         Some(_) => None,
     };
     names.unwrap_or_else(|| {
-        object.wrong(key, "something else", "a string or a list of strings");
+        object.wrong(key, "something else", "a list of strings");
         Vec::new()
     })
 }
@@ -307,7 +321,7 @@ fn reversed(shape: &[u64]) -> Vec<u64> {
 }
 
 fn pair(config: &AdapterConfig, binding: &Binding, a: &TensorRef, b: &TensorRef) -> Result<Pair, String> {
-    let module = binding.name.trim_end_matches(".weight");
+    let module = binding.name.strip_suffix(".weight").unwrap_or(&binding.name);
     let rank = config.rank_of(module);
     let [out, inner] = binding.shape[..] else {
         return Err(format!("`{}` is not a matrix", binding.name));

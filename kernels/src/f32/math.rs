@@ -45,7 +45,7 @@ pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     let one = s.splat(1.0);
     let z = s.mul(x, x);
-    let p = polynomial(s, z, [-0.006_096_714, 0.020_997_18, -0.053_850_908, 0.133_327_69, -0.333_333_28]);
+    let p = polynomial(s, z, [-0.006_096_714, 0.020_997_18, -0.053_850_908, 0.133_327_7, -0.333_333_3]);
     let small = s.fma(s.mul(z, x), p, x);
     let magnitude = s.abs(x);
     let e = exp(s, s.add(magnitude, magnitude));
@@ -63,7 +63,7 @@ pub(crate) fn normal<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     const P: [f32; 9] = [
         0.049_126_45,
         -0.178_049_77,
-        0.160_447_49,
+        0.160_447_5,
         0.002_712_850_5,
         0.136_720_31,
         0.170_136_21,
@@ -77,7 +77,7 @@ pub(crate) fn normal<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     let t = s.div(one, s.add(one, a));
     let tail = s.mul(s.mul(e, s.splat(0.5)), s.mul(t, polynomial(s, t, P)));
     let integral = s.select(s.lt(x, s.zero()), tail, s.sub(one, tail));
-    (integral, s.mul(e, s.splat(0.398_942_28)))
+    (integral, s.mul(e, s.splat(0.398_942_3)))
 }
 
 /// `(sin x, cos x)` for `|x| < 1e8`, absolute error 2e-11; plain arithmetic without branches, so that loops of it

@@ -8,6 +8,7 @@
 //! Bound: 8 bytes an element forward, 12 backward, over memory bandwidth.
 
 use super::parts::{Chunks, run_parts};
+use super::row::{load_any, row_sum, store_any};
 use super::scratch::{Scratch, piece_bytes};
 use super::simd::{self, Kernel, LANES, Simd};
 use crate::par::Par;
@@ -53,57 +54,6 @@ fn each_vector(par: &Par, norm: &Norm, y: &mut [f32], f: impl Fn(usize, &mut [f3
             f(index * (chunk / norm.cols) + i, y);
         }
     });
-}
-
-/// `f(x[i..i + 16], ...)` summed over the row in four vectors of lanes; the tail fills the first.
-macro_rules! row_sum {
-    ($s:ident, ($($x:expr => $v:ident),+), $len:expr, |$sum:ident| $step:expr) => {{
-        let mut sums = [$s.zero(); 4];
-        let len = $len;
-        let mut at = 0;
-        while at + 4 * LANES <= len {
-            for k in 0..4 {
-                $(let $v = $s.load(chunk($x, at + k * LANES));)+
-                let $sum = sums[k];
-                sums[k] = $step;
-            }
-            at += 4 * LANES;
-        }
-        let mut k = 0;
-        while at < len {
-            $(let $v = load_any($s, $x, at);)+
-            let $sum = sums[k];
-            sums[k] = $step;
-            at += LANES;
-            k += 1;
-        }
-        $s.sum($s.add($s.add(sums[0], sums[1]), $s.add(sums[2], sums[3])))
-    }};
-}
-
-/// Sixteen elements from `at`.
-#[inline(always)]
-fn chunk(x: &[f32], at: usize) -> &[f32; LANES] {
-    // The caller's loop bound leaves sixteen elements.
-    x[at..at + LANES].first_chunk().unwrap()
-}
-
-/// Up to sixteen elements from `at`, zeros beyond the end.
-#[inline(always)]
-fn load_any<S: Simd>(s: S, x: &[f32], at: usize) -> S::V {
-    match x[at..].first_chunk() {
-        Some(x) => s.load(x),
-        None => s.load_tail(&x[at..]),
-    }
-}
-
-/// Writes up to sixteen elements from `at`.
-#[inline(always)]
-fn store_any<S: Simd>(s: S, v: S::V, y: &mut [f32], at: usize) {
-    match y[at..].first_chunk_mut() {
-        Some(y) => s.store(v, y),
-        None => s.store_tail(v, &mut y[at..]),
-    }
 }
 
 /// `1 / sqrt(mean(x^2) + eps)`.

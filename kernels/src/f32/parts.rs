@@ -241,6 +241,93 @@ impl<'a, T> Tile<'a, T> {
     }
 }
 
+/// A slice, or chosen columns of a matrix, as a list of elements cut into chunks.
+pub(crate) struct Panel<'a, T> {
+    all: Shared<'a, T>,
+    /// Columns of the matrix and the chosen ones; `None` is the plain slice.
+    columns: Option<(usize, &'a [i32])>,
+    len: usize,
+    chunk: usize,
+}
+
+impl<'a, T> Panel<'a, T> {
+    /// Panics when the chosen columns are not strictly ascending or not below `cols`.
+    pub(crate) fn new(all: &'a mut [T], columns: Option<(usize, &'a [i32])>, chunk: usize) -> Self {
+        let len = match columns {
+            None => all.len(),
+            Some((cols, index)) => {
+                let is_ascending = index.windows(2).all(|pair| pair[0] < pair[1]);
+                let is_inside =
+                    index.first().is_none_or(|&i| i >= 0) && index.last().is_none_or(|&i| (i as usize) < cols);
+                assert!(is_ascending && is_inside, "chosen columns must ascend below {cols}");
+                assert!(cols > 0 && all.len().is_multiple_of(cols), "the matrix is not whole rows of {cols}");
+                all.len() / cols * index.len()
+            }
+        };
+        Panel { all: Shared::new(all), columns, len, chunk }
+    }
+
+    /// Elements of the list.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+// SAFETY: elements `[index * chunk, (index + 1) * chunk)` of the list of different indices are disjoint, and different
+// elements of the list are different elements of the matrix because the chosen columns ascend.
+unsafe impl<'p, T: Send + 'static> Parts<'p> for Panel<'_, T> {
+    type Part = PanelPart<'p, T>;
+
+    unsafe fn part(&self, index: usize, _worker: usize) -> PanelPart<'p, T> {
+        let start = (index * self.chunk).min(self.len);
+        let columns = self.columns.map(|(cols, index)| {
+            // SAFETY: what a `Parts` borrows outlives `'p`.
+            (cols, unsafe { slice::from_raw_parts(index.as_ptr(), index.len()) })
+        });
+        PanelPart { at: self.all.at, columns, start, len: self.chunk.min(self.len - start), life: PhantomData }
+    }
+}
+
+/// A chunk of a [`Panel`].
+pub(crate) struct PanelPart<'p, T> {
+    at: *mut T,
+    columns: Option<(usize, &'p [i32])>,
+    start: usize,
+    len: usize,
+    life: PhantomData<&'p mut [T]>,
+}
+
+impl<T: Copy> PanelPart<'_, T> {
+    /// Where element `i` of the list lies.
+    #[inline(always)]
+    fn place(&self, i: usize) -> usize {
+        match self.columns {
+            None => i,
+            Some((cols, index)) => i / index.len() * cols + index[i % index.len()] as usize,
+        }
+    }
+
+    /// Copies the chunk's elements from `at` on.
+    #[inline(always)]
+    pub(crate) fn read(&self, at: usize, out: &mut [T]) {
+        assert!(at + out.len() <= self.len, "elements beyond the chunk");
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: an element of this chunk, by the line above; the panel checked that it lies in the slice.
+            *out = unsafe { *self.at.add(self.place(self.start + at + i)) };
+        }
+    }
+
+    /// Replaces the chunk's elements from `at` on.
+    #[inline(always)]
+    pub(crate) fn write(&mut self, at: usize, x: &[T]) {
+        assert!(at + x.len() <= self.len, "elements beyond the chunk");
+        for (i, &x) in x.iter().enumerate() {
+            // SAFETY: as in `read`; the chunk is exclusively borrowed.
+            unsafe { *self.at.add(self.place(self.start + at + i)) = x };
+        }
+    }
+}
+
 // SAFETY: an absent output has no parts.
 unsafe impl<'p, P: Parts<'p>> Parts<'p> for Option<P> {
     type Part = Option<P::Part>;

@@ -48,7 +48,8 @@ fn lookups(op: Op, z: Size) -> Vec<Sample> {
         Op::Embedding => vec![one(op, z, &[], |m| vec![m.real(&[v, d]), m.ints(t, Fill::Below(v))])],
         Op::EmbeddingGrad => {
             let make = |acc: bool, running: bool| {
-                one(op, z, &[("vocab", v.into()), ("running", running.into())], |m| {
+                let attrs = [("vocab", v.into()), ("running", running.into()), ("rows", z.rows.into())];
+                one(op, z, &attrs, |m| {
                     let mut args = vec![m.real(&[t, d]), m.ints(t, Fill::Below(v))];
                     args.extend(acc.then(|| m.real(&[v, d])));
                     args
@@ -185,9 +186,9 @@ fn losses(op: Op, z: Size) -> Vec<Sample> {
             args.extend((op == Op::CrossEntropyGrad).then(|| m.real(&[t])));
             args
         }),
-        Op::SquaredError | Op::SquaredErrorGrad => one(op, z, &[], |m| {
+        Op::MseLoss | Op::MseLossGrad => one(op, z, &[], |m| {
             let mut args = vec![m.real(&[t, v]), m.given(&[t, v], Fill::Real), m.given(&[t], Fill::Positive)];
-            args.extend((op == Op::SquaredErrorGrad).then(|| m.real(&[t])));
+            args.extend((op == Op::MseLossGrad).then(|| m.real(&[t])));
             args
         }),
         _ => return vec![],

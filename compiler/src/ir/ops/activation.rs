@@ -27,7 +27,7 @@ fn from_out(v: &mut Vjp, op: Op) -> Vec<Option<Value>> {
 }
 
 const ACTIVATION: OpDef = OpDef { saves: &[Saves::Arg(0)], in_place: &[(0, 0)], ..ROW };
-const GRADIENT: OpDef = OpDef { arity: (2, 2), infer: like_first, in_place: &[(0, 0), (1, 0)], ..ROW };
+const GRADIENT: OpDef = OpDef { arity: (2, 2), infer: like_first, in_place: &[(1, 0)], ..ROW };
 
 /// `y = max(x, 0)`. Gradient reads only `y`, so `x` may be overwritten.
 pub const RELU: OpDef = OpDef {
@@ -178,7 +178,7 @@ pub const SWIGLU: OpDef = OpDef {
         let (gate, up, dy) = (v.arg(0), v.arg(1), v.dy());
         v.push_all(0, Op::SwigluGrad, &[gate, up, dy], &[]).into_iter().map(Some).collect()
     }),
-    in_place: &[(0, 0), (1, 0)],
+    in_place: &[(0, 0)],
     flops: |_, y, _| 13 * y[0].elems(),
     ..ROW
 };

@@ -23,24 +23,27 @@ pub const EMBEDDING: OpDef = OpDef {
     },
     saves: &[Saves::Arg(1)],
     vjp: Some(|v| {
-        let (dy, index, vocab) = (v.dy(), v.arg(1), v.arg_ty(0).rows());
-        let attrs = [("vocab", vocab.into())];
+        let (dy, index, vocab, rows) = (v.dy(), v.arg(1), v.arg_ty(0).rows(), v.rows());
+        let attrs = [("vocab", vocab.into()), ("rows", rows.into())];
         vec![v.needs[0].then(|| v.push(0, Op::EmbeddingGrad, &[dy, index], &attrs)), None]
     }),
     flops: super::def::no_flops,
     ..ROW
 };
 
-/// `dw[v] = acc[v] + Σ_{t: index[t] = v} dy[t]`, the sum taken in token order and then added; with `running` the
-/// sum starts from `acc[v]` instead, so that several micro-batches make one sum.
+/// `dw[v] = acc[v] + Σ_{t: index[t] = v} dy[t]`, the sum taken packed row by packed row and
+/// then added; with `running` the sum starts from `acc[v]` instead, so that several micro-batches make one sum.
 /// Operands `dy[T,D], index[T]`, and `acc[vocab,D]` or none.
 pub const EMBEDDING_GRAD: OpDef = OpDef {
     name: "embedding_grad",
     arity: (2, 3),
-    attrs: &[int("vocab", 1), int("running", 0)],
+    attrs: &[int("vocab", 1), int("running", 0), int("rows", 1)],
     infer: |x, a| {
         let (t, d) = matrix(&x[0], "dy")?;
         expect_indices("indices", &x[1], t)?;
+        if a.size("rows") == 0 || t as usize % a.size("rows") != 0 {
+            return Err(format!("{t} tokens are not {} packed rows", a.size("rows")));
+        }
         accumulates(x, 2, Type::f32(&[a.size("vocab") as u32, d]))
     },
     eval: |x, y, _| {

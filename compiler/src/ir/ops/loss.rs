@@ -184,29 +184,29 @@ fn targeted(x: &[Type]) -> Result<u32, String> {
     Ok(t)
 }
 
-/// `loss[t] = weights[t] Σ_k (x[t,k] - target[t,k])² / 2`. Operands `x[T,D], target[T,D], weights[T]`.
-pub const SQUARED_ERROR: OpDef = OpDef {
-    name: "squared_error",
+/// `loss[t] = weights[t] mean_k (x[t,k] - target[t,k])²`. Operands `x[T,D], target[T,D], weights[T]`.
+pub const MSE_LOSS: OpDef = OpDef {
+    name: "mse_loss",
     arity: (3, 3),
     infer: |x, _| targeted(x).map(|t| vec![Type::f32(&[t])]),
     eval: |x, y, _| {
         for t in 0..x[0].rows() {
             let sum: f64 = x[0].row(t).iter().zip(x[1].row(t)).map(|(x, z)| (x - z) * (x - z)).sum();
-            y[0].data[t] = 0.5 * sum * x[2].data[t];
+            y[0].data[t] = sum / x[0].cols() as f64 * x[2].data[t];
         }
     },
     saves: &[Saves::Arg(0), Saves::Arg(1), Saves::Arg(2)],
     vjp: Some(|v| {
         let args = [v.arg(0), v.arg(1), v.arg(2), v.dy()];
-        vec![Some(v.push(0, Op::SquaredErrorGrad, &args, &[])), None, None]
+        vec![Some(v.push(0, Op::MseLossGrad, &args, &[])), None, None]
     }),
     flops: |x, _, _| 3 * x[0].elems(),
     ..ROW
 };
 
-/// `dx = dloss[t] weights[t] (x - target)`; operands `x, target, weights, dloss`.
-pub const SQUARED_ERROR_GRAD: OpDef = OpDef {
-    name: "squared_error_grad",
+/// `dx = dloss[t] weights[t] 2/D (x - target)`; operands `x, target, weights, dloss`.
+pub const MSE_LOSS_GRAD: OpDef = OpDef {
+    name: "mse_loss_grad",
     arity: (4, 4),
     infer: |x, _| {
         let t = targeted(x)?;
@@ -215,7 +215,7 @@ pub const SQUARED_ERROR_GRAD: OpDef = OpDef {
     },
     eval: |x, y, _| {
         for t in 0..x[0].rows() {
-            let scale = x[2].data[t] * x[3].data[t];
+            let scale = x[2].data[t] * x[3].data[t] * 2.0 / x[0].cols() as f64;
             for k in 0..x[0].cols() {
                 y[0].row_mut(t)[k] = scale * (x[0].row(t)[k] - x[1].row(t)[k]);
             }

@@ -139,7 +139,7 @@ pub const ADD_RMS_NORM: OpDef = OpDef {
         rms_norm(&s[0], &x[2], &mut n[0], a.float("eps"));
     },
     saves: &[Saves::Out(0), Saves::Arg(2)],
-    in_place: &[(0, 0), (1, 1)],
+    in_place: &[(0, 0), (1, 0)],
     flops: |_, y, _| 5 * y[0].elems(),
     ..ROW
 };

@@ -1,7 +1,7 @@
 //! Updates of trained tensors, and the global gradient norm.
 //!
-//! `hyper`: `f32[4]` = learning rate, `1/(1 - beta1^step)`, `1/(1 - beta2^step)`, unused; given anew each step.
-//! `rng`: `u32[4]` = seed (low, high), step (low, high): the counter of stochastic rounding, with `stream` naming
+//! `hyper`: `f32[4]` = learning rate, `1 - beta1^step`, `1 - beta2^step`, unused; given anew each step.
+//! `rng`: `u32[4]` = seed (low, high), step, unused: the counter of stochastic rounding, with `stream` naming
 //! the tensor. `clip`: `f32[2]`, whose first element multiplies the gradient. `index`: `i32[J]`, the trained
 //! columns of a tensor of which the gradient and the states hold only those.
 

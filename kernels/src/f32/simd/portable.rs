@@ -61,10 +61,6 @@ impl Simd for Portable {
         from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    fn sqrt(self, a: V) -> V {
-        from_fn(|i| a[i].sqrt())
-    }
-    #[inline(always)]
     fn abs(self, a: V) -> V {
         from_fn(|i| a[i].abs())
     }

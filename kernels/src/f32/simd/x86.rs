@@ -94,10 +94,6 @@ impl Simd for Avx512 {
         proven!(_mm512_min_ps(a, b))
     }
     #[inline(always)]
-    fn sqrt(self, a: __m512) -> __m512 {
-        proven!(_mm512_sqrt_ps(a))
-    }
-    #[inline(always)]
     fn abs(self, a: __m512) -> __m512 {
         proven!(_mm512_abs_ps(a))
     }
@@ -205,10 +201,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn min(self, a: Pair, b: Pair) -> Pair {
         both!(_mm256_min_ps, a, b)
-    }
-    #[inline(always)]
-    fn sqrt(self, a: Pair) -> Pair {
-        both!(_mm256_sqrt_ps, a)
     }
     #[inline(always)]
     fn abs(self, a: Pair) -> Pair {
