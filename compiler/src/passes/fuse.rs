@@ -148,7 +148,8 @@ fn accumulate(graph: &mut Graph) {
             let Some(d) = defs[part.index()] else { continue };
             let node = &graph.nodes[d as usize];
             let starts = |acc: crate::ir::ops::Acc| acc.whole && acc.arg == node.args.len() && node.outs[acc.out] == part;
-            if gone[d as usize] || !node.op.def().acc.is_some_and(starts) || uses[part.index()].len() != 1 {
+            let read_once = uses[part.index()].len() == 1 && !is_result(graph, part);
+            if gone[d as usize] || !node.op.def().acc.is_some_and(starts) || !read_once {
                 continue;
             }
             let mut fused = node.clone();
