@@ -80,7 +80,8 @@ fn find_head(graph: &Graph, loss: usize) -> Option<Head> {
 fn fuse_head(graph: &mut Graph, head: &Head) {
     let (linear, loss) = (graph.nodes[head.linear].clone(), graph.nodes[head.loss].clone());
     let args = vec![linear.args[0], linear.args[1], loss.args[1], loss.args[2]];
-    let seq = graph.ty(linear.args[0]).rows() / graph.rows.max(1);
+    let tokens = graph.ty(linear.args[0]).rows();
+    let seq = if tokens.is_multiple_of(graph.rows) { tokens / graph.rows } else { tokens };
     let mut given = vec![("compute", linear.attrs.int("compute").into()), ("seq", seq.into())];
     let mut outs = vec![loss.outs[0]];
     let mut op = Op::LinearCrossEntropy;
@@ -147,7 +148,8 @@ fn accumulate(graph: &mut Graph) {
             let Some(d) = defs[part.index()] else { continue };
             let node = &graph.nodes[d as usize];
             let starts = |acc: crate::ir::ops::Acc| acc.whole && acc.arg == node.args.len() && node.outs[acc.out] == part;
-            if gone[d as usize] || !node.op.def().acc.is_some_and(starts) || uses[part.index()].len() != 1 {
+            let read_once = uses[part.index()].len() == 1 && !is_result(graph, part);
+            if gone[d as usize] || !node.op.def().acc.is_some_and(starts) || !read_once {
                 continue;
             }
             let mut fused = node.clone();

@@ -77,10 +77,12 @@ fn scores(graph: &Graph, (saved, boundary): &(Vec<bool>, Vec<bool>)) -> Vec<Opti
         let (args, outs) = (graph.types(&node.args), graph.types(&node.outs));
         let own = (node.op.def().flops)(&args, &outs, &node.attrs) as f64;
         let all: f64 = own + node.args.iter().map(|a| cost[a.index()]).sum::<f64>();
-        for &out in node.outs.iter().filter(|o| pure && !boundary[o.index()]) {
+        for &out in node.outs.iter().filter(|o| !boundary[o.index()]) {
             match saved[out.index()] {
-                true => scores[out.index()] = Some(all / graph.ty(out).bytes() as f64),
-                false => cost[out.index()] = all,
+                true if pure && all.is_finite() => scores[out.index()] = Some(all / graph.ty(out).bytes() as f64),
+                true => {}
+                // What changed a state cannot run again, and so nothing that needs its result can.
+                false => cost[out.index()] = if pure { all } else { f64::INFINITY },
             }
         }
     }
@@ -90,9 +92,16 @@ fn scores(graph: &Graph, (saved, boundary): &(Vec<bool>, Vec<bool>)) -> Vec<Opti
 fn rewrite(graph: &mut Graph, again: &[bool], kept: Vec<bool>) {
     let defs = graph.definitions();
     let nodes = std::mem::take(&mut graph.nodes);
-    let mut maker = Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), out: Vec::new() };
+    let mut maker = Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
+    let mut last = Region::Forward;
     for node in &nodes {
         let mut node = node.clone();
+        if (last, node.region) == (Region::Update, Region::Backward) {
+            // A second backward has copies of its own: nothing recomputed is kept from one to the other.
+            maker.copies.clear();
+            maker.mark.push('~');
+        }
+        last = node.region;
         if node.region != Region::Forward {
             for arg in node.args.iter_mut().filter(|a| again.get(a.index()) == Some(&true)) {
                 *arg = maker.copy(*arg);
@@ -111,6 +120,8 @@ struct Maker<'a> {
     /// Values that are there in backward without being computed again.
     kept: Vec<bool>,
     copies: HashMap<Value, Value>,
+    /// Appended to the names of copies.
+    mark: String,
     out: Vec<Node>,
 }
 
@@ -129,7 +140,7 @@ impl Maker<'_> {
         let mut outs = Vec::new();
         for &out in &node.outs {
             let info = self.graph.info(out).clone();
-            let copy = self.graph.add_value(ValueInfo { name: format!("{}~", info.name), ..info });
+            let copy = self.graph.add_value(ValueInfo { name: format!("{}{}", info.name, self.mark), ..info });
             self.copies.insert(out, copy);
             outs.push(copy);
         }
