@@ -188,6 +188,7 @@ fn what_cannot_be_written_is_refused() {
     assert!(refuse(NewTensor::new("r", DType::F32, &[1, 1, 1, 1, 1])).contains("5 dimensions"));
     assert!(refuse(NewTensor::new("b", DType::Q4_0, &[2, 16])).contains("whole blocks of 32"));
     assert!(refuse(NewTensor::new("h", DType::F32, &[1 << 40, 1 << 40])).contains("overflows"));
+    assert!(refuse(NewTensor::new("l", DType::I8, &[u64::MAX - 4])).contains("overflows"));
     assert!(refuse(NewTensor::new("e", DType::F32, &[0])).contains("empty"));
     let twice = [NewTensor::new("a", DType::F32, &[4]), NewTensor::new("a", DType::F32, &[4])];
     assert!(layout(&[], &twice).unwrap_err().to_string().contains("again"));

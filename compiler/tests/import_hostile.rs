@@ -468,7 +468,7 @@ fn texts_that_are_no_configuration() {
 fn configurations_cut_anywhere() {
     let text = hf::config_json(
         &hf::config(br#"{"model_type":"gpt2","n_embd":8,"n_head":2,"n_layer":1,"vocab_size":9}"#).unwrap(),
-        "float32",
+        DType::F32,
     )
     .unwrap();
     for end in 0..text.trim_end().len() {

@@ -59,7 +59,8 @@ fn scales_follow_the_patterns() {
     assert_eq!(config.scale("model.layers.0.self_attn.q_proj"), 0.75);
     assert_eq!(config.scale("model.layers.1.self_attn.q_proj"), 4.0);
     assert_eq!(config.scale("model.layers.1.mlp.up_proj"), 8.0);
-    assert_eq!(config.scale("model.layers.11.mlp.up_proj"), 2.0, "a part of a name is not its end");
+    assert_eq!(config.scale("model.layers.11.mlp.up_proj"), 2.0);
+    assert_eq!(config.scale("model.layers.1.self_attn.seq_proj"), 2.0, "a part of a name is not its end");
     let stabilised = parse(&settings(json!({ "use_rslora": true, "r": 16 }))).unwrap();
     assert_eq!(stabilised.scale("x"), 4.0);
 }

@@ -112,6 +112,9 @@ fn what_cannot_be_written_is_refused() {
     assert_eq!(refuse(&twice), "tensor `a` is described twice");
     assert!(refuse(&[NewTensor::new("q", DType::Q4_0, &[32])]).contains("dequantise"));
     assert!(refuse(&[NewTensor::new("h", DType::F32, &[1 << 40, 1 << 40])]).contains("overflows"));
+    assert!(refuse(&[NewTensor::new("l", DType::U8, &[u64::MAX - 4])]).contains("overflows"));
+    let halves = [NewTensor::new("a", DType::U8, &[1 << 62]), NewTensor::new("b", DType::U8, &[1 << 62])];
+    assert!(refuse(&halves).contains("overflows"));
     assert!(refuse(&[NewTensor::new("__metadata__", DType::F32, &[1])]).contains("twice"));
 }
 

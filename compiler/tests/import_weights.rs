@@ -3,8 +3,11 @@
 use serde_json::{Value as Json, json};
 use tinyforge_compiler::import::gguf::{self, Gguf, Value};
 use tinyforge_compiler::import::source::{NewTensor, TensorRef};
-use tinyforge_compiler::import::weight_map::{bind_gguf, bind_hf, plain_row_sources};
-use tinyforge_compiler::import::{Catalog, ConfigError, DecoderConfig, RowOrder, gguf_decoder, hf};
+use tinyforge_compiler::import::weight_map::{bind_gguf, bind_hf, interleaved_row_sources, plain_row_sources};
+use tinyforge_compiler::import::{
+    Activation, Catalog, ConfigError, DecoderConfig, RopeScaling, RowOrder, SlidingWindow, gguf_decoder, gguf_export,
+    hf,
+};
 use tinyforge_plan::DType;
 
 fn llama(family: &str) -> Json {
@@ -357,6 +360,9 @@ fn plain_rows_rotate_to_the_same_values() {
     sorted.sort_unstable();
     assert_eq!(sorted, (0..heads * head_dim).collect::<Vec<_>>());
 
+    let back = interleaved_row_sources(heads, head_dim);
+    assert!((0..heads * head_dim).all(|row| back[sources[row]] == row));
+
     let file: Vec<f64> = (0..heads * head_dim).map(|row| (row as f64 * 0.7).sin()).collect();
     let plain: Vec<f64> = sources.iter().map(|&source| file[source]).collect();
     let angles = [0.3, 1.1, 2.0, -0.4];
@@ -368,4 +374,65 @@ fn plain_rows_rotate_to_the_same_values() {
             assert_eq!(*value, by_file[sources[range.start + row] - range.start]);
         }
     }
+}
+
+#[test]
+fn exported_gguf_reads_as_the_same_model() {
+    let scaled = |family: &str, scaling: Json| {
+        let mut json = llama(family);
+        json["rope_scaling"] = scaling;
+        json
+    };
+    let rule = json!({ "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                       "original_max_position_embeddings": 8192 });
+    let mut windowed = llama("mistral");
+    windowed["sliding_window"] = json!(32);
+    let yarn =
+        json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5 });
+    let cases = [
+        llama("llama"),
+        llama("qwen2"),
+        llama("qwen3"),
+        gpt2(),
+        windowed,
+        scaled("llama", rule),
+        scaled("llama", json!({ "type": "linear", "factor": 2.5 })),
+        scaled("qwen2", yarn),
+    ];
+    for json in cases {
+        let mut theirs = config(&json);
+        let mut tensors: Vec<(String, Vec<u64>)> =
+            theirs.params().iter().map(|param| (param.gguf_name().to_owned(), param.shape.clone())).collect();
+        let divisors = theirs.rope.as_ref().and_then(|rope| rope.divisors());
+        if let Some(divisors) = &divisors {
+            tensors.push((gguf_export::ROPE_DIVISORS.into(), vec![divisors.len() as u64]));
+        }
+        let (gguf, catalog) = gguf_model(&gguf_export::metadata(&theirs).unwrap(), &tensors);
+        let ours = gguf_decoder::config(&gguf, &catalog, divisors.as_deref()).unwrap();
+        // Tokens go with the tokenizer; the order of rows is the file's; divided frequencies are rounded once more.
+        (theirs.bos, theirs.eos) = (ours.bos, ours.eos.clone());
+        if let (Some(theirs), Some(ours)) = (&mut theirs.rope, &ours.rope) {
+            theirs.interleaved = matches!(json["model_type"].as_str(), Some("llama" | "mistral"));
+            for (a, b) in theirs.inv_freq.iter_mut().zip(&ours.inv_freq) {
+                assert!((*a - b).abs() <= 2e-7 * b, "{a} {b}");
+                *a = *b;
+            }
+            assert!((theirs.attention_factor - ours.attention_factor).abs() < 1e-6);
+            theirs.attention_factor = ours.attention_factor;
+            if let RopeScaling::Yarn { .. } = theirs.scaling {
+                theirs.scaling = ours.scaling.clone();
+            }
+        }
+        assert_eq!(ours, theirs);
+        assert_eq!(bind_gguf(&ours, &catalog).unwrap().len(), theirs.params().len());
+    }
+}
+
+#[test]
+fn what_gguf_cannot_say_is_an_error() {
+    let mut config = config(&llama("llama"));
+    config.activation = Activation::Gelu;
+    config.sliding_window = Some(SlidingWindow { size: 8, layers: vec![true, false] });
+    let error = gguf_export::metadata(&config).unwrap_err().to_string();
+    assert!(error.contains("`activation` = Gelu") && error.contains("in some layers only"), "{error}");
 }

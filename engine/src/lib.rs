@@ -10,3 +10,4 @@ pub mod files;
 pub mod load;
 pub mod runner;
 pub mod text;
+pub mod train;

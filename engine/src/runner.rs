@@ -9,7 +9,7 @@ use crate::files::ReadAt;
 use crate::load::{self, LoadError};
 use bytemuck::Pod;
 use tinyforge_kernels::par::Par;
-use tinyforge_plan::{Plan, Step, Tensor, check};
+use tinyforge_plan::{Plan, Step, StoredKind, Tensor, check};
 
 /// Stack of a worker thread; kernels use little.
 pub const STACK_BYTES: usize = 1 << 20;
@@ -43,11 +43,18 @@ pub struct RunOptions {
     pub count_times: bool,
 }
 
-/// A plan with its memory, code and threads.
-pub struct Runner {
+/// A plan bound to kernels.
+struct Phase {
     plan: Plan,
-    arena: Arena,
     code: Code,
+}
+
+/// Plans with their memory, code and threads. Several plans are phases of one run: they share one arena, and tensors
+/// that they store at one place keep their bytes from phase to phase.
+pub struct Runner {
+    phases: Vec<Phase>,
+    active: usize,
+    arena: Arena,
     par: Par,
 }
 
@@ -57,44 +64,72 @@ impl Runner {
     /// # Errors
     /// The plan is damaged, or the system has not enough memory or threads.
     pub fn new(plan: Plan, options: RunOptions) -> Result<Runner, RunError> {
-        if let Some(fault) = check::check(&plan).into_iter().next() {
-            return Err(RunError::Plan(fault));
-        }
-        let code = Code::bind(&plan, options.count_times).map_err(RunError::Plan)?;
-        let arena = Arena::new(plan.arena_bytes())
-            .map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
-        let par = Par::new(plan.threads.max(1) as usize, STACK_BYTES)
-            .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
-        Ok(Runner { plan, arena, code, par })
+        Runner::with_phases(vec![plan], options)
     }
 
-    /// Fills the stored tensors.
+    /// Checks and binds the plans of a run's phases and reserves memory for the largest.
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    ///
+    /// # Panics
+    /// There is no plan.
+    pub fn with_phases(plans: Vec<Plan>, options: RunOptions) -> Result<Runner, RunError> {
+        let bytes = plans.iter().map(Plan::arena_bytes).max().expect("a run has a phase");
+        let threads = plans[0].threads.max(1) as usize;
+        let mut phases = Vec::with_capacity(plans.len());
+        for plan in plans {
+            if let Some(fault) = check::check(&plan).into_iter().next() {
+                return Err(RunError::Plan(fault));
+            }
+            let code = Code::bind(&plan, options.count_times).map_err(RunError::Plan)?;
+            phases.push(Phase { plan, code });
+        }
+        let arena =
+            Arena::new(bytes).map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
+        let par = Par::new(threads, STACK_BYTES)
+            .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
+        Ok(Runner { phases, active: 0, arena, par })
+    }
+
+    /// Fills the stored tensors of the active phase.
     ///
     /// # Errors
     /// See [`LoadError`].
     pub fn load(&mut self, files: &[ReadAt], seed: u64) -> Result<(), RunError> {
-        Ok(load::load(&self.plan, &mut self.arena, files, seed)?)
+        Ok(load::load(&self.phases[self.active].plan, &mut self.arena, files, seed)?)
     }
 
-    /// Puts another plan in place of this one, in the same arena: its stored tensors keep their bytes where both
-    /// plans have them at one place.
+    /// Makes phase `phase` active. The caller sets what the phases do not share.
     ///
-    /// # Errors
-    /// The plan is damaged or needs a larger arena.
-    pub fn switch(&mut self, plan: Plan) -> Result<Plan, RunError> {
-        if plan.arena_bytes() > self.arena.bytes().len() as u64 {
-            return Err(RunError::Plan("it needs a larger arena".to_string()));
-        }
-        if let Some(fault) = check::check(&plan).into_iter().next() {
-            return Err(RunError::Plan(fault));
-        }
-        self.code = Code::bind(&plan, false).map_err(RunError::Plan)?;
-        Ok(std::mem::replace(&mut self.plan, plan))
+    /// # Panics
+    /// There is no such phase.
+    pub fn activate(&mut self, phase: usize) {
+        assert!(phase < self.phases.len(), "there are {} phases", self.phases.len());
+        self.active = phase;
     }
 
-    /// The plan.
+    /// Sets all states of the active phase to zero.
+    pub fn clear_states(&mut self) {
+        let Runner { phases, active, arena, .. } = self;
+        for s in phases[*active].plan.stored.iter().filter(|s| s.kind == StoredKind::State) {
+            arena.tensor_mut(&s.tensor).fill(0);
+        }
+    }
+
+    /// The active phase.
+    pub fn phase(&self) -> usize {
+        self.active
+    }
+
+    /// The plans of all phases.
+    pub fn plans(&self) -> impl Iterator<Item = &Plan> {
+        self.phases.iter().map(|p| &p.plan)
+    }
+
+    /// The active plan.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.phases[self.active].plan
     }
 
     /// The memory.
@@ -109,12 +144,12 @@ impl Runner {
 
     /// Index of the entry of this name.
     pub fn entry(&self, name: &str) -> Option<usize> {
-        self.plan.entries.iter().position(|e| e.name == name)
+        self.plan().entries.iter().position(|e| e.name == name)
     }
 
     /// An input of an entry, to be filled before a run; empty when the entry has none of this name.
     pub fn input<T: Pod>(&mut self, entry: usize, name: &str) -> &mut [T] {
-        match self.plan.entries[entry].input(name) {
+        match self.phases[self.active].plan.entries[entry].input(name) {
             Some(t) => bytemuck::cast_slice_mut(self.arena.tensor_mut(t)),
             None => &mut [],
         }
@@ -122,7 +157,7 @@ impl Runner {
 
     /// A result of an entry, valid after its run; empty when the entry has none of this name.
     pub fn result<T: Pod>(&self, entry: usize, name: &str) -> &[T] {
-        match self.plan.entries[entry].result(name) {
+        match self.plan().entries[entry].result(name) {
             Some(t) => bytemuck::cast_slice(self.arena.tensor(t)),
             None => &[],
         }
@@ -130,7 +165,7 @@ impl Runner {
 
     /// The stored tensor of this name with its bytes.
     pub fn stored(&self, name: &str) -> Option<(&Tensor, &[u8])> {
-        self.plan.find(name).map(|s| (&s.tensor, self.arena.tensor(&s.tensor)))
+        self.plan().find(name).map(|s| (&s.tensor, self.arena.tensor(&s.tensor)))
     }
 
     /// Runs an entry.
@@ -138,12 +173,13 @@ impl Runner {
     /// # Errors
     /// A kernel refused its data.
     pub fn run(&mut self, entry: usize) -> Result<(), RunError> {
-        let Runner { arena, code, par, .. } = self;
+        let Runner { phases, active, arena, par } = self;
+        let code = &mut phases[*active].code;
         Ok(par.enter(|| code.run(entry, arena, par))?)
     }
 
     /// Steps with the nanoseconds spent in them, where they are counted.
     pub fn times(&self) -> impl Iterator<Item = (&Step, u64)> {
-        self.code.times()
+        self.phases[self.active].code.times()
     }
 }

@@ -6,6 +6,7 @@ use tinyforge_compiler::import::gguf::{self, GgufError, layout, parse};
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_compiler::import::weight_map::bind_gguf;
 use tinyforge_compiler::import::{gguf_decoder, hf};
+use tinyforge_plan::DType;
 
 fuzz_target!(|data: &[u8]| {
     // Tensor data need not be there: pretend that the file goes on for a gigabyte.
@@ -43,7 +44,7 @@ fuzz_target!(|data: &[u8]| {
     for factors in [None, Some(&[1.0f32; 32][..])] {
         let Ok(config) = gguf_decoder::config(&gguf, &catalog, factors) else { continue };
         config.check().expect("an importer returns what checks");
-        let _ = hf::config_json(&config, "float32");
+        let _ = hf::config_json(&config, DType::F32);
         if config.layers <= 64 {
             let _ = bind_gguf(&config, &catalog);
         }

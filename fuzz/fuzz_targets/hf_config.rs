@@ -4,6 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use tinyforge_compiler::import::weight_map::bind_hf;
 use tinyforge_compiler::import::{Catalog, hf};
+use tinyforge_plan::DType;
 
 fuzz_target!(|data: &[u8]| {
     let mut config = match hf::config(data) {
@@ -17,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     if let Some(rope) = &config.rope {
         assert!(rope.inv_freq.iter().all(|x| x.is_finite() && *x > 0.0));
     }
-    let written = hf::config_json(&config, "float32").expect("what was read can be written");
+    let written = hf::config_json(&config, DType::F32).expect("what was read can be written");
     assert_eq!(hf::config(written.as_bytes()).as_ref(), Ok(&config), "{written}");
     if config.layers <= 64 {
         let params = config.params();

@@ -47,6 +47,19 @@ impl Family {
         Family::ALL.into_iter().find(|family| family.name() == name)
     }
 
+    /// The `general.architecture` of GGUF files.
+    pub fn gguf_architecture(self) -> &'static str {
+        match self {
+            Family::Llama | Family::Mistral => "llama",
+            Family::Qwen2 | Family::Qwen3 | Family::Gpt2 => self.name(),
+        }
+    }
+
+    /// Whether GGUF files hold the rows of q and k so that the pairs of the rotation are neighbours.
+    pub fn gguf_interleaves(self) -> bool {
+        matches!(self, Family::Llama | Family::Mistral)
+    }
+
     /// The class that `transformers` makes of it.
     pub fn architecture(self) -> &'static str {
         match self {

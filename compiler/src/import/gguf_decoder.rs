@@ -173,7 +173,7 @@ fn rope(
     if catalog.get("rope_factors_long.weight").is_some() {
         rope.max_positions_valid = keys.number("rope.scaling.original_context_length").map(|length| length as u64);
     }
-    rope.interleaved = matches!(family, Family::Llama | Family::Mistral);
+    rope.interleaved = family.gguf_interleaves();
     Ok(Some(rope))
 }
 

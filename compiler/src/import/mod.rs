@@ -11,6 +11,7 @@
 //! | [`gguf`] | a file's header | metadata, tokenizer data, tensor locations; lays out new files |
 //! | [`hf`] | `config.json` | a [`DecoderConfig`]; writes it again |
 //! | [`gguf_decoder`] | GGUF metadata | a [`DecoderConfig`] |
+//! | [`gguf_export`] | a [`DecoderConfig`] | GGUF metadata |
 //! | [`weight_map`] | a [`DecoderConfig`] and a [`Catalog`] | one [`Binding`] a parameter, shapes checked |
 //! | [`peft`] | `adapter_config.json` | LoRA settings and tensor names; writes them |
 
@@ -19,6 +20,7 @@ pub mod decoder;
 pub mod decoder_config;
 pub mod gguf;
 pub mod gguf_decoder;
+pub mod gguf_export;
 pub mod hf;
 mod json;
 pub mod peft;

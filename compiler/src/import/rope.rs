@@ -158,6 +158,15 @@ impl Rope {
         self.inv_freq.iter().all(|x| x.is_finite() && *x > 0.0).then_some(self)
     }
 
+    /// What the plain frequencies were divided by, for variants that GGUF files store so; `None` for others.
+    pub fn divisors(&self) -> Option<Vec<f32>> {
+        if !matches!(self.scaling, RopeScaling::Llama3 { .. } | RopeScaling::Divisors) {
+            return None;
+        }
+        let plain = plain_frequencies(self.theta, self.rotary_dim);
+        Some(plain.iter().zip(&self.inv_freq).map(|(plain, divided)| plain / divided).collect())
+    }
+
     /// The Llama 3 rule (bands 1 and 4, 8192 original positions) that gives these factors, if it does.
     fn llama3_rule(&self, factors: &[f32]) -> Option<RopeScaling> {
         let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));

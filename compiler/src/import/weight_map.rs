@@ -28,6 +28,23 @@ pub struct Param {
     rotated_heads: Option<usize>,
 }
 
+impl Param {
+    /// Name in GGUF files.
+    pub fn gguf_name(&self) -> &str {
+        &self.gguf
+    }
+
+    /// Order of the rows in a GGUF file of the model.
+    pub fn gguf_rows(&self, config: &DecoderConfig) -> RowOrder {
+        match self.rotated_heads {
+            Some(heads) if config.family.gguf_interleaves() => {
+                RowOrder::RopeInterleaved { heads, head_dim: config.head_dim }
+            }
+            _ => RowOrder::Plain,
+        }
+    }
+}
+
 /// Order of a tensor's rows in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowOrder {
@@ -247,14 +264,7 @@ pub fn bind_hf(config: &mut DecoderConfig, catalog: &Catalog) -> Result<WeightMa
 ///
 /// Errors with everything that is missing or has the wrong shape or storage type.
 pub fn bind_gguf(config: &DecoderConfig, catalog: &Catalog) -> Result<WeightMap, BindError> {
-    let is_interleaved = config.rope.as_ref().is_some_and(|rope| rope.interleaved);
-    bind(config, catalog, |param| {
-        let rows = match param.rotated_heads {
-            Some(heads) if is_interleaved => RowOrder::RopeInterleaved { heads, head_dim: config.head_dim },
-            _ => RowOrder::Plain,
-        };
-        (param.gguf.clone(), false, rows)
-    })
+    bind(config, catalog, |param| (param.gguf.clone(), false, param.gguf_rows(config)))
 }
 
 /// `place` gives the name in the file, whether it is transposed there, and the order of its rows.
@@ -323,6 +333,16 @@ pub fn plain_row_sources(heads: usize, head_dim: usize) -> Vec<usize> {
     let source = |row: usize| {
         let (head, within) = (row / head_dim, row % head_dim);
         head * head_dim + 2 * (within % half) + within / half
+    };
+    (0..heads * head_dim).map(source).collect()
+}
+
+/// The inverse of [`plain_row_sources`]: row `r` of the interleaved order is row `sources[r]` of the plain one.
+pub fn interleaved_row_sources(heads: usize, head_dim: usize) -> Vec<usize> {
+    let half = head_dim / 2;
+    let source = |row: usize| {
+        let (head, within) = (row / head_dim, row % head_dim);
+        head * head_dim + (within % 2) * half + within / 2
     };
     (0..heads * head_dim).map(source).collect()
 }

@@ -3,7 +3,9 @@
 //! Before: a forward graph with a result `loss`, one number per token or sample.
 //! After: for every float weight that the loss depends on, a result `grad:<weight>`, the gradient of the sum of
 //! `loss`. Contributions to one value are added in the order in which backward meets them: fan-in, tied and shared
-//! weights alike. What a gradient reads is what the op's row declares, nothing else.
+//! weights alike. What a gradient reads is what the op's row declares, nothing else. Operands for which a row gives
+//! no gradient (loss weights, targets, rotation tables) end the way: a weight that is read only through them has no
+//! result.
 
 use crate::ir::graph::{Builder, Graph, Kind, Region, Value};
 use crate::ir::ops::{Op, Vjp};
@@ -15,11 +17,16 @@ pub const GRAD: &str = "grad:";
 /// Appends the backward nodes.
 ///
 /// # Errors
-/// There is no result `loss`, or an op on the way from a weight to the loss has no gradient.
+/// There is no result `loss`, it is no vector, or an op (or a further result of one) on the way from a weight to the
+/// loss has no gradient.
 pub fn run(graph: &mut Graph) -> Result<(), Vec<Finding>> {
     let Some(loss) = graph.result("loss") else {
         return Err(vec![Finding { node: None, message: "there is no result `loss` to differentiate".to_string() }]);
     };
+    if graph.ty(loss).shape.len() != 1 || !graph.ty(loss).dtype.is_float() {
+        let message = format!("result `loss` must be one number per token or sample, found {}", graph.ty(loss));
+        return Err(vec![Finding { node: None, message }]);
+    }
     let needs = needs_gradient(graph);
     let reaches = reaches(graph, loss);
     check(graph, &needs, &reaches)?;
@@ -27,12 +34,16 @@ pub fn run(graph: &mut Graph) -> Result<(), Vec<Finding>> {
     let weights: Vec<Value> = graph.declared(Kind::Weight).filter(|v| needs[v.index()] && reaches[v.index()]).collect();
     let mut tape = Tape { grads: vec![None; graph.values.len()], builder: Builder::new(graph) };
     tape.seed(loss);
-    for node in forward.iter().rev() {
+    for (i, node) in forward.iter().enumerate().rev() {
         let grads: Vec<Option<Value>> = node.outs.iter().map(|o| tape.grads[o.index()]).collect();
         let wanted: Vec<bool> = node.args.iter().map(|a| needs[a.index()]).collect();
         let Some(gradient) = node.op.def().vjp else { continue };
         if grads.iter().all(Option::is_none) || !wanted.iter().any(|&w| w) {
             continue;
+        }
+        if grads[1..].iter().any(Option::is_some) {
+            let message = format!("only the first result of {} has a gradient", node.op.name());
+            return Err(vec![Finding { node: Some(i), message }]);
         }
         tape.builder.at(node.block, Region::Backward);
         let contributions = gradient(&mut Vjp {
@@ -44,15 +55,15 @@ pub fn run(graph: &mut Graph) -> Result<(), Vec<Finding>> {
             grads: &grads,
             needs: &wanted,
         });
-        for (i, &arg) in node.args.iter().enumerate() {
-            if let (true, Some(Some(contribution))) = (wanted[i], contributions.get(i)) {
+        for (k, &arg) in node.args.iter().enumerate() {
+            if let (true, Some(Some(contribution))) = (wanted[k], contributions.get(k)) {
                 tape.add(arg, *contribution);
             }
         }
     }
     let grads = tape.grads;
     for w in weights {
-        let grad = grads[w.index()].expect("a weight that reaches the loss has a gradient");
+        let Some(grad) = grads[w.index()] else { continue };
         let name = format!("{GRAD}{}", graph.info(w).name);
         graph.results.push((name, grad));
     }

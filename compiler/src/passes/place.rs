@@ -95,7 +95,12 @@ fn share(graph: &Graph, stored_in: &[Option<Value>]) -> (Vec<Option<usize>>, Vec
             }
             let life = lives[out.index()].expect("results have a life");
             let bytes = align(graph.ty(out).bytes());
+            // A result that is added to an accumulator can only lie where that lies.
+            let acc = node.op.def().acc.filter(|acc| acc.out == o && acc.arg < node.args.len());
             let fits = |&&(a, to): &&(usize, usize)| {
+                if acc.is_some_and(|acc| acc.arg != a) {
+                    return false;
+                }
                 let Some(&arg) = node.args.get(a).filter(|_| to == o) else { return false };
                 let Some(room) = room_of[arg.index()] else { return false };
                 let once = node.args.iter().filter(|x| room_of[x.index()] == Some(room)).count() == 1;

@@ -15,8 +15,9 @@ pub(super) const KERNELS: &[Kernel] = &[
     }),
     plain("add_rms_norm", |c| {
         let norm = dims(c.step, 2);
-        let (x, r, w) = (c.maybe(0), c.arg(1), c.arg(2));
-        let (sum, y) = (c.out(0), c.out(1));
+        // The sum is the same either way round, so either operand may be in place.
+        let (x, r) = if c.in_place(1, 0) { (None, c.arg(0)) } else { (c.maybe(0), c.arg(1)) };
+        let (w, sum, y) = (c.arg(2), c.out(0), c.out(1));
         k::add_rms_norm(c.par, &norm, x, r, w, sum, y);
         Ok(())
     }),

@@ -4,6 +4,7 @@ use super::call::{Call, compute_of};
 use super::{Kernel, KernelError, Query, cols, plain, rows};
 use half::bf16;
 use tinyforge_kernels::f32::dense::{Gemm, Mat, MatData, gemm, gemm_scratch_bytes};
+use tinyforge_kernels::f32::elementwise::is_finite;
 use tinyforge_kernels::f32::optimizer::{
     AdamW, BLOCK, Codes, Columns, Sgd, Target, Weights, update_adamw, update_adamw8, update_sgd,
 };
@@ -16,6 +17,7 @@ pub(super) const KERNELS: &[Kernel] = &[
         let grad = c.arg::<f32>(1 + c.step.size("states"));
         let mut update = Update::of(c, 2 + c.step.size("states"));
         let rows = update.rows;
+        update.check(c, grad)?;
         update.panel(c.par, grad, 0..rows);
         Ok(())
     }),
@@ -69,6 +71,14 @@ impl<'a> Update<'a> {
             grad_scale: if clip == 1 { c.arg::<f32>(after + 2)[0] } else { 1.0 },
             index,
         }
+    }
+
+    /// Refuses a gradient with NaN or infinity before it changes anything.
+    fn check(&self, c: &Call, grad: &[f32]) -> Result<(), KernelError> {
+        if is_finite(c.par, grad) {
+            return Ok(());
+        }
+        Err(c.error("its gradient is not finite; training stopped before the update. A lower --lr or clipping helps"))
     }
 
     /// Updates rows `range` by their gradient.
@@ -158,6 +168,7 @@ fn linear_grad_w_update(c: &mut Call) -> Result<(), KernelError> {
             k_segment: Some(tokens / c.step.size("rows").max(1)),
         };
         gemm(c.par, &product, &mut grad[..rows * k], k, scratch);
+        update.check(c, &grad[..rows * k])?;
         update.panel(c.par, &grad[..rows * k], first..first + rows);
     }
     Ok(())

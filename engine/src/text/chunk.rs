@@ -1,15 +1,15 @@
 //! Where a long text may be cut so that the parts tokenise as the whole does.
 //!
-//! Tokenizer working memory grows with the text given to it; cutting keeps it bounded. Every pre-tokenizer in use
+//! Splitting a text into words takes some hundred bytes for each of its characters; cutting keeps that bounded. Every pre-tokenizer in use
 //! ends a word after a line break that stands between two visible characters, and before a single space between
 //! two visible characters.
 
 /// A part is cut at the last good place before this many bytes.
-pub(crate) const PART_BYTES: usize = 32 << 10;
+pub(crate) const PART_BYTES: usize = 8 << 10;
 
 /// A run without any good place is cut here, at a character boundary; the tokens at that point may then differ from
 /// those of the whole.
-pub(crate) const RUN_BYTES: usize = 1 << 20;
+pub(crate) const RUN_BYTES: usize = 16 << 10;
 
 /// Length of the first part of `text`: all of it when short. `0 < result <= text.len()` for a text that is not empty.
 pub(crate) fn part_len(text: &str) -> usize {
@@ -18,7 +18,7 @@ pub(crate) fn part_len(text: &str) -> usize {
     }
     let end = floor_boundary(text, PART_BYTES);
     let head = &text[..end];
-    let line = head.match_indices('\n').map(|(at, _)| at + 1).filter(|&at| is_line_cut(text, at)).next_back();
+    let line = head.match_indices('\n').map(|(at, _)| at + 1).rfind(|&at| is_line_cut(text, at));
     if let Some(at) = line.or_else(|| last_space_cut(text, head)) {
         return at;
     }
@@ -36,7 +36,7 @@ pub(crate) fn part_len(text: &str) -> usize {
 }
 
 fn last_space_cut(text: &str, head: &str) -> Option<usize> {
-    head.match_indices(' ').map(|(at, _)| at).filter(|&at| is_space_cut(text, at)).next_back()
+    head.match_indices(' ').map(|(at, _)| at).rfind(|&at| is_space_cut(text, at))
 }
 
 /// `at` follows a line break between two visible characters.
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_run_without_places_is_cut_at_a_character() {
-        let run = "é".repeat(RUN_BYTES);
+        let run = "é".repeat(3 * RUN_BYTES);
         let split = parts(&run);
         assert_eq!(split.concat(), run);
         assert!(split.iter().all(|part| part.len() <= RUN_BYTES));

@@ -5,6 +5,7 @@
 
 use super::TextError;
 use super::bpe::{Bpe, BpeRules, Merge, Vocab};
+use super::fingerprint::Fingerprint;
 use super::huggingface::{added_vocabulary, bad_merge, merge_of, split_merge};
 use super::tokenizer::{Parts, Tokenizer, Words, tokenize_error};
 use tokenizers::decoders::byte_fallback::ByteFallback;
@@ -65,7 +66,8 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 /// The word pattern of Llama 3: as GPT-4's, numbers in groups of three digits.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The word pattern of Qwen 2: as Llama 3's, each digit for itself.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The word pattern of GPT-4o: letters split where lower case meets upper case.
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The word pattern of Mistral's Tekken: as GPT-4o's, without contractions and each digit for itself.
@@ -122,14 +124,7 @@ const PRE: [Pre; 6] = [
         ignore_merges: false,
         add_bos: false,
     },
-    Pre {
-        names: &["tekken"],
-        pattern: TEKKEN,
-        each_digit: false,
-        nfc: false,
-        ignore_merges: true,
-        add_bos: true,
-    },
+    Pre { names: &["tekken"], pattern: TEKKEN, each_digit: false, nfc: false, ignore_merges: true, add_bos: true },
 ];
 
 const PRE_NAMES: &str = "default, gpt-2, phi-2, mpt, olmo, smollm, starcoder, refact, command-r, llama-bpe, dbrx, smaug-bpe, falcon3, qwen2, deepseek-r1-qwen, stablelm2, gpt-4o, llama4, tekken";
@@ -177,6 +172,20 @@ fn wrapping(gguf: &GgufVocab, add_bos: bool) -> (Vec<u32>, Vec<u32>) {
     (prefix.into_iter().collect(), suffix.into_iter().collect())
 }
 
+fn fingerprint(gguf: &GgufVocab) -> u64 {
+    let mut digest = Fingerprint::new();
+    let flags = [gguf.add_bos, gguf.add_eos, gguf.add_space_prefix];
+    let ids = [gguf.bos, gguf.eos, gguf.pad, gguf.unk];
+    let head = format!("{} {:?} {flags:?} {ids:?} {:?}", gguf.model, gguf.pre, gguf.chat_template);
+    digest.field(head.as_bytes());
+    for text in gguf.tokens.iter().chain(&gguf.merges) {
+        digest.field(text.as_bytes());
+    }
+    gguf.scores.iter().for_each(|score| digest.update(&score.to_bits().to_le_bytes()));
+    gguf.token_types.iter().for_each(|kind| digest.update(&kind.to_le_bytes()));
+    digest.finish()
+}
+
 fn byte_level(gguf: &GgufVocab) -> Result<Tokenizer, TextError> {
     let name = gguf.pre.as_deref().unwrap_or("default");
     let pre = PRE.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| TextError::Unsupported {
@@ -214,6 +223,7 @@ fn byte_level(gguf: &GgufVocab) -> Result<Tokenizer, TextError> {
         pad: gguf.pad,
         unk: gguf.unk,
         chat_template: gguf.chat_template.clone(),
+        fingerprint: fingerprint(gguf),
     })
 }
 
@@ -253,6 +263,7 @@ fn sentence_piece(gguf: &GgufVocab) -> Result<Tokenizer, TextError> {
         pad: gguf.pad,
         unk: gguf.unk,
         chat_template: gguf.chat_template.clone(),
+        fingerprint: fingerprint(gguf),
     })
 }
 
@@ -260,7 +271,10 @@ fn sentence_piece(gguf: &GgufVocab) -> Result<Tokenizer, TextError> {
 /// equal, so that the leftmost is taken.
 fn score_merges(gguf: &GgufVocab, vocab: &Vocab) -> Result<Vec<Merge>, TextError> {
     if gguf.scores.len() != gguf.tokens.len() {
-        return Err(TextError::Vocabulary(format!("no scores for the {} tokens of a llama vocabulary", gguf.tokens.len())));
+        return Err(TextError::Vocabulary(format!(
+            "no scores for the {} tokens of a llama vocabulary",
+            gguf.tokens.len()
+        )));
     }
     if let Some(id) = gguf.scores.iter().position(|score| score.is_nan()) {
         return Err(TextError::Vocabulary(format!("the score of token {id} is not a number")));

@@ -5,6 +5,7 @@
 
 use super::TextError;
 use super::bpe::{Bpe, BpeRules, MAX_ID, Merge, Vocab};
+use super::fingerprint::Fingerprint;
 use super::tokenizer::{Added, Parts, Tokenizer, Words, tokenize_error};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
@@ -158,17 +159,25 @@ impl Tokenizer {
             suffix,
             bos,
             eos,
+            fingerprint: fingerprint(&files, template.as_deref()),
             chat_template: template,
         })
     }
 }
 
+fn fingerprint(files: &TokenizerFiles<'_>, template: Option<&str>) -> u64 {
+    let mut digest = Fingerprint::new();
+    digest.field(files.tokenizer);
+    digest.field(files.config.unwrap_or_default());
+    digest.field(files.special_tokens_map.unwrap_or_default());
+    digest.field(template.unwrap_or_default().as_bytes());
+    digest.finish()
+}
+
 fn pick_template(template: TemplateJson) -> Option<String> {
     match template {
         TemplateJson::One(source) => Some(source),
-        TemplateJson::Named(list) => {
-            list.into_iter().find(|named| named.name == "default").map(|named| named.template)
-        }
+        TemplateJson::Named(list) => list.into_iter().find(|named| named.name == "default").map(|named| named.template),
     }
 }
 
@@ -224,7 +233,8 @@ fn read_model(raw: &RawValue) -> Result<Words, TextError> {
         return Ok(Words::Other(Box::new(parse(WHAT, raw.get().as_bytes())?)));
     };
     let json_error = |error: serde_json::Error| TextError::Json { what: WHAT, message: error.to_string() };
-    let (text, entries) = VocabSeed.deserialize(&mut serde_json::Deserializer::from_str(vocab.get())).map_err(json_error)?;
+    let (text, entries) =
+        VocabSeed.deserialize(&mut serde_json::Deserializer::from_str(vocab.get())).map_err(json_error)?;
     let vocab = Vocab::new(&text, entries)?;
     let prefix = model.continuing_subword_prefix.unwrap_or_default();
     let seed = MergesSeed { vocab: &vocab, prefix: &prefix };

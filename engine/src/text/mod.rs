@@ -5,14 +5,15 @@
 
 mod bpe;
 pub mod chat;
-mod chunk;
+pub(crate) mod chunk;
+pub(crate) mod fingerprint;
 mod gguf;
 mod huggingface;
 mod python;
 mod stream;
 mod tokenizer;
 
-
+pub use chat::{ChatTemplate, ChatWarning, Conversation, Rendered};
 pub use gguf::GgufVocab;
 pub use huggingface::TokenizerFiles;
 pub use stream::TextStream;
@@ -33,7 +34,9 @@ pub enum TextError {
     #[error("tokenizer vocabulary: {0}")]
     Vocabulary(String),
     /// A kind of tokenizer that is not built in.
-    #[error("tokenizer {what} `{name}` is not supported (supported: {supported}); put a tokenizer.json beside the model")]
+    #[error(
+        "tokenizer {what} `{name}` is not supported (supported: {supported}); put a tokenizer.json beside the model"
+    )]
     Unsupported {
         /// `model` or `pre-tokenizer`.
         what: &'static str,

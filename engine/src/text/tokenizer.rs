@@ -75,6 +75,7 @@ pub(crate) struct Parts {
     pub(crate) pad: Option<u32>,
     pub(crate) unk: Option<u32>,
     pub(crate) chat_template: Option<String>,
+    pub(crate) fingerprint: u64,
 }
 
 /// Text to token ids and back.
@@ -98,17 +99,20 @@ pub struct Tokenizer {
     end_ids: Vec<u32>,
     vocab_len: usize,
     chat_template: Option<String>,
+    fingerprint: u64,
     /// Ids of a line break at the start of a text, when a leading space would otherwise be put before a continuation.
     line_break: Option<Vec<u32>>,
 }
 
 /// Names under which published models end a turn or a text.
-const END_NAMES: [&str; 11] = [
+const END_NAMES: [&str; 13] = [
     "</s>",
     "<end_of_turn>",
     "<|end_of_text|>",
     "<|endoftext|>",
     "<|end|>",
+    "<|call|>",
+    "<|END_OF_TURN_TOKEN|>",
     "<|eom_id|>",
     "<|eot_id|>",
     "<|im_end|>",
@@ -152,6 +156,7 @@ impl Tokenizer {
             end_ids,
             vocab_len,
             chat_template: parts.chat_template,
+            fingerprint: parts.fingerprint,
             line_break: None,
         };
         tokenizer.line_break = tokenizer.find_line_break()?;
@@ -317,6 +322,11 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// A digest of everything that decides the ids: tokenised data made with another tokenizer is told by it.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
     /// An upper bound of the memory the tokenizer holds and works with, in bytes: the vocabulary and the merges
     /// exactly, plus what the added tokens, the splitting patterns and the work on one part of a text take.
     pub fn estimated_bytes(&self) -> usize {
@@ -332,8 +342,8 @@ impl Tokenizer {
 const OTHER_TOKEN_BYTES: usize = 256;
 /// Memory of one added token: its text in several maps and its states in two search automata.
 const ADDED_TOKEN_BYTES: usize = 1024;
-/// Memory of the compiled splitting patterns and of the work on one part of a text.
-const WORKING_BYTES: usize = 8 << 20;
+/// Memory of the compiled splitting patterns, and of splitting a part of a text of which each byte is a word.
+const WORKING_BYTES: usize = 5 << 20;
 
 pub(crate) fn tokenize_error(error: Box<dyn std::error::Error + Send + Sync>) -> TextError {
     TextError::Tokenize(error.to_string())

@@ -2,6 +2,8 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
+pub mod conv;
 pub mod dense;
 pub mod elementwise;
 pub mod embedding;
@@ -12,6 +14,7 @@ mod math;
 pub mod norm;
 pub mod optimizer;
 mod parts;
+pub mod pool;
 pub mod quant;
 pub mod rope;
 mod row;

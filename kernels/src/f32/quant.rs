@@ -202,7 +202,7 @@ fn bytes_of(codes: Codes) -> impl Iterator<Item = u8> {
 /// The byte `mask` of each code shifted right.
 #[inline(always)]
 fn bits(codes: Codes, shift: usize, mask: u8) -> Codes {
-    codes.map(|codes| codes >> shift & u64::from(mask) * EACH)
+    codes.map(|codes| (codes >> shift) & (u64::from(mask) * EACH))
 }
 
 /// `low + 16 * high`, code by code.
@@ -219,7 +219,7 @@ const EACH: u64 = 0x0101_0101_0101_0101;
 fn spread(flags: u16) -> Codes {
     flags.to_le_bytes().map(|flags| {
         // Byte `i` keeps bit `i` only; adding 127 moves it, wherever it is, to the byte's top.
-        let one_each = u64::from(flags) * EACH & 0x8040_2010_0804_0201;
+        let one_each = (u64::from(flags) * EACH) & 0x8040_2010_0804_0201;
         (one_each + 0x7f * EACH) >> 7 & EACH
     })
 }
@@ -229,7 +229,7 @@ fn q8_0<S: Sixteen>(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = f16_at(block, 0);
     for (i, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
         // Signed codes plus 128 are unsigned.
-        let codes = codes_at(block, 2 + 16 * i).map(|codes| codes ^ 0x80 * EACH);
+        let codes = codes_at(block, 2 + 16 * i).map(|codes| codes ^ (0x80 * EACH));
         // SAFETY: `S` is the set that the caller is compiled for.
         unsafe { S::scaled(codes, 128, d, out) };
     }

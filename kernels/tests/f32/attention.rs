@@ -206,3 +206,59 @@ fn packed_rows_are_independent() {
         out.iter().zip(&expected).for_each(|(all, one)| assert_same(&half(all, row), one, "packed row"));
     }
 }
+
+/// Queries at `positions` of a cache of `context` entries, against the naive form one by one.
+fn check_cached(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>, positions: &[i32]) {
+    let context = 300;
+    let cached = CachedAttention { heads, kv_heads, head_dim, scale: 0.3, window };
+    let q = values(1, positions.len() * heads * head_dim);
+    let (k, v) = (values(2, context * kv_heads * head_dim), values(3, context * kv_heads * head_dim));
+    let [o] = everywhere([q.len()], |par, [o]| {
+        let bytes = attention_cached_scratch_bytes(&cached, positions.len(), context, par.threads());
+        attention_cached(par, &cached, &q, &k, &v, positions, o, &mut vec![0xff; bytes]).unwrap();
+    });
+    let (q, k, v) = (wide(&q), wide(&k), wide(&v));
+    for (t, &position) in positions.iter().enumerate() {
+        let row = t * heads * head_dim..(t + 1) * heads * head_dim;
+        if position < 0 {
+            assert!(o[row].iter().all(|&x| x == 0.0));
+            continue;
+        }
+        // The last token of a packed row that holds the cache up to its position.
+        let seq = position as usize + 1;
+        let dims = Attention { rows: 1, seq, heads, kv_heads, head_dim, scale: 0.3, is_causal: true, window };
+        let mut all = vec![0.0; seq * heads * head_dim];
+        let last = all.len() - heads * head_dim;
+        all[last..].copy_from_slice(&q[row.clone()]);
+        let (expected, _) = naive(&dims, &all, &k, &v, &vec![0; seq]);
+        assert_close(&o[row], &expected[last..], 2e-6);
+    }
+}
+
+#[test]
+fn cached_attention_is_the_naive_form() {
+    let many: Vec<i32> = (0..70).map(|t| if t == 9 { -1 } else { t * 4 }).collect();
+    for window in [None, Some(1), Some(33), Some(1000)] {
+        for head_dim in [8, 16, 64, 80] {
+            check_cached(3, 1, head_dim, window, &[0, 299, -1]);
+            check_cached(2, 2, head_dim, window, &[127, 128, 129, 130, 5, 64, 63]);
+        }
+        check_cached(2, 1, 16, window, &many);
+        check_cached(2, 1, 16, window, &many[..8]);
+    }
+    check_cached(2, 1, 16, None, &[-1; 10]);
+    check_cached(2, 1, 16, None, &[]);
+}
+
+#[test]
+fn the_cache_is_written_by_position() {
+    let mut cache = vec![0.0; 8];
+    kv_write(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, -1, 0], &mut cache).unwrap();
+    assert_eq!(cache, [5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0]);
+    let error = kv_write(2, &[7.0, 7.0, 7.0, 7.0], &[1, 4], &mut cache).unwrap_err();
+    assert_eq!((error.what, error.at, error.value, error.limit), ("position", 1, 4, 4));
+    assert_eq!(cache[2], 0.0);
+    let dims = CachedAttention { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, window: None };
+    let result = attention_cached(&one(), &dims, &[0.0; 2], &cache, &cache, &[4], &mut [0.0; 2], &mut []);
+    assert_eq!(result.unwrap_err().value, 4);
+}

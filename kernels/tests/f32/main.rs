@@ -3,7 +3,9 @@
 
 mod activation;
 mod attention;
+mod batch_norm;
 mod common;
+mod conv;
 mod elementwise;
 mod embedding;
 mod loss;

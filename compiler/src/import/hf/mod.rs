@@ -1,11 +1,12 @@
 //! Hugging Face `config.json`: reads the spellings of `transformers` 4 and 5, writes the one that both read.
 //!
 //! Defaults for absent keys are those of the family's configuration class in `transformers`. Not for weights; see
-//! [`super::weight_map::bind_hf`].
+//! [`crate::import::weight_map::bind_hf`].
 
 mod write;
 
 use serde_json::{Map, Value};
+use tinyforge_plan::DType;
 
 pub use write::config_json;
 
@@ -15,6 +16,18 @@ use crate::import::decoder_config::{
 };
 use crate::import::json::{Object, describe, json_object};
 use crate::import::rope::{Rope, RopeScaling};
+
+/// Names of the weights' dtypes in configurations.
+const DTYPE_NAMES: [(DType, &str); 4] =
+    [(DType::F32, "float32"), (DType::F16, "float16"), (DType::BF16, "bfloat16"), (DType::F64, "float64")];
+
+/// The dtype that a `config.json` declares for the weights, if it is one of ours; the files may hold others.
+pub fn declared_dtype(bytes: &[u8]) -> Result<Option<DType>, ConfigError> {
+    let map = json_object(bytes)?;
+    let name = map.get("dtype").or_else(|| map.get("torch_dtype")).and_then(Value::as_str).unwrap_or_default();
+    let name = name.strip_prefix("torch.").unwrap_or(name);
+    Ok(DTYPE_NAMES.iter().find(|row| row.1 == name).map(|row| row.0))
+}
 
 /// Reads a `config.json`. All faults of its values are in one error.
 pub fn config(bytes: &[u8]) -> Result<DecoderConfig, ConfigError> {

@@ -1,21 +1,23 @@
 //! Writes a `config.json`.
 
 use serde_json::{Map, Value, json};
+use tinyforge_plan::DType;
 
+use super::DTYPE_NAMES;
 use crate::import::config_error::{ConfigError, Findings};
 use crate::import::decoder_config::{Activation, DecoderConfig, Family};
 use crate::import::rope::RopeScaling;
 
 /// The `config.json` of a model, readable by `transformers` 4 and 5.
 ///
-/// `dtype`: name of the weights' dtype there, for example `bfloat16`. Errors when the model has something that the
-/// file cannot say, such as RoPE divisors without a rule, or biases that the family does not have.
-pub fn config_json(config: &DecoderConfig, dtype: &str) -> Result<String, ConfigError> {
+/// `dtype`: that of the weights. Errors when the model has something that the file cannot say, such as RoPE divisors
+/// without a rule, or biases that the family does not have.
+pub fn config_json(config: &DecoderConfig, dtype: DType) -> Result<String, ConfigError> {
     let mut map = Map::new();
     let mut put = |key: &str, value: Value| map.insert(key.into(), value);
     put("architectures", json!([config.family.architecture()]));
     put("model_type", json!(config.family.name()));
-    put("torch_dtype", json!(dtype));
+    put("torch_dtype", json!(dtype_name(dtype)));
     put("vocab_size", json!(config.vocab));
     put("tie_word_embeddings", json!(config.tied));
     put("bos_token_id", json!(config.bos));
@@ -45,6 +47,11 @@ pub fn config_json(config: &DecoderConfig, dtype: &str) -> Result<String, Config
     }
     findings.finish()?;
     Ok(text)
+}
+
+/// The library's name of a dtype; block types have none and are named by what they are dequantised to.
+fn dtype_name(dtype: DType) -> &'static str {
+    DTYPE_NAMES.iter().find(|row| row.0 == dtype).map_or("float32", |row| row.1)
 }
 
 fn json_ids(ids: &[u32]) -> Value {

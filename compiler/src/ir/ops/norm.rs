@@ -138,7 +138,7 @@ pub const ADD_RMS_NORM: OpDef = OpDef {
         rms_norm(&s[0], &x[2], &mut n[0], a.float("eps"));
     },
     saves: &[Saves::Out(0), Saves::Arg(2)],
-    in_place: &[(0, 0), (1, 1)],
+    in_place: &[(0, 0), (1, 0)],
     flops: |_, y, _| 5 * y[0].elems(),
     ..ROW
 };
@@ -170,7 +170,13 @@ pub const LAYER_NORM: OpDef = OpDef {
     vjp: Some(|v| {
         let (x, dy, rows) = (v.arg(0), v.dy(), v.rows());
         let mut grads = split_grads(v, x, Op::LayerNormGradX, Op::LayerNormGradW);
-        grads.push(v.needs[2].then(|| v.push(2, Op::SumRows, &[dy], &[("rows", rows.into())])));
+        grads.push(v.needs[2].then(|| {
+            // Every group of a token has the bias, so each is a row of the sum.
+            let (all, len) = (v.arg_ty(0).elems(), v.arg_ty(2).elems());
+            let shape = [("d0", ((all / len) as u32).into()), ("d1", (len as u32).into())];
+            let dy = if v.attrs.int("groups") > 1 { v.push(2, Op::Reshape, &[dy], &shape) } else { dy };
+            v.push(2, Op::SumRows, &[dy], &[("rows", rows.into())])
+        }));
         grads
     }),
     in_place: &[(0, 0)],

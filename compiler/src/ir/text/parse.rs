@@ -205,6 +205,7 @@ impl GraphParser {
         }
         let outs = outs.iter().zip(tys).map(|(out, ty)| {
             let name = out.strip_prefix('%').ok_or_else(|| format!("result `{out}` must start with %"))?;
+            check_name(name)?;
             self.define(name, ty)
         });
         let outs = outs.collect::<Result<_, _>>()?;
@@ -227,10 +228,14 @@ fn rows(text: &str) -> Result<u32, String> {
 fn declaration(rest: &str) -> Result<(String, Type), String> {
     let (name, ty) = rest.split_once(" : ").ok_or("a declaration is `KIND NAME : TYPE`")?;
     let name = name.trim().strip_prefix(['%', '@']).ok_or("a declared name starts with % or @")?;
-    if name.is_empty() || name.contains([' ', ',', ':', '{', '=']) {
-        return Err(format!("`{name}` is no name"));
-    }
+    check_name(name)?;
     Ok((name.to_string(), ty_of(ty.trim())?))
+}
+
+/// Refuses names that would not read back.
+fn check_name(name: &str) -> Result<(), String> {
+    let is_mark = |c: char| c.is_whitespace() || ",:{}=%@#".contains(c);
+    if name.is_empty() || name.contains(is_mark) { Err(format!("`{name}` is no name")) } else { Ok(()) }
 }
 
 fn commas(text: &str) -> impl Iterator<Item = &str> {
@@ -260,7 +265,7 @@ fn attributes(op: Op, text: &str) -> Result<Attrs, String> {
         let (name, value) = (name.trim(), value.trim());
         let parsed = match (value.parse::<i64>(), value.parse::<f64>()) {
             (Ok(v), _) => Attr::Int(v),
-            (_, Ok(v)) => Attr::Float(v),
+            (_, Ok(v)) if v.is_finite() => Attr::Float(v),
             _ => return Err(format!("`{value}` is no number")),
         };
         if !attrs.set(name, parsed) {

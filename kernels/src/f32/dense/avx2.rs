@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "SIMD")]
 
 use super::portable;
-use super::set::{KernelSet, Tile, TileFn};
+use super::set::{KernelSet, Tile, TileFn, strip_of_tiles};
 use core::arch::x86_64::*;
 
 const NR: usize = 16;
@@ -27,12 +27,22 @@ pub(super) static F32: KernelSet = KernelSet {
     mr: 6,
     nr: NR,
     pairs: false,
-    tiles: &rows!(tile, 2),
-    narrow: &rows!(tile, 1),
+    left_by_lane: false,
+    word_unit: 1,
+    strip,
     transpose: portable::transpose,
     copy: portable::copy,
+    pair_run: portable::pair_run,
+    pair_steps: portable::pair_steps,
     available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
 };
+
+/// # Safety
+/// See [`super::set::StripFn`].
+unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+    // SAFETY: forwarded contract.
+    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, b, strip) }
+}
 
 /// All bits of the lanes below `count` of the vector that starts at lane `from`.
 #[target_feature(enable = "avx2")]

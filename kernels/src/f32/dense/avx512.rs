@@ -4,7 +4,8 @@
 //! the bound; the 28 sums, the two vectors and the broadcast fill 31 of the 32 registers.
 #![expect(unsafe_code, reason = "SIMD")]
 
-use super::set::{KernelSet, Tile, TileFn, Words};
+use super::portable;
+use super::set::{KernelSet, Tile, TileFn, Words, strip_of_tiles};
 use core::arch::x86_64::*;
 
 const NR: usize = 32;
@@ -35,10 +36,13 @@ pub(super) static F32: KernelSet = KernelSet {
     mr: 14,
     nr: NR,
     pairs: false,
-    tiles: &rows!(tile, 2),
-    narrow: &rows!(tile, 1),
+    left_by_lane: false,
+    word_unit: 1,
+    strip,
     transpose,
     copy,
+    pair_run: portable::pair_run,
+    pair_steps: portable::pair_steps,
     available: || is_x86_feature_detected!("avx512f"),
 };
 
@@ -47,12 +51,29 @@ pub(super) static BF16: KernelSet = KernelSet {
     mr: 14,
     nr: NR,
     pairs: true,
-    tiles: &rows!(pair_tile, 2),
-    narrow: &rows!(pair_tile, 1),
+    left_by_lane: false,
+    word_unit: 1,
+    strip: strip_of_pairs,
     transpose,
     copy,
+    pair_run,
+    pair_steps,
     available: || is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
 };
+
+/// # Safety
+/// See [`super::set::StripFn`].
+unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+    // SAFETY: forwarded contract.
+    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, b, strip) }
+}
+
+/// # Safety
+/// See [`super::set::StripFn`].
+unsafe fn strip_of_pairs(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+    // SAFETY: forwarded contract.
+    unsafe { strip_of_tiles((&rows!(pair_tile, 2), &rows!(pair_tile, 1), NR), (rows, words), a, b, strip) }
+}
 
 /// Lanes below `count` of the vector that starts at lane `from`.
 fn mask(count: usize, from: usize) -> __mmask16 {
@@ -131,7 +152,7 @@ unsafe fn pair_tile<const R: usize, const V: usize>(words: usize, a: *const u32,
 /// AVX-512F; see [`TileFn`].
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn finish<const V: usize>(sums: [__m512; V], tile: &Tile, r: usize) {
+pub(super) unsafe fn finish<const V: usize>(sums: [__m512; V], tile: &Tile, r: usize) {
     let alpha = _mm512_set1_ps(tile.alpha);
     for (v, sum) in sums.into_iter().enumerate() {
         let mask = mask(tile.cols, 16 * v);
@@ -151,7 +172,7 @@ unsafe fn finish<const V: usize>(sums: [__m512; V], tile: &Tile, r: usize) {
 /// # Safety
 /// AVX-512F; at most 16 rows; see [`super::set::LayFn`].
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose(src: Words, out: *mut u32, lanes: usize, fill: usize) {
+pub(super) unsafe fn transpose(src: Words, out: *mut u32, pitch: usize, fill: usize) {
     let keep = mask(fill, 0);
     let mut step = 0;
     while step < src.cols {
@@ -166,7 +187,7 @@ unsafe fn transpose(src: Words, out: *mut u32, lanes: usize, fill: usize) {
         let steps = transpose_16(rows);
         for (i, &words) in steps.iter().enumerate().take(src.cols - step) {
             // SAFETY: the mask keeps the store inside the `fill` lanes of a step that exists.
-            unsafe { _mm512_mask_storeu_epi32(out.add((step + i) * lanes).cast(), keep, words) };
+            unsafe { _mm512_mask_storeu_epi32(out.add((step + i) * pitch).cast(), keep, words) };
         }
         step += 16;
     }
@@ -204,17 +225,56 @@ fn transpose_16(rows: [__m512i; 16]) -> [__m512i; 16] {
 }
 
 /// # Safety
-/// AVX-512F; at most 32 columns; see [`super::set::LayFn`].
+/// AVX-512F; see [`super::set::LayFn`].
 #[target_feature(enable = "avx512f")]
-unsafe fn copy(src: Words, out: *mut u32, lanes: usize, fill: usize) {
+pub(super) unsafe fn copy(src: Words, out: *mut u32, pitch: usize, fill: usize) {
     for v in 0..fill.div_ceil(16) {
         let (read, write) = (mask(src.cols, 16 * v), mask(fill, 16 * v));
         for step in 0..src.rows {
             // SAFETY: the masks keep the load inside the source row and the store inside the panel's step.
             unsafe {
                 let words = _mm512_maskz_loadu_epi32(read, src.at.byte_add(step * src.stride).add(16 * v).cast());
-                _mm512_mask_storeu_epi32(out.add(step * lanes + 16 * v).cast(), write, words);
+                _mm512_mask_storeu_epi32(out.add(step * pitch + 16 * v).cast(), write, words);
             }
+        }
+    }
+}
+
+/// # Safety
+/// AVX-512F and AVX512-BF16. Subnormal values become zero, as they do in the products.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn pair_run(values: &[f32], words: &mut [u32]) {
+    assert!(words.len() >= values.len().div_ceil(2));
+    for at in (0..values.len()).step_by(32) {
+        let (low, high) = (mask(values.len(), at), mask(values.len(), at + 16));
+        let write = mask(values.len().div_ceil(2), at / 2);
+        // SAFETY: the masks keep the loads inside `values` and the store inside `words`, which is long enough; both
+        // vectors are 512 bits.
+        unsafe {
+            let from = values.as_ptr().wrapping_add(at);
+            let low = _mm512_maskz_loadu_ps(low, from);
+            let high = _mm512_maskz_loadu_ps(high, from.wrapping_add(16));
+            let pairs = core::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_mask_storeu_epi32(words.as_mut_ptr().wrapping_add(at / 2).cast(), write, pairs);
+        }
+    }
+}
+
+/// # Safety
+/// As [`pair_run`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn pair_steps(even: &[f32], odd: &[f32], words: &mut [u32]) {
+    assert!(odd.len() == even.len() && words.len() >= even.len());
+    for at in (0..even.len()).step_by(16) {
+        let mask = mask(even.len(), at);
+        // SAFETY: the mask keeps the accesses inside the slices, which are long enough; 16 bf16 are 256 bits.
+        unsafe {
+            let round = |from: &[f32]| {
+                let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from.as_ptr().wrapping_add(at)));
+                _mm512_cvtepu16_epi32(core::mem::transmute::<__m256bh, __m256i>(rounded))
+            };
+            let pairs = _mm512_or_si512(round(even), _mm512_slli_epi32::<16>(round(odd)));
+            _mm512_mask_storeu_epi32(words.as_mut_ptr().wrapping_add(at).cast(), mask, pairs);
         }
     }
 }

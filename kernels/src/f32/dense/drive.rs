@@ -7,7 +7,7 @@
 use super::chunk::{CHUNK_MAX, Chunk, chunk_at};
 use super::pack::{BUFFER_WORDS, Cut, Panels, Side, pack};
 use super::set::{KernelSet, Tile};
-use super::{Gemm, MatData};
+use super::{Compute, Gemm, MatData};
 use crate::par::{Par, piece};
 use core::ops::Range;
 
@@ -17,6 +17,8 @@ const LEFT_WORDS_MAX: usize = 512 * CHUNK_MAX;
 const RIGHT_COLS_MAX: usize = 256;
 /// Every set's `nr` divides this.
 const NR_MAX: usize = 32;
+/// No set's `word_unit` is larger.
+const WORD_UNIT_MAX: usize = 16;
 /// Left panels packed by one task.
 const PACK_PANELS: usize = 4;
 /// Multiply-adds below which a product is not worth handing to other workers.
@@ -31,11 +33,14 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Depends on the shape alone, so that a plan made on one machine fits every other.
-    pub(super) fn new(m: usize, n: usize, k: usize) -> Layout {
+    pub(super) fn new(m: usize, n: usize, k: usize, compute: Compute) -> Layout {
         let line = |words: usize| words.next_multiple_of(16);
+        // Sets without bf16 products take a word a step, so both number types do; but the words of pairs may be
+        // filled up to a unit.
+        let words = if compute == Compute::BF16 { k.max(WORD_UNIT_MAX) } else { k };
         Layout {
-            left: line(m.saturating_mul(k).min(LEFT_WORDS_MAX)),
-            right: line(n.next_multiple_of(NR_MAX).min(RIGHT_COLS_MAX) * k.min(CHUNK_MAX)),
+            left: line(m.saturating_mul(words).min(LEFT_WORDS_MAX)),
+            right: line(n.next_multiple_of(NR_MAX).min(RIGHT_COLS_MAX) * words.min(CHUNK_MAX)),
         }
     }
 
@@ -90,13 +95,13 @@ struct Round {
 /// `scratch` has [`Layout::words`] for the threads of `par`; rows `0..m` of `C` hold `n` elements each.
 pub(super) fn run(par: &Par, set: &'static KernelSet, g: &Gemm, c: &mut [f32], c_stride: usize, scratch: &mut [u32]) {
     let (m, n, k) = g.shape();
-    let layout = Layout::new(m, n, k);
+    let layout = Layout::new(m, n, k, g.compute);
     assert!(scratch.len() >= layout.words(par.threads()), "scratch is too small");
-    let round = g.compute == super::Compute::BF16 && !set.pairs;
+    let round = g.compute == Compute::BF16 && !set.pairs;
     let job = Job {
         set,
-        left: Side { mat: g.a, steps_contiguous: !g.a_trans, round },
-        right: Side { mat: g.b, steps_contiguous: g.b_trans, round },
+        left: Side { mat: g.a, steps_contiguous: !g.a_trans, by_lane: set.left_by_lane, round },
+        right: Side { mat: g.b, steps_contiguous: g.b_trans, by_lane: false, round },
         g,
         k,
         segment: g.k_segment.unwrap_or(k).clamp(1, k),
@@ -158,19 +163,28 @@ impl Job<'_> {
         rows.div_ceil(self.set.mr)
     }
 
-    /// A worker's own right panels and buffer.
-    fn worker_words(&self, worker: usize) -> (*mut u32, &mut [u32]) {
-        let at = self.scratch.at(self.layout.left + worker * self.layout.worker());
-        // SAFETY: inside `scratch` (asserted by `run`), and used by one task at a time: the worker's.
-        let buffer = unsafe { core::slice::from_raw_parts_mut(at.add(self.layout.right), BUFFER_WORDS) };
-        (at, buffer)
+    /// A worker's own right panels.
+    fn right_panels(&self, worker: usize) -> *mut u32 {
+        self.scratch.at(self.layout.left + worker * self.layout.worker())
+    }
+
+    /// A worker's own buffer for packing.
+    ///
+    /// # Safety
+    /// One task at a time holds it: the one that `worker` runs.
+    #[expect(clippy::mut_from_ref, reason = "the scratch is shared among workers, its parts are not")]
+    unsafe fn buffer(&self, worker: usize) -> &mut [u32] {
+        let at = self.right_panels(worker).wrapping_add(self.layout.right);
+        // SAFETY: inside `scratch` (asserted by `run`), and the caller's alone.
+        unsafe { core::slice::from_raw_parts_mut(at, BUFFER_WORDS) }
     }
 
     fn pack_left(&self, par: &Par, rows: &Range<usize>, round: Round) {
         let panels = self.left_panels(rows.len());
         let groups = panels.div_ceil(PACK_PANELS);
         let task = |group: usize, worker: usize| {
-            let (_, buffer) = self.worker_words(worker);
+            // SAFETY: this task is the one that `worker` runs.
+            let buffer = unsafe { self.buffer(worker) };
             let group = piece(panels, 1, groups, group);
             let start = piece(rows.len(), 1, panels, group.start).start;
             let end = piece(rows.len(), 1, panels, group.end - 1).end;
@@ -227,7 +241,9 @@ impl Job<'_> {
         worker: usize,
     ) {
         let set = self.set;
-        let (right, buffer) = self.worker_words(worker);
+        let right = self.right_panels(worker);
+        // SAFETY: the task that calls this is the one that `worker` runs.
+        let buffer = unsafe { self.buffer(worker) };
         let words = set.words(chunk.len);
         let to = Panels {
             lane: cols.start,
@@ -245,27 +261,23 @@ impl Job<'_> {
         for panel in panels {
             let lanes = piece(rows.len(), 1, total, panel);
             let left = self.scratch.at(left_offset + lanes.start * words);
-            for col in (0..cols.len()).step_by(set.nr) {
-                let row = rows.start + lanes.start;
-                let tile = self.tile(row, cols.start + col, set.nr.min(cols.len() - col), chunk);
-                let tiles = if tile.cols <= set.nr / 2 { set.narrow } else { set.tiles };
-                // SAFETY: both panels hold `words` steps, packed above and by `pack_left`; the tile is in `C`, and
-                // in no other task's rows and columns.
-                unsafe { tiles[lanes.len() - 1](words, left, right.add(col * words), &tile) };
-            }
+            let strip = self.strip(rows.start + lanes.start, &cols, chunk);
+            // SAFETY: the panels hold `words` steps, packed above and by `pack_left`; the strip is in `C`, and in no
+            // other task's rows and columns.
+            unsafe { (set.strip)(lanes.len(), words, left, right, &strip) };
         }
     }
 
-    fn tile(&self, row: usize, col: usize, cols: usize, chunk: Chunk) -> Tile {
+    fn strip(&self, row: usize, cols: &Range<usize>, chunk: Chunk) -> Tile {
         let last = chunk.start + chunk.len == self.k;
         Tile {
-            c: self.c.at(row * self.c_stride + col),
+            c: self.c.at(row * self.c_stride + cols.start),
             stride: self.c_stride,
-            cols,
+            cols: cols.len(),
             alpha: self.g.alpha,
             load: self.g.accumulate || chunk.start > 0,
             bias: match self.g.bias {
-                Some(bias) if last => bias[col..col + cols].as_ptr(),
+                Some(bias) if last => bias[cols.clone()].as_ptr(),
                 _ => core::ptr::null(),
             },
         }

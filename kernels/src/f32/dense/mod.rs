@@ -6,6 +6,8 @@ mod pack;
 mod portable;
 mod set;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -89,12 +91,10 @@ impl Gemm<'_> {
 
 /// Bytes of scratch that [`gemm`] needs for a product of this shape on `threads` workers, on any machine.
 pub fn gemm_scratch_bytes(m: usize, n: usize, k: usize, compute: Compute, threads: usize) -> usize {
-    // Sets without bf16 products pack bf16 factors as f32, so both number types need the same.
-    let _ = compute;
     if m == 0 || n == 0 || k == 0 {
         return 0;
     }
-    4 * drive::Layout::new(m, n, k).words(threads.max(1)) + ALIGN
+    4 * drive::Layout::new(m, n, k, compute).words(threads.max(1)) + ALIGN
 }
 
 /// Scratch is used from the first cache line's border.

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "SIMD")]
 
 use super::portable;
-use super::set::{KernelSet, Tile, TileFn};
+use super::set::{KernelSet, Tile, TileFn, strip_of_tiles};
 use core::arch::aarch64::*;
 
 const NR: usize = 8;
@@ -33,12 +33,22 @@ pub(super) static F32: KernelSet = KernelSet {
     mr: 12,
     nr: NR,
     pairs: false,
-    tiles: &rows!(tile, 2),
-    narrow: &rows!(tile, 1),
+    left_by_lane: false,
+    word_unit: 1,
+    strip,
     transpose: portable::transpose,
     copy: portable::copy,
+    pair_run: portable::pair_run,
+    pair_steps: portable::pair_steps,
     available: || true,
 };
+
+/// # Safety
+/// See [`super::set::StripFn`].
+unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+    // SAFETY: forwarded contract.
+    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, b, strip) }
+}
 
 /// # Safety
 /// NEON, which every aarch64 machine has; see [`TileFn`].

@@ -4,6 +4,7 @@
 //! first cache; plain f32 is laid straight from where it is stored.
 #![expect(unsafe_code, reason = "packing works on raw panels that several workers fill side by side")]
 
+use super::portable::bf16_bits;
 use super::set::{KernelSet, Words};
 use super::{Mat, MatData};
 use crate::f32::quant;
@@ -15,7 +16,7 @@ const GROUP: usize = 16;
 /// Elements of one fetched row.
 const RUN: usize = 256;
 /// Source rows that are copied together when lanes are contiguous.
-const STEPS: usize = 8;
+const STEPS: usize = 16;
 
 /// Words of buffer that a worker needs: the fetched words, and two rows that become pairs.
 pub(super) const BUFFER_WORDS: usize = GROUP * RUN + 2 * RUN;
@@ -26,6 +27,8 @@ pub(super) struct Side<'a> {
     pub(super) mat: Mat<'a>,
     /// A stored row holds the steps of one lane; otherwise it holds the lanes of one step.
     pub(super) steps_contiguous: bool,
+    /// Panels hold one lane after the other.
+    pub(super) by_lane: bool,
     /// Rounds f32 factors to bf16 for a set without pairs.
     pub(super) round: bool,
 }
@@ -98,28 +101,27 @@ pub(super) unsafe fn pack(set: &KernelSet, side: &Side, panels: &Panels, buffer:
 /// # Safety
 /// See [`pack`].
 unsafe fn pack_by_lane(set: &KernelSet, side: &Side, panels: &Panels, buffer: &mut [u32]) {
-    let words = set.words(panels.steps);
+    let direct = side.direct(set, panels.steps);
     for index in 0..panels.count {
         let panel = panels.panel(index);
-        for group in (0..panel.width).step_by(GROUP) {
-            let rows = GROUP.min(panel.len.saturating_sub(group));
-            let fill = GROUP.min(panel.width - group);
-            let lane = panels.lane + panel.start + group;
-            // Panels lie behind each other, each `words` steps long.
-            let out = panels.out.wrapping_add(panel.start * words + group);
+        let sheet = Sheet::new(set, side, panels, &panel);
+        for lane in (0..panel.width).step_by(GROUP) {
+            let rows = GROUP.min(panel.len.saturating_sub(lane));
+            let from = panels.lane + panel.start + lane;
             let mut step = 0;
             while step < panels.steps {
-                let direct = side.direct(set, panels.steps);
                 let steps = if direct.is_some() { panels.steps } else { RUN.min(panels.steps - step) };
                 let src = match direct {
-                    Some(size) => side.words_at(size, lane, panels.step, rows, set.words(steps)),
-                    None => side.fetch_lanes(set, lane..lane + rows, panels.step + step, steps, buffer),
+                    Some(size) => side.words_at(size, from, panels.step, rows, set.words_used(steps)),
+                    None => side.fetch_lanes(set, from..from + rows, panels.step + step, steps, buffer),
                 };
-                // SAFETY: `src` covers `rows` lanes of the group, `out` the `fill` lanes of its panel.
-                unsafe { (set.transpose)(src, out.add(set.words(step) * panel.width), panel.width, fill) };
+                // SAFETY: `src` covers `rows` lanes of the panel from `lane` on.
+                unsafe { sheet.put_lanes(set, src, lane, set.words_used(step)) };
                 step += steps;
             }
         }
+        // SAFETY: the panel is writable.
+        unsafe { sheet.finish() };
     }
 }
 
@@ -127,9 +129,8 @@ unsafe fn pack_by_lane(set: &KernelSet, side: &Side, panels: &Panels, buffer: &m
 /// See [`pack`].
 unsafe fn pack_by_step(set: &KernelSet, side: &Side, panels: &Panels, buffer: &mut [u32]) {
     debug_assert!(panels.lanes <= RUN);
-    let words = set.words(panels.steps);
-    let mut word = 0;
-    while word < words {
+    let words = set.words_used(panels.steps);
+    for word in (0..words).step_by(STEPS) {
         let count = STEPS.min(words - word);
         let src = match side.mat.data {
             MatData::F32(_) if !set.pairs && !side.round => {
@@ -140,13 +141,82 @@ unsafe fn pack_by_step(set: &KernelSet, side: &Side, panels: &Panels, buffer: &m
         for index in 0..panels.count {
             let panel = panels.panel(index);
             let src = Words { at: src.at.wrapping_add(panel.start), cols: panel.len, ..src };
-            // SAFETY: `src` covers the panel's lanes for `count` steps, `out` has room for all of them.
-            unsafe {
-                let out = panels.out.add(panel.start * words + word * panel.width);
-                (set.copy)(src, out, panel.width, panel.width);
+            // SAFETY: `src` covers the panel's lanes for `count` words.
+            unsafe { Sheet::new(set, side, panels, &panel).put_steps(set, src, word) };
+        }
+    }
+    for index in 0..panels.count {
+        // SAFETY: the panel is writable.
+        unsafe { Sheet::new(set, side, panels, &panels.panel(index)).finish() };
+    }
+}
+
+/// One panel being filled.
+struct Sheet {
+    out: *mut u32,
+    width: usize,
+    by_lane: bool,
+    used: usize,
+    words: usize,
+}
+
+impl Sheet {
+    fn new(set: &KernelSet, side: &Side, panels: &Panels, panel: &Panel) -> Sheet {
+        let (used, words) = (set.words_used(panels.steps), set.words(panels.steps));
+        // Panels lie behind each other, each `words` steps long.
+        let out = panels.out.wrapping_add(panel.start * words);
+        Sheet { out, width: panel.width, by_lane: side.by_lane, used, words }
+    }
+
+    /// Lays source rows that are lanes from `lane` on, whose words are the panel's from `word` on.
+    ///
+    /// # Safety
+    /// The set's instructions exist; the panel is writable; the source fits into it.
+    unsafe fn put_lanes(&self, set: &KernelSet, src: Words, lane: usize, word: usize) {
+        // SAFETY: forwarded contract; zeros are written up to the panel's borders.
+        unsafe {
+            match self.by_lane {
+                true => {
+                    (set.copy)(src, self.out.add(lane * self.words + word), self.words, self.to_end(word, src.cols))
+                }
+                false => (set.transpose)(
+                    src,
+                    self.out.add(word * self.width + lane),
+                    self.width,
+                    GROUP.min(self.width - lane),
+                ),
             }
         }
-        word += count;
+    }
+
+    /// Lays source rows that are words from `word` on, whose words are all of the panel's lanes.
+    ///
+    /// # Safety
+    /// As [`Sheet::put_lanes`].
+    unsafe fn put_steps(&self, set: &KernelSet, src: Words, word: usize) {
+        // SAFETY: forwarded contract; zeros are written up to the panel's borders.
+        unsafe {
+            match self.by_lane {
+                true => (set.transpose)(src, self.out.add(word), self.words, self.to_end(word, src.rows)),
+                false => (set.copy)(src, self.out.add(word * self.width), self.width, self.width),
+            }
+        }
+    }
+
+    /// `count` words from `word` on, and what the panel's unit lacks behind the last of them.
+    fn to_end(&self, word: usize, count: usize) -> usize {
+        if word + count == self.used { self.words - word } else { count }
+    }
+
+    /// Fills the words behind the last.
+    ///
+    /// # Safety
+    /// The panel is writable.
+    unsafe fn finish(&self) {
+        if !self.by_lane {
+            // SAFETY: a panel by step is `words` times `width` long.
+            unsafe { self.out.add(self.used * self.width).write_bytes(0, (self.words - self.used) * self.width) };
+        }
     }
 }
 
@@ -187,7 +257,8 @@ impl Side<'_> {
             if set.pairs {
                 let values = bytemuck::cast_slice_mut(&mut row_buffer[..steps]);
                 read_row(&self.mat, row, step, values);
-                pair_run(values, words);
+                // SAFETY: the set's instructions exist (contract of `pack`).
+                unsafe { (set.pair_run)(values, words) };
             } else {
                 let values = bytemuck::cast_slice_mut(&mut words[..steps]);
                 read_row(&self.mat, row, step, values);
@@ -196,7 +267,7 @@ impl Side<'_> {
                 }
             }
         }
-        Words { at: words.as_ptr(), stride: 4 * RUN, rows: count, cols: set.words(steps) }
+        Words { at: words.as_ptr(), stride: 4 * RUN, rows: count, cols: set.words_used(steps) }
     }
 
     /// Fetches the panels' lanes for `count` words of steps (stored rows).
@@ -212,7 +283,8 @@ impl Side<'_> {
                     true => read_row(&self.mat, panels.step + 2 * word + 1, panels.lane, odd),
                     false => odd.fill(0.0),
                 }
-                pair_rows(even, odd, words);
+                // SAFETY: the set's instructions exist (contract of `pack`).
+                unsafe { (set.pair_steps)(even, odd, words) };
             } else {
                 let values = bytemuck::cast_slice_mut(&mut words[..panels.lanes]);
                 read_row(&self.mat, panels.step + word, panels.lane, values);
@@ -259,35 +331,9 @@ fn read_row(mat: &Mat, row: usize, col: usize, out: &mut [f32]) {
     }
 }
 
-/// The bits of `value` rounded to bf16, to nearest even; NaN stays NaN.
-#[inline(always)]
-fn bf16_bits(value: f32) -> u32 {
-    let bits = value.to_bits();
-    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    if value.is_nan() { bits >> 16 | 0x40 } else { rounded }
-}
-
 /// Rounds to bf16 in place.
 fn round_run(values: &mut [f32]) {
     for value in values {
         *value = f32::from_bits(bf16_bits(*value) << 16);
-    }
-}
-
-/// Words of neighbouring values; a last one without neighbour is paired with zero.
-fn pair_run(values: &[f32], words: &mut [u32]) {
-    let (pairs, rest) = values.as_chunks::<2>();
-    for (word, &[even, odd]) in words.iter_mut().zip(pairs) {
-        *word = bf16_bits(even) | bf16_bits(odd) << 16;
-    }
-    if let [last] = rest {
-        words[pairs.len()] = bf16_bits(*last);
-    }
-}
-
-/// Words of two rows' values.
-fn pair_rows(even: &[f32], odd: &[f32], words: &mut [u32]) {
-    for ((word, &even), &odd) in words.iter_mut().zip(even).zip(odd) {
-        *word = bf16_bits(even) | bf16_bits(odd) << 16;
     }
 }

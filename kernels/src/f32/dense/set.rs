@@ -1,7 +1,9 @@
 //! Kernel sets: for one instruction set, the tiles and the packing steps that feed them.
 //!
-//! A packed factor is a row of *words*, one 32-bit word a step of `k`: an f32, or two bf16 (`k` even low, `k` odd
-//! high) in the sets with `pairs`. Left panels are `[words][rows of the panel]`, right panels `[words][nr]`.
+//! A packed factor is made of *words*, 32 bits a step of `k`: an f32, or two bf16 (`k` even low, `k` odd high) in the
+//! sets with `pairs`. Left panels are `[words][rows of the panel]`, or the other way round in the sets with
+//! `left_by_lane`; right panels are `[words][nr]`.
+#![expect(unsafe_code, reason = "tiles are called through pointers")]
 
 use super::Compute;
 
@@ -26,6 +28,44 @@ pub(super) struct Tile {
 /// Safety: the set's instructions exist; the panels hold `words` steps; `C` and the bias are valid for the tile.
 pub(super) type TileFn = unsafe fn(words: usize, a: *const u32, b: *const u32, tile: &Tile);
 
+/// Multiplies one left panel of `rows` rows with all right panels of a block; `strip.cols` counts all columns.
+///
+/// Safety: as for [`TileFn`], with right panels of `words` steps one behind the other.
+pub(super) type StripFn = unsafe fn(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile);
+
+impl Tile {
+    /// The part of a strip that starts at column `col` and is at most `nr` wide.
+    pub(super) fn part(&self, col: usize, nr: usize) -> Tile {
+        Tile {
+            c: self.c.wrapping_add(col),
+            cols: nr.min(self.cols - col),
+            bias: if self.bias.is_null() { self.bias } else { self.bias.wrapping_add(col) },
+            ..*self
+        }
+    }
+}
+
+/// A strip by one tile after the other; `tiles` and `narrow` by number of rows, less one, `narrow` for at most half
+/// of the `nr` columns.
+///
+/// # Safety
+/// See [`StripFn`].
+#[inline(always)]
+pub(super) unsafe fn strip_of_tiles(
+    (tiles, narrow, nr): (&[TileFn], &[TileFn], usize),
+    (rows, words): (usize, usize),
+    a: *const u32,
+    b: *const u32,
+    strip: &Tile,
+) {
+    for col in (0..strip.cols).step_by(nr) {
+        let tile = strip.part(col, nr);
+        let tiles = if tile.cols <= nr / 2 { narrow } else { tiles };
+        // SAFETY: forwarded contract; a right panel has `words * nr` words.
+        unsafe { tiles[rows - 1](words, a, b.wrapping_add(col * words), &tile) };
+    }
+}
+
 /// A matrix of words to be laid into a panel.
 #[derive(Clone, Copy)]
 pub(super) struct Words {
@@ -39,10 +79,10 @@ pub(super) struct Words {
     pub(super) cols: usize,
 }
 
-/// Lays words into a panel whose steps are `lanes` words apart.
+/// Lays words into a panel whose rows are `pitch` words apart; where the source has less than `fill`, zeros.
 ///
 /// Safety: the set's instructions exist; the source is readable and the panel writable in its whole size.
-pub(super) type LayFn = unsafe fn(src: Words, out: *mut u32, lanes: usize, fill: usize);
+pub(super) type LayFn = unsafe fn(src: Words, out: *mut u32, pitch: usize, fill: usize);
 
 /// The kernels of one instruction set.
 pub struct KernelSet {
@@ -54,20 +94,30 @@ pub struct KernelSet {
     pub(super) nr: usize,
     /// A word is two bf16 factors.
     pub(super) pairs: bool,
-    /// Tiles by number of rows, less one; `nr` columns wide.
-    pub(super) tiles: &'static [TileFn],
-    /// The same for at most `nr / 2` columns.
-    pub(super) narrow: &'static [TileFn],
-    /// Source rows become panel lanes (at most 16 rows); lanes from there to `fill` are zeroed.
+    /// Left panels hold one row after the other.
+    pub(super) left_by_lane: bool,
+    /// Panels are filled with zeros to a multiple of this many words.
+    pub(super) word_unit: usize,
+    pub(super) strip: StripFn,
+    /// `out[i][j] = src[j][i]`, for at most 16 source rows.
     pub(super) transpose: LayFn,
-    /// Source rows become panel steps; lanes from `cols` to `fill` are zeroed.
+    /// `out[i][j] = src[i][j]`.
     pub(super) copy: LayFn,
+    /// Words of a run of factors, the last one paired with zero when it has no neighbour.
+    pub(super) pair_run: unsafe fn(values: &[f32], words: &mut [u32]),
+    /// Words of the factors of two steps, lane by lane.
+    pub(super) pair_steps: unsafe fn(even: &[f32], odd: &[f32], words: &mut [u32]),
     pub(super) available: fn() -> bool,
 }
 
 impl KernelSet {
-    /// Words that hold `len` steps of `k`.
+    /// Words that `len` steps of `k` take in a panel.
     pub(super) fn words(&self, len: usize) -> usize {
+        self.words_used(len).next_multiple_of(self.word_unit)
+    }
+
+    /// The words of these that hold steps.
+    pub(super) fn words_used(&self, len: usize) -> usize {
         if self.pairs { len.div_ceil(2) } else { len }
     }
 }
@@ -83,6 +133,8 @@ const F32: &[&KernelSet] = &[
 ];
 
 const BF16: &[&KernelSet] = &[
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    &super::amx::BF16,
     #[cfg(target_arch = "x86_64")]
     &super::avx512::BF16,
     #[cfg(target_arch = "x86_64")]
