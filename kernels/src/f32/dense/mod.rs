@@ -1,5 +1,22 @@
 //! Packed dense products `C = op(A) op(B)`, in f32 or with bf16 factors and f32 sums.
 
+mod chunk;
+mod drive;
+mod pack;
+mod portable;
+mod set;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+pub use set::{KernelSet, kernel_sets};
+
 use crate::par::Par;
 use half::{bf16, f16};
 use tinyforge_plan::DType;
@@ -72,17 +89,80 @@ impl Gemm<'_> {
     }
 }
 
-/// Bytes of scratch that [`gemm`] needs for a product of this shape on `threads` workers.
+/// Bytes of scratch that [`gemm`] needs for a product of this shape on `threads` workers, on any machine.
 pub fn gemm_scratch_bytes(m: usize, n: usize, k: usize, compute: Compute, threads: usize) -> usize {
-    let _ = (m, n, k, compute, threads);
-    0
+    if m == 0 || n == 0 || k == 0 {
+        return 0;
+    }
+    4 * drive::Layout::new(m, n, k, compute).words(threads.max(1)) + ALIGN
 }
+
+/// Scratch is used from the first cache line's border.
+const ALIGN: usize = 64;
 
 /// Computes `g` into `c`, whose rows are `c_stride` elements apart.
 ///
 /// Every element's sum runs over `k` in an order fixed by `k` and `k_segment` alone: not by `m`, `n`, the number
-/// of threads or the scratch. With `accumulate == false` the first segment is added to `+0.0`.
+/// of threads or the scratch. A segment is cut into chunks of at most 512 steps; a chunk is summed from zero,
+/// multiplied by `alpha` and added to `C`, one chunk after the other. With `accumulate == false` the first one is
+/// added to `+0.0`. The bias comes last.
+///
+/// Panics when a matrix, `c`, the bias or `scratch` ([`gemm_scratch_bytes`]) is smaller than the shapes say.
 pub fn gemm(par: &Par, g: &Gemm, c: &mut [f32], c_stride: usize, scratch: &mut [u8]) {
-    let _ = (par, g, c, c_stride, scratch);
-    unimplemented!("being written")
+    let set = kernel_sets(g.compute).next().expect("the portable set is always there");
+    gemm_on(set, par, g, c, c_stride, scratch);
+}
+
+/// [`gemm`] with one of [`kernel_sets`], for tests and reports. Sets differ in the last bits.
+pub fn gemm_on(set: &'static KernelSet, par: &Par, g: &Gemm, c: &mut [f32], c_stride: usize, scratch: &mut [u8]) {
+    let (m, n, k) = g.shape();
+    let b_steps = if g.b_trans { g.b.cols } else { g.b.rows };
+    assert_eq!(k, b_steps, "the factors' inner sizes");
+    g.a.check("the left factor");
+    g.b.check("the right factor");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(c_stride >= n && c.len() >= (m - 1) * c_stride + n, "C is smaller than {m} x {n}");
+    assert!(g.bias.is_none_or(|bias| bias.len() >= n), "the bias is shorter than {n}");
+    if k == 0 {
+        return empty_sum(g, c, c_stride, n);
+    }
+    let head = scratch.as_ptr().align_offset(ALIGN).min(scratch.len());
+    let words = scratch[head..].len() / 4 * 4;
+    let words = bytemuck::cast_slice_mut(&mut scratch[head..head + words]);
+    drive::run(par, set, g, c, c_stride, words);
+}
+
+/// The product over no step at all.
+fn empty_sum(g: &Gemm, c: &mut [f32], c_stride: usize, n: usize) {
+    let (m, ..) = g.shape();
+    for row in c.chunks_mut(c_stride).take(m) {
+        for (j, value) in row[..n].iter_mut().enumerate() {
+            let old = if g.accumulate { *value } else { 0.0 };
+            *value = g.bias.map_or(old, |bias| old + bias[j]);
+        }
+    }
+}
+
+impl Mat<'_> {
+    fn check(&self, name: &str) {
+        assert!(self.stride >= self.cols, "{name}: the stride {} is below the {} columns", self.stride, self.cols);
+        let elems = match self.rows {
+            0 => 0,
+            rows => (rows - 1) * self.stride + self.cols,
+        };
+        let stored = match self.data {
+            MatData::F32(data) => data.len(),
+            MatData::BF16(data) => data.len(),
+            MatData::F16(data) => data.len(),
+            MatData::Blocks(dtype, bytes) => {
+                assert!(dtype.is_quantised(), "{name}: {} is not a block format", dtype.name());
+                assert_eq!(self.stride, self.cols, "{name}: rows of blocks are contiguous");
+                assert!(self.cols.is_multiple_of(dtype.block_elems() as usize), "{name}: rows are whole blocks");
+                bytes.len() / dtype.block_bytes() as usize * dtype.block_elems() as usize
+            }
+        };
+        assert!(stored >= elems, "{name}: {stored} elements stored, {} x {} needed", self.rows, self.cols);
+    }
 }

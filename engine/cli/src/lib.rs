@@ -1,0 +1,6 @@
+//! The `tinyforge` command as a library: the only place that links compiler and engine, and the only one that
+//! prints.
+#![forbid(unsafe_code)]
+
+pub mod model;
+pub mod planning;
