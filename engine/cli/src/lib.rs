@@ -2,5 +2,9 @@
 //! prints.
 #![forbid(unsafe_code)]
 
+pub mod error;
+pub mod fixed;
+pub mod knobs;
 pub mod model;
 pub mod planning;
+pub mod sizes;

@@ -47,6 +47,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         micro_batch: None,
         seq: shape[1] as u32,
         context: shape[1] as u32,
+        sample: false,
         dtype: DType::F32,
         optimizer: Optimizer { rule: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: None },
         recompute: Recompute::Auto,

@@ -241,7 +241,7 @@ fn fill(runner: &mut Runner, entry: usize, rows: &[Row], per_weight: f64) {
             part.copy_from_slice(of(row));
         }
     }
-    gather(runner.input(entry, "tokens"), rows, |r| bytemuck::cast_slice(&r.tokens));
+    gather(runner.input::<u32>(entry, "tokens"), rows, |r| &r.tokens);
     gather(runner.input(entry, "labels"), rows, |r| &r.labels);
     gather(runner.input(entry, "positions"), rows, |r| &r.positions);
     gather(runner.input(entry, "segments"), rows, |r| &r.segments);
