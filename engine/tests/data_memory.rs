@@ -67,8 +67,8 @@ fn text(bytes: usize) -> String {
     while text.len() < bytes {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         text.push((b'a' + (state >> 24) as u8 % 26) as char);
-        if state % 7 == 0 {
-            text.push(if state % 77 == 0 { '\n' } else { ' ' });
+        if state.is_multiple_of(7) {
+            text.push(if state.is_multiple_of(77) { '\n' } else { ' ' });
         }
     }
     text

@@ -14,6 +14,7 @@ mod cache;
 mod document;
 mod files;
 mod inspect;
+mod making;
 mod pack;
 mod record;
 mod rows;
