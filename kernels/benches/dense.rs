@@ -1,5 +1,5 @@
 //! GFLOP/s of the dense product over the shapes of SmolLM2-135M. Run on an idle machine:
-//! `cargo bench -p tinyforge-kernels --bench dense -- [threads] [filter]`; the best of several runs is printed.
+//! `cargo bench -p tinyforge-kernels --bench dense -- [threads] [filter] [types]`; the best of several runs is printed.
 
 use std::time::{Duration, Instant};
 use tinyforge_kernels::f32::dense::{Compute, Gemm, Mat, MatData, gemm_on, gemm_scratch_bytes, kernel_sets};
@@ -104,11 +104,12 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let threads = args.first().and_then(|arg| arg.parse().ok()).unwrap_or(1);
     let filter = args.get(1).cloned().unwrap_or_default();
+    let types = args.get(2).cloned().unwrap_or_default();
     let par = Par::new(threads, 1 << 20).expect("threads");
     for compute in [Compute::F32, Compute::BF16] {
         println!("{compute:?}: {:?}", kernel_sets(compute).map(|set| set.name).collect::<Vec<_>>());
     }
-    let columns = [
+    let columns: Vec<_> = [
         ("f32", Compute::F32, DType::F32),
         ("bf16", Compute::BF16, DType::F32),
         ("q8_0", Compute::F32, DType::Q8_0),
@@ -116,7 +117,10 @@ fn main() {
         ("q4_1", Compute::F32, DType::Q4_1),
         ("q4_k", Compute::F32, DType::Q4K),
         ("q6_k", Compute::F32, DType::Q6K),
-    ];
+    ]
+    .into_iter()
+    .filter(|column| types.is_empty() || types.split(',').any(|name| name == column.0))
+    .collect();
     print!("{:22}", format!("GFLOP/s, {threads} threads"));
     columns.iter().for_each(|(name, ..)| print!("{name:>8}"));
     println!();
