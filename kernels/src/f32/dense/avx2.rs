@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "SIMD")]
 
 use super::portable;
-use super::set::{KernelSet, Tile, TileFn, strip_of_tiles};
+use super::set::{KernelSet, Right, Tile, TileFn, strip_of_tiles};
 use core::arch::x86_64::*;
 
 const NR: usize = 16;
@@ -30,6 +30,7 @@ pub(super) static F32: KernelSet = KernelSet {
     left_by_lane: false,
     word_unit: 1,
     strip,
+    thin: None,
     transpose: portable::transpose,
     copy: portable::copy,
     pair_run: portable::pair_run,
@@ -39,9 +40,9 @@ pub(super) static F32: KernelSet = KernelSet {
 
 /// # Safety
 /// See [`super::set::StripFn`].
-unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+unsafe fn strip(rows: usize, words: usize, a: *const u32, right: Right, strip: &Tile) {
     // SAFETY: forwarded contract.
-    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, b, strip) }
+    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, right, strip) }
 }
 
 /// All bits of the lanes below `count` of the vector that starts at lane `from`.
@@ -54,11 +55,11 @@ fn mask(count: usize, from: usize) -> __m256i {
 /// # Safety
 /// AVX2 and FMA; see [`TileFn`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *const u32, tile: &Tile) {
+unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *const u32, step: usize, tile: &Tile) {
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
     for _ in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and `NR` words (contract of `TileFn`).
+        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`).
         unsafe {
             let mut right = [_mm256_setzero_ps(); V];
             for (v, right) in right.iter_mut().enumerate() {
@@ -71,7 +72,7 @@ unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *
                 }
             }
             a = a.add(R);
-            b = b.add(NR);
+            b = b.add(step);
         }
     }
     let alpha = _mm256_set1_ps(tile.alpha);

@@ -5,10 +5,11 @@
 #![expect(unsafe_code, reason = "packing works on raw panels that several workers fill side by side")]
 
 use super::portable::bf16_bits;
-use super::set::{KernelSet, Words};
+use super::set::{KernelSet, Right, Words};
 use super::{Mat, MatData};
 use crate::f32::quant;
 use crate::par::piece;
+use core::ops::Range;
 use half::slice::HalfFloatSliceExt;
 
 /// Rows that are transposed together.
@@ -159,6 +160,29 @@ unsafe fn pack_by_step(set: &KernelSet, side: &Side, panels: &Panels, buffer: &m
     }
 }
 
+/// Goes through the words of at most 16 lanes, without packing them: `each(src, word)` gets a run of source rows whose
+/// first word is the chunk's number `word`.
+///
+/// # Safety
+/// See [`pack`].
+pub(super) unsafe fn lanes(
+    set: &KernelSet,
+    side: &Side,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    buffer: &mut [u32],
+    mut each: impl FnMut(Words, usize),
+) {
+    if let Some(size) = side.direct(set, steps.len()) {
+        return each(side.words_at(size, lanes.start, steps.start, lanes.len(), set.words_used(steps.len())), 0);
+    }
+    side.prefetch(lanes.end..lanes.end + GROUP, steps.start, steps.len());
+    for step in steps.clone().step_by(RUN) {
+        let run = RUN.min(steps.end - step);
+        each(side.fetch_lanes(set, lanes.clone(), step, run, buffer), set.words_used(step - steps.start));
+    }
+}
+
 /// One panel being filled.
 struct Sheet {
     out: *mut u32,
@@ -229,6 +253,16 @@ impl Sheet {
 }
 
 impl Side<'_> {
+    /// The words of some steps of all lanes from `lane` on, where they are stored, if they are words as they are.
+    pub(super) fn in_place(&self, set: &KernelSet, lane: usize, step: usize) -> Option<Right> {
+        match self.mat.data {
+            MatData::F32(_) if !self.steps_contiguous && !set.pairs && !self.round => {
+                Some(Right { at: self.words_at(4, step, lane, 1, 1).at, step: self.mat.stride, panel: set.nr })
+            }
+            _ => None,
+        }
+    }
+
     /// Bytes of a stored element when `steps` stored steps of a lane are the set's words as they are.
     fn direct(&self, set: &KernelSet, steps: usize) -> Option<usize> {
         match self.mat.data {
@@ -240,7 +274,7 @@ impl Side<'_> {
 
     /// Asks for columns `col..col + cols` of some rows, which will be read next, one row after the other: their
     /// pieces are too short for the processor to foresee. (Reads of 16 rows side by side it does foresee.)
-    fn prefetch(&self, rows: core::ops::Range<usize>, col: usize, cols: usize) {
+    fn prefetch(&self, rows: Range<usize>, col: usize, cols: usize) {
         #[cfg(target_arch = "x86_64")]
         {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -275,14 +309,7 @@ impl Side<'_> {
     }
 
     /// Fetches `steps <= RUN` steps of some lanes (stored rows) as words.
-    fn fetch_lanes(
-        &self,
-        set: &KernelSet,
-        rows: core::ops::Range<usize>,
-        step: usize,
-        steps: usize,
-        buffer: &mut [u32],
-    ) -> Words {
+    fn fetch_lanes(&self, set: &KernelSet, rows: Range<usize>, step: usize, steps: usize, buffer: &mut [u32]) -> Words {
         let (words, row_buffer) = buffer.split_at_mut(GROUP * RUN);
         let count = rows.len();
         for (row, words) in rows.zip(words.chunks_exact_mut(RUN)) {
