@@ -1,9 +1,10 @@
 //! Tiles in plain Rust, for machines without a set of their own: products are rounded before they are added.
+//! Rows are summed one after the other: sixteen sums are what compilers keep in registers everywhere.
 #![expect(unsafe_code, reason = "tiles and packing work on raw panels, like the SIMD sets")]
 
 use super::set::{KernelSet, Right, Tile, TileFn, Words, strip_of_tiles};
 
-const NR: usize = 8;
+const NR: usize = 16;
 
 pub(super) static F32: KernelSet = KernelSet {
     name: "portable",
@@ -33,20 +34,18 @@ unsafe fn strip(rows: usize, words: usize, a: *const u32, right: Right, strip: &
 /// # Safety
 /// See [`TileFn`].
 unsafe fn tile<const R: usize>(words: usize, a: *const u32, b: *const u32, step: usize, tile: &Tile) {
-    let mut sums = [[0.0f32; NR]; R];
-    for word in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`).
-        let (a, b) = unsafe { (&*a.add(word * R).cast::<[f32; R]>(), &*b.add(word * step).cast::<[f32; NR]>()) };
-        for (sums, &a) in sums.iter_mut().zip(a) {
-            for (sum, &b) in sums.iter_mut().zip(b) {
+    for r in 0..R {
+        let mut sums = [0.0f32; NR];
+        for word in 0..words {
+            // SAFETY: the panels hold `words` steps of `R` and of `NR` words (contract of `TileFn`).
+            let (a, b) = unsafe { (*a.add(word * R + r).cast::<f32>(), &*b.add(word * step).cast::<[f32; NR]>()) };
+            for (sum, b) in sums.iter_mut().zip(b) {
                 *sum += a * b;
             }
         }
-    }
-    for (r, sums) in sums.iter().enumerate() {
         let row = Tile { c: tile.c.wrapping_add(r * tile.stride), ..*tile };
         // SAFETY: row `r < R` of the tile is in `C` (contract of `TileFn`).
-        unsafe { row.finish(sums) };
+        unsafe { row.finish(&sums) };
     }
 }
 
