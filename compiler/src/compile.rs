@@ -163,10 +163,10 @@ impl Stage {
     fn pass<R>(&mut self, request: &Request, pass: &str, run: impl FnOnce(&mut Graph) -> R) -> R {
         let result = run(&mut self.graph);
         let findings = verify::verify(&self.graph);
-        let text = || print_graph(&self.graph);
-        assert!(findings.is_empty(), "pass {pass} broke {}: {}\n{}", self.name, list(&findings), text());
+        let first = &findings[..findings.len().min(3)];
+        assert!(findings.is_empty(), "pass {pass} broke {}: {}", self.name, list(first));
         if let Some(dump) = request.dump {
-            dump(&self.name, pass, &text());
+            dump(&self.name, pass, &print_graph(&self.graph));
         }
         result
     }
