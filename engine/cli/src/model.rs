@@ -117,12 +117,9 @@ impl Model {
             return Source::Table(self.config.rope.as_ref().map(|r| r.inv_freq.clone()).unwrap_or_default());
         }
         match self.weights.get(name) {
-            Some(Binding { tensor, transpose, .. }) => Source::File {
-                file: tensor.file,
-                offset: tensor.offset,
-                dtype: tensor.dtype,
-                transpose: *transpose,
-            },
+            Some(Binding { tensor, transpose, .. }) => {
+                Source::File { file: tensor.file, offset: tensor.offset, dtype: tensor.dtype, transpose: *transpose }
+            }
             None => Source::Zero,
         }
     }
@@ -147,8 +144,7 @@ pub fn open_safetensors(paths: &[PathBuf]) -> Result<(Catalog, Vec<ReadAt>), Mod
     for path in paths {
         let file = ReadAt::open(path)?;
         let len = safetensors::header_len(&file.prefix(8)?, file.len()).map_err(|e| bad(path, e))?;
-        let header: Header =
-            safetensors::parse_header(&file.prefix(len + 8)?, file.len()).map_err(|e| bad(path, e))?;
+        let header: Header = safetensors::parse_header(&file.prefix(len + 8)?, file.len()).map_err(|e| bad(path, e))?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         header.add_to(&mut catalog, &name).map_err(|e| bad(path, e))?;
         files.push(file);

@@ -47,17 +47,26 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     }
     if args.common.json {
         let plan = &largest.compiled.plan;
-        let entries: Vec<_> = plan.entries.iter().map(|e| serde_json::json!({
-            "name": e.name, "peak_bytes": e.peak.bytes, "lower_bound_bytes": e.peak.lower_bound_bytes,
-            "steps": e.steps.len(), "flops": e.flops(),
-        })).collect();
+        let entries: Vec<_> = plan
+            .entries
+            .iter()
+            .map(|e| {
+                serde_json::json!({
+                    "name": e.name, "peak_bytes": e.peak.bytes, "lower_bound_bytes": e.peak.lower_bound_bytes,
+                    "steps": e.steps.len(), "flops": e.flops(),
+                })
+            })
+            .collect();
         let fixed: Vec<_> =
             plan.fixed.iter().map(|f| serde_json::json!({ "name": f.name, "bytes": f.bytes })).collect();
-        println!("{}", serde_json::json!({
-            "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
-            "micro_rows": largest.micro_rows, "recompute_step": largest.compiled.choice.recompute_step,
-            "recompute_steps": largest.compiled.choice.recompute_steps,
-        }));
+        println!(
+            "{}",
+            serde_json::json!({
+                "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
+                "micro_rows": largest.micro_rows, "recompute_step": largest.compiled.choice.recompute_step,
+                "recompute_steps": largest.compiled.choice.recompute_steps,
+            })
+        );
     }
     Ok(())
 }

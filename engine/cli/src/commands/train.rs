@@ -54,7 +54,10 @@ pub fn print(outcome: &Outcome, common: &Common) {
     let [done, steps] = outcome.steps;
     let [before, after] = outcome.loss;
     let what = if outcome.is_validation { "validation loss" } else { "training loss" };
-    println!("{what} {before:.4} -> {after:.4} after {done} of {steps} steps, {:.0} tokens/s", outcome.tokens_per_second);
+    println!(
+        "{what} {before:.4} -> {after:.4} after {done} of {steps} steps, {:.0} tokens/s",
+        outcome.tokens_per_second
+    );
     if let Some(peak) = outcome.peak_rss_bytes {
         println!("memory: peak {}, planned {}", show(peak), show(outcome.plan_total_bytes));
     }
