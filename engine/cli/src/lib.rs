@@ -12,7 +12,7 @@ pub mod output;
 pub mod planning;
 pub mod progress;
 pub mod report;
+pub mod request;
 pub mod run;
 pub mod sampling;
-pub mod session;
 pub mod sizes;

@@ -3,7 +3,7 @@
 use super::Common;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
-use crate::session;
+use crate::request;
 use crate::sizes::show;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ fn read_start(path: &Path) -> Result<Vec<u8>, CommandError> {
 }
 
 fn inspect_data(args: &InspectArgs, model: &Path) -> Result<(), CommandError> {
-    let tokenizer = session::open(model)?.tokenizer()?;
+    let tokenizer = request::open(model)?.tokenizer()?;
     let options = DataOptions {
         pack: args.knobs.pack.unwrap_or(true),
         mask_prompt: args.knobs.mask_prompt.unwrap_or(true),
@@ -103,7 +103,7 @@ fn inspect_checkpoint(path: &Path) -> Result<(), CommandError> {
 }
 
 fn inspect_model(path: &Path, common: &Common) -> Result<(), CommandError> {
-    let model = session::open(path)?;
+    let model = request::open(path)?;
     let c = &model.config;
     println!(
         "{} model: {} parameters, {} blocks of width {}, {} heads over {} key/value heads of {}, feed-forward {}",

@@ -5,7 +5,7 @@ use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::planning::Wanted;
 use crate::report;
-use crate::session;
+use crate::request;
 use std::path::PathBuf;
 
 /// Prints what training would take
@@ -30,12 +30,12 @@ pub struct PlanArgs {
 /// # Errors
 /// The request cannot be met.
 pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
-    let (path, knobs) = session::configured(&args.model, &args.knobs, &args.set)?;
+    let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
     let settings = knobs.settings()?;
-    let model = session::open(&path)?;
+    let model = request::open(&path)?;
     let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
-    let fixed = session::fixed_parts(&model, &settings, tokenizer_bytes);
-    let plans = session::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+    let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
+    let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
     let largest = plans.iter().max_by_key(|p| p.compiled.plan.arena_bytes()).expect("a run has a phase");
     print!("{}", report::plan(largest, settings.memory));
     if plans.len() > 1 {

@@ -3,8 +3,8 @@
 use super::Common;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
+use crate::request;
 use crate::run::{Outcome, Run};
-use crate::session;
 use crate::sizes::show;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub fn interrupt_flag() -> Result<Arc<AtomicBool>, CommandError> {
 /// # Errors
 /// The request cannot be met, or the run failed.
 pub fn run(args: &TrainArgs) -> Result<(), CommandError> {
-    let (path, knobs) = session::configured(&args.model, &args.knobs, &args.set)?;
+    let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
     let mut run = Run::prepare(&path, &knobs, false)?;
     let outcome = run.go(&interrupt_flag()?)?;
     print(&outcome, &args.common);
