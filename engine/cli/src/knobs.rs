@@ -134,6 +134,9 @@ pub struct Knobs {
     /// Tokens of a sample [48]
     #[arg(long)]
     pub sample_tokens: Option<u32>,
+    /// Start from random parameters: of MODEL only config.json and the tokenizer are read
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub from_scratch: Option<bool>,
     /// Write over an earlier run in OUT
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub overwrite: Option<bool>,

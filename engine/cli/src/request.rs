@@ -113,8 +113,9 @@ fn mib_up(bytes: u64) -> String {
 ///
 /// # Errors
 /// It is not there, or is none.
-pub fn open(path: &Path) -> Result<Model, CommandError> {
-    Ok(Model::open(path)?)
+pub fn open(path: &Path, knobs: &Knobs) -> Result<Model, CommandError> {
+    let is_new = knobs.from_scratch.unwrap_or(false);
+    Ok(if is_new { Model::new(path)? } else { Model::open(path)? })
 }
 
 /// A configuration file's settings, or the flags' alone.

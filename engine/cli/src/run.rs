@@ -96,7 +96,7 @@ impl Run {
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
-        let model = request::open(model_path)?;
+        let model = request::open(model_path, knobs)?;
         let tokenizer = model.tokenizer()?;
         let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.

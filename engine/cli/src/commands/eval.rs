@@ -32,7 +32,7 @@ pub struct EvalArgs {
 pub fn run(args: &EvalArgs) -> Result<(), CommandError> {
     let mut settings = args.knobs.settings()?;
     let data_path = args.knobs.data.as_ref().ok_or_else(|| CommandError::request("evaluation needs --data FILE"))?;
-    let model = request::open(&args.model)?;
+    let model = request::open(&args.model, &args.knobs)?;
     if let Some(adapter) = &args.adapter {
         settings.scheme = crate::adapter::scheme(adapter)?;
     }

@@ -42,7 +42,7 @@ pub fn run(args: &InspectArgs) -> Result<(), CommandError> {
     match &start[..] {
         b"TFPL" => inspect_plan(path, &args.common),
         b"TFCK" => inspect_checkpoint(path),
-        _ if path.join("config.json").exists() || start == *b"GGUF" => inspect_model(path, &args.common),
+        _ if path.join("config.json").exists() || start == *b"GGUF" => inspect_model(path, &args.knobs, &args.common),
         _ if name.ends_with(".jsonl") || name.ends_with(".txt") => {
             Err(CommandError::request("data is tokenised by a model: add --model MODEL"))
         }
@@ -60,7 +60,7 @@ fn read_start(path: &Path) -> Result<Vec<u8>, CommandError> {
 }
 
 fn inspect_data(args: &InspectArgs, model: &Path) -> Result<(), CommandError> {
-    let tokenizer = request::open(model)?.tokenizer()?;
+    let tokenizer = request::open(model, &args.knobs)?.tokenizer()?;
     let options = DataOptions {
         pack: args.knobs.pack.unwrap_or(true),
         mask_prompt: args.knobs.mask_prompt.unwrap_or(true),
@@ -102,8 +102,8 @@ fn inspect_checkpoint(path: &Path) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn inspect_model(path: &Path, common: &Common) -> Result<(), CommandError> {
-    let model = request::open(path)?;
+fn inspect_model(path: &Path, knobs: &Knobs, common: &Common) -> Result<(), CommandError> {
+    let model = request::open(path, knobs)?;
     let c = &model.config;
     println!(
         "{} model: {} parameters, {} blocks of width {}, {} heads over {} key/value heads of {}, feed-forward {}",

@@ -32,7 +32,7 @@ pub struct PlanArgs {
 pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
     let settings = knobs.settings()?;
-    let model = request::open(&path)?;
+    let model = request::open(&path, &knobs)?;
     let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
     let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
     let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
