@@ -30,7 +30,7 @@ pub enum Mode {
         seq: u32,
     },
     /// Continues a text through a key/value cache: inputs `tokens, positions` and `last`, the index of the token
-    /// whose logits are wanted; result `logits[1,V]`. Unused tokens have negative positions.
+    /// whose logits are wanted; result `logits[1,V]`. Unused tokens repeat a used one and its position.
     Cached {
         /// Tokens at a time: the chunk of a prefill, or 1.
         tokens: u32,

@@ -14,7 +14,7 @@ use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::scheme::{Lora, Scheme, SchemeError, SchemeKind, Sparse};
 use std::collections::{BTreeMap, HashMap};
-use tinyforge_plan::DType;
+use tinyforge_plan::{DType, Source};
 
 /// Storage of parameters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +51,18 @@ pub struct Parameters {
     pub added: Vec<(String, Init)>,
 }
 
+impl Parameters {
+    /// What a tensor that the pass added starts as; `None` for one that the model brought.
+    pub fn start_of(&self, name: &str) -> Option<Source> {
+        let (_, init) = self.added.iter().find(|(added, _)| added == name)?;
+        Some(match init {
+            Init::Uniform { bound } => Source::Uniform { bound: *bound },
+            Init::Zero => Source::Zero,
+            Init::TopColumns { of } => Source::TopColumns { of: of.clone() },
+        })
+    }
+}
+
 /// Applies a scheme. `group` is the active group of a `cycle`, counted from the top.
 ///
 /// # Errors
@@ -75,7 +87,7 @@ pub fn run(graph: &mut Graph, scheme: &Scheme, storage: Storage, group: u32) -> 
     parameters.trained.extend(ends.map(|(name, _)| name.clone()));
     parameters.trained.sort_by_key(|name| graph.find(name));
     parameters.trained.dedup();
-    if parameters.trained.is_empty() {
+    if parameters.trained.is_empty() && scheme.kind != SchemeKind::Frozen {
         let why = match scheme.kind {
             SchemeKind::Bias(_) => "the model has no biases or norm parameters there",
             _ => "nothing matches",
@@ -138,7 +150,7 @@ impl Map {
             SchemeKind::Last(n) => from_top < *n,
             SchemeKind::Bias(n) => weight.is_vector && n.is_none_or(|n| from_top < n),
             SchemeKind::Cycle(n) => from_top / n == group,
-            SchemeKind::Lora(_) | SchemeKind::Sparse(_) => false,
+            SchemeKind::Frozen | SchemeKind::Lora(_) | SchemeKind::Sparse(_) => false,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! the same kernels run on the same operands.
 
 use crate::ir::graph::{Graph, Node, Region, Value, ValueInfo};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The highest threshold that recomputes nothing.
 pub const KEEP_ALL: f64 = -1.0;
@@ -94,18 +94,24 @@ fn rewrite(graph: &mut Graph, again: &[bool], kept: Vec<bool>) {
     let nodes = std::mem::take(&mut graph.nodes);
     let mut maker = Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
     let mut last = Region::Forward;
-    for node in &nodes {
-        let mut node = node.clone();
-        if (last, node.region) == (Region::Update, Region::Backward) {
-            // A second backward has copies of its own: nothing recomputed is kept from one to the other.
-            maker.copies.clear();
-            maker.mark.push('~');
+    let wanted = |v: &Value| again.get(v.index()) == Some(&true);
+    let mut region = Region::Forward;
+    for (i, node) in nodes.iter().enumerate() {
+        if region != Region::Update && node.region == Region::Update {
+            // What updates read is computed again before any of them changes a weight; `order` moves it to its place.
+            let updates = nodes[i..].iter().filter(|n| n.region == Region::Update);
+            updates.flat_map(|n| &n.args).filter(|a| wanted(a)).for_each(|a| {
+                maker.copy(*a);
+            });
         }
-        last = node.region;
+        if region == Region::Update && node.region == Region::Backward {
+            // A second backward has copies of its own, so that none is kept from the first.
+            maker.copies.clear();
+        }
+        region = node.region;
+        let mut node = node.clone();
         if node.region != Region::Forward {
-            for arg in node.args.iter_mut().filter(|a| again.get(a.index()) == Some(&true)) {
-                *arg = maker.copy(*arg);
-            }
+            node.args.iter_mut().filter(|a| wanted(a)).for_each(|a| *a = maker.copy(*a));
         }
         maker.out.push(node);
     }
@@ -126,6 +132,15 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// `name~`, or `name~~` for the copy of a second backward.
+    fn fresh(&mut self, name: &str) -> String {
+        let mut name = format!("{name}~");
+        while !self.names.insert(name.clone()) {
+            name.push('~');
+        }
+        name
+    }
+
     fn is_forward(&self, v: Value) -> bool {
         self.defs[v.index()].is_some_and(|d| self.nodes[d as usize].region == Region::Forward)
     }

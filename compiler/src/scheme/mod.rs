@@ -21,6 +21,8 @@ pub struct Scheme {
 /// Which tensors are trained, and how.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SchemeKind {
+    /// Nothing: for evaluation and generation, where every tensor stays as the file stores it.
+    Frozen,
     /// Everything.
     Full,
     /// All parameters of the last blocks.
@@ -119,6 +121,11 @@ impl Scheme {
         Scheme { kind: SchemeKind::Full, head: true, embed: true }
     }
 
+    /// Nothing, which no text asks for.
+    pub fn frozen() -> Scheme {
+        Scheme { kind: SchemeKind::Frozen, head: false, embed: false }
+    }
+
     /// Reads `last:2+head` and the like.
     ///
     /// # Errors
@@ -190,6 +197,7 @@ impl Scheme {
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
+            SchemeKind::Frozen => f.write_str("frozen")?,
             SchemeKind::Full => return f.write_str("full"),
             SchemeKind::Last(n) => write!(f, "last:{n}")?,
             SchemeKind::Bias(None) => f.write_str("bias")?,

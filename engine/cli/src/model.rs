@@ -210,6 +210,7 @@ fn open_gguf(path: &Path) -> Result<Model, ModelError> {
         merges: t.merges.to_vec(),
         bos: t.bos,
         eos: t.eos,
+        ends: t.eot.into_iter().chain(t.eom).collect(),
         pad: t.pad,
         unk: t.unk,
         add_bos: t.add_bos,
