@@ -216,9 +216,8 @@ fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
             return Err(CompileError::Model { entry: entry.name.clone(), findings });
         }
         let mut stage = Stage { name: entry.name.clone(), graph: entry.graph.clone() };
-        let found = stage.pass(request, "parameterize", |g| {
-            parameterize::run(g, &request.scheme, request.storage, request.group)
-        })?;
+        let found = stage
+            .pass(request, "parameterize", |g| parameterize::run(g, &request.scheme, request.storage, request.group))?;
         if let Role::Train { .. } = entry.role {
             stage
                 .pass(request, "differentiate", differentiate::run)

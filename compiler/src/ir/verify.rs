@@ -164,7 +164,8 @@ pub fn list(tys: &[Type]) -> String {
 pub fn verify_program(program: &Program) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, body) in &program.bodies {
-        findings.extend(verify(body).into_iter().map(|f| Finding { message: format!("body {name}: {}", f.message), ..f }));
+        findings
+            .extend(verify(body).into_iter().map(|f| Finding { message: format!("body {name}: {}", f.message), ..f }));
     }
     for (i, call) in program.calls.iter().enumerate() {
         if let Err(why) = check_call(program, i) {

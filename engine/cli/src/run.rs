@@ -10,8 +10,8 @@ use crate::model::Model;
 use crate::output;
 use crate::planning::{Settings, Wanted};
 use crate::progress::Bar;
+use crate::request;
 use crate::sampling;
-use crate::session;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -96,11 +96,11 @@ impl Run {
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
-        let model = session::open(model_path)?;
+        let model = request::open(model_path, knobs)?;
         let tokenizer = model.tokenizer()?;
-        let fixed = session::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
+        let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
-        let plans = session::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
         make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
         settings.micro_batch = Some(plans[0].micro_rows);
         let data = read_data(&data_path, &out, knobs, &settings, &tokenizer)?;
