@@ -4,6 +4,7 @@
 
 pub mod adapter;
 pub mod commands;
+pub mod debug;
 pub mod error;
 pub mod fixed;
 pub mod knobs;

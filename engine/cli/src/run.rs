@@ -3,6 +3,7 @@
 //! The output folder holds `run.json` (what was asked, versions, machine), `metrics.jsonl` (one line a step or
 //! evaluation), `checkpoint.bin`, the rows of the data, and at the end `adapter/` or `model/`.
 
+use crate::debug;
 use crate::error::CommandError;
 use crate::fixed;
 use crate::knobs::Knobs;
@@ -131,7 +132,7 @@ impl Run {
             let json = serde_json::to_vec_pretty(&record).map_err(CommandError::run)?;
             write_atomic(&out.join(RECORD), |file| file.write_all(&json))?;
         }
-        let mut runner = Runner::with_phases(plans, RunOptions::default())?;
+        let mut runner = Runner::with_phases(plans, RunOptions { count_times: debug::level() >= 2 })?;
         runner.load(&model.files, options.seed)?;
         let rows = data.train.rows();
         let trainer = Trainer::new(runner, options, rows);
@@ -189,6 +190,7 @@ impl Run {
             self.between(&report, &mut metrics, &mut bar)?;
         }
         bar.finish();
+        debug::print_times(self.trainer.runner());
         let seconds = started.elapsed().as_secs_f64();
         let seen = self.trainer.progress.seen_tokens - first_tokens;
         let done = self.trainer.progress.step;
