@@ -5,8 +5,8 @@
 //! ```
 //! Windows are unrolled into panels of [`PANEL`] columns, [`DEPTH`] taps at a time, which stay in cache; the product
 //! with a panel is [`super::tile`]'s. A 1 x 1 convolution of stride 1 uses the image as it lies. Sums over taps run in
-//! one chain a channel's element; weight gradients run image by image. Bound: multiply-adds at the peak of the registers'
-//! blocking plus the bytes of the panels.
+//! one chain a channel's element; weight gradients run image by image. Bound: multiply-adds at the peak of the
+//! registers' blocking plus the bytes of the panels.
 
 use super::parts::{Chunks, PerWorker, Tile, Tiles, run_parts};
 use super::row::row_sum;
