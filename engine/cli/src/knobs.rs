@@ -291,8 +291,8 @@ impl Knobs {
         let per_epoch = rows.div_ceil(u64::from(batch)).max(1);
         let epochs = within("epochs", self.epochs.unwrap_or(1.0), 0.0, 1e9)?;
         let steps = self.steps.unwrap_or((epochs * per_epoch as f64).ceil() as u64);
-        if steps == 0 {
-            return Err(CommandError::request("--steps must be at least 1"));
+        if !(1..=STEPS_MAX).contains(&steps) {
+            return Err(CommandError::request(format!("{steps} steps; there must be between 1 and {STEPS_MAX}")));
         }
         let is_lora = matches!(self.scheme()?.kind, SchemeKind::Lora(_));
         let decay = match self.decay.as_deref().unwrap_or("cosine") {
@@ -310,6 +310,9 @@ impl Knobs {
         })
     }
 }
+
+/// The longest run, far above what ends in a lifetime.
+const STEPS_MAX: u64 = 1 << 40;
 
 fn positive(name: &str, value: u32) -> Result<u32, CommandError> {
     const MOST: u32 = 1 << 24;

@@ -102,6 +102,8 @@ impl Run {
         let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
         let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        // Settings that do not depend on the data are refused before it is read.
+        knobs.lr_schedule(1, settings.batch)?;
         make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
         settings.micro_batch = Some(plans[0].micro_rows);
         let data = read_data(&data_path, &out, knobs, &settings, &tokenizer)?;
@@ -128,12 +130,11 @@ impl Run {
             steps: schedule.steps,
         };
         let run_key = run_key(&record)?;
-        if !is_resumed {
-            let json = serde_json::to_vec_pretty(&record).map_err(CommandError::run)?;
-            write_atomic(&out.join(RECORD), |file| file.write_all(&json))?;
-        }
         let mut runner = Runner::with_phases(plans, RunOptions { count_times: debug::level() >= 2 })?;
         runner.load(&model.files, options.seed)?;
+        if !is_resumed {
+            begin(&out, &record)?;
+        }
         let rows = data.train.rows();
         let trainer = Trainer::new(runner, options, rows);
         Ok(Run { model, tokenizer, data, knobs: knobs.clone(), settings, trainer, out, run_key, plan_total })
@@ -146,6 +147,7 @@ impl Run {
     pub fn restore(&mut self) -> Result<u64, CommandError> {
         let path = self.out.join(CHECKPOINT);
         if !path.exists() {
+            trim_metrics(&self.out.join(METRICS), 0)?;
             return Ok(0);
         }
         let found = checkpoint::open(&path)?;
@@ -275,17 +277,25 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
 }
 
 fn make_folder(out: &Path, overwrite: bool, is_resumed: bool) -> Result<(), CommandError> {
-    if out.join(RECORD).exists() && !is_resumed {
-        if !overwrite {
-            let why = format!("{} holds a run already: `tinyforge resume {0}`, or --overwrite", out.display());
-            return Err(CommandError::request(why));
-        }
-        for name in [CHECKPOINT, METRICS] {
-            // What is not there need not be removed.
-            let _ = std::fs::remove_file(out.join(name));
-        }
+    if out.join(RECORD).exists() && !is_resumed && !overwrite {
+        let why = format!("{} holds a run already: `tinyforge resume {0}`, or --overwrite", out.display());
+        return Err(CommandError::request(why));
     }
     Ok(std::fs::create_dir_all(out).map_err(|e| FileError::new(out, "cannot make the folder", e))?)
+}
+
+/// Starts a run in a folder where everything else is ready: only now what an earlier run left there is removed.
+fn begin(out: &Path, record: &RunRecord) -> Result<(), CommandError> {
+    for name in [CHECKPOINT, METRICS] {
+        match std::fs::remove_file(out.join(name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FileError::new(&out.join(name), "cannot remove", e).into());
+            }
+            _ => {}
+        }
+    }
+    let json = serde_json::to_vec_pretty(record).map_err(CommandError::run)?;
+    Ok(write_atomic(&out.join(RECORD), |file| file.write_all(&json))?)
 }
 
 fn read_data(
