@@ -29,11 +29,8 @@ pub fn ladder(graph: &Graph) -> Vec<f64> {
 pub fn run(graph: &mut Graph, threshold: impl Fn(u32) -> f64) {
     let read = saved_and_boundary(graph);
     let blocks = def_blocks(graph);
-    let again: Vec<bool> = scores(graph, &read)
-        .iter()
-        .enumerate()
-        .map(|(i, s)| s.is_some_and(|s| s <= threshold(blocks[i])))
-        .collect();
+    let again: Vec<bool> =
+        scores(graph, &read).iter().enumerate().map(|(i, s)| s.is_some_and(|s| s <= threshold(blocks[i]))).collect();
     if again.contains(&true) {
         let kept = (0..again.len()).map(|i| !again[i] && (read.0[i] || read.1[i])).collect();
         rewrite(graph, &again, kept);
@@ -92,20 +89,27 @@ fn scores(graph: &Graph, (saved, boundary): &(Vec<bool>, Vec<bool>)) -> Vec<Opti
 fn rewrite(graph: &mut Graph, again: &[bool], kept: Vec<bool>) {
     let defs = graph.definitions();
     let nodes = std::mem::take(&mut graph.nodes);
-    let mut maker = Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
-    let mut last = Region::Forward;
-    for node in &nodes {
-        let mut node = node.clone();
-        if (last, node.region) == (Region::Update, Region::Backward) {
-            // A second backward has copies of its own: nothing recomputed is kept from one to the other.
+    let mut maker =
+        Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
+    let wanted = |v: &Value| again.get(v.index()) == Some(&true);
+    let mut region = Region::Forward;
+    for (i, node) in nodes.iter().enumerate() {
+        if region != Region::Update && node.region == Region::Update {
+            // What updates read is computed again before any of them changes a weight; `order` moves it to its place.
+            let updates = nodes[i..].iter().filter(|n| n.region == Region::Update);
+            updates.flat_map(|n| &n.args).filter(|a| wanted(a)).for_each(|a| {
+                maker.copy(*a);
+            });
+        }
+        if region == Region::Update && node.region == Region::Backward {
+            // A second backward has copies of its own, so that none is kept from the first.
             maker.copies.clear();
             maker.mark.push('~');
         }
-        last = node.region;
+        region = node.region;
+        let mut node = node.clone();
         if node.region != Region::Forward {
-            for arg in node.args.iter_mut().filter(|a| again.get(a.index()) == Some(&true)) {
-                *arg = maker.copy(*arg);
-            }
+            node.args.iter_mut().filter(|a| wanted(a)).for_each(|a| *a = maker.copy(*a));
         }
         maker.out.push(node);
     }

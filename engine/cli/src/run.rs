@@ -3,6 +3,7 @@
 //! The output folder holds `run.json` (what was asked, versions, machine), `metrics.jsonl` (one line a step or
 //! evaluation), `checkpoint.bin`, the rows of the data, and at the end `adapter/` or `model/`.
 
+use crate::debug;
 use crate::error::CommandError;
 use crate::fixed;
 use crate::knobs::Knobs;
@@ -10,8 +11,8 @@ use crate::model::Model;
 use crate::output;
 use crate::planning::{Settings, Wanted};
 use crate::progress::Bar;
+use crate::request;
 use crate::sampling;
-use crate::session;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -96,11 +97,11 @@ impl Run {
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
-        let model = session::open(model_path)?;
+        let model = request::open(model_path, knobs)?;
         let tokenizer = model.tokenizer()?;
-        let fixed = session::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
+        let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
-        let plans = session::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
         make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
         settings.micro_batch = Some(plans[0].micro_rows);
         let data = read_data(&data_path, &out, knobs, &settings, &tokenizer)?;
@@ -131,7 +132,7 @@ impl Run {
             let json = serde_json::to_vec_pretty(&record).map_err(CommandError::run)?;
             write_atomic(&out.join(RECORD), |file| file.write_all(&json))?;
         }
-        let mut runner = Runner::with_phases(plans, RunOptions::default())?;
+        let mut runner = Runner::with_phases(plans, RunOptions { count_times: debug::level() >= 2 })?;
         runner.load(&model.files, options.seed)?;
         let rows = data.train.rows();
         let trainer = Trainer::new(runner, options, rows);
@@ -189,6 +190,7 @@ impl Run {
             self.between(&report, &mut metrics, &mut bar)?;
         }
         bar.finish();
+        debug::print_times(self.trainer.runner());
         let seconds = started.elapsed().as_secs_f64();
         let seen = self.trainer.progress.seen_tokens - first_tokens;
         let done = self.trainer.progress.step;

@@ -21,7 +21,9 @@ pub enum TrainError {
     #[error(transparent)]
     Run(#[from] RunError),
     /// The loss is NaN or infinite; nothing of this step was saved.
-    #[error("the loss of step {step} is {loss}; training stopped, the last checkpoint stands. A lower --lr or clipping (--clip 1) helps")]
+    #[error(
+        "the loss of step {step} is {loss}; training stopped, the last checkpoint stands. A lower --lr or clipping (--clip 1) helps"
+    )]
     NotFinite {
         /// The step, from 1.
         step: u64,

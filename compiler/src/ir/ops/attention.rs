@@ -5,7 +5,7 @@
 //! a negative id is padding, which neither sees nor is seen.
 
 use super::def::{OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, matrix, no_flops};
-use crate::ir::attrs::{Attrs, AttrDef, float, int};
+use crate::ir::attrs::{AttrDef, Attrs, float, int};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 

@@ -150,8 +150,7 @@ pub const RESHAPE: OpDef = OpDef {
     name: "reshape",
     attrs: &[int("d0", 0), int("d1", 0), int("d2", 0), int("d3", 0)],
     infer: |x, a| {
-        let shape: Vec<u32> =
-            ["d0", "d1", "d2", "d3"].iter().map(|d| a.size(d) as u32).filter(|&d| d > 0).collect();
+        let shape: Vec<u32> = ["d0", "d1", "d2", "d3"].iter().map(|d| a.size(d) as u32).filter(|&d| d > 0).collect();
         let ty = Type::new(x[0].dtype, &shape);
         check_type(&ty)?;
         if ty.elems() == x[0].elems() { Ok(vec![ty]) } else { Err(format!("{} has not the elements of {ty}", x[0])) }

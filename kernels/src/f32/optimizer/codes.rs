@@ -1,8 +1,8 @@
 //! Eight-bit states: a block's largest magnitude, and for every element the nearest value of a table.
 //!
-//! The table is the dynamic map of Dettmers et al. 2022: seven decades from 1e-6 to 1, the decade `10^(i - 7)..10^(i - 6)`
-//! cut into `2^i` equal parts (`2^(i + 1)` when there is no sign), of which the middles are the values; 0 and 1 besides.
-//! So small values keep their order of magnitude and large ones have the most digits.
+//! The table is the dynamic map of Dettmers et al. 2022: seven decades from 1e-6 to 1, the decade
+//! `10^(i - 7)..10^(i - 6)` cut into `2^i` equal parts (`2^(i + 1)` when there is no sign), of which the middles are
+//! the values; 0 and 1 besides. So small values keep their order of magnitude and large ones have the most digits.
 
 use super::BLOCK;
 

@@ -270,12 +270,14 @@ fn store_state(state: &mut StatePart, table: &codes::Table, block: usize, x: &Bl
 #[expect(clippy::needless_range_loop, reason = "element and random number at once")]
 #[inline(always)]
 fn round_block(w: &mut [bf16; BLOCK], x: &Block, stream: &Stream, first: u64) {
-    let words = stream.blocks::<{ BLOCK / 8 }>(first / 8);
+    const LANES: usize = BLOCK / 8;
+    let words = stream.blocks::<LANES>(first / 8);
     for word in 0..4 {
         for half in 0..2 {
-            for i in 0..BLOCK / 8 {
-                let at = i * 8 + word * 2 + half;
-                w[at] = round_stochastic(x[at], (words[word][i] >> (16 * half)) as u16);
+            let at = (2 * word + half) * LANES;
+            let (w, x) = (&mut w[at..at + LANES], &x[at..at + LANES]);
+            for i in 0..LANES {
+                w[i] = round_stochastic(x[i], (words[word][i] >> (16 * half)) as u16);
             }
         }
     }
