@@ -32,12 +32,12 @@ fn gaps_are_listed() {
     for (backend, kernels) in backends() {
         for &op in Op::ALL {
             let has = kernels.contains(op.name());
-            assert!(
-                has || is_gap(backend, op),
-                "{backend} has no kernel for {}: write it, or a row of GAPS",
-                op.name()
-            );
-            assert!(!has || !is_gap(backend, op), "{backend} has a kernel for {}: remove its row of GAPS", op.name());
+            if !has && !is_gap(backend, op) {
+                failures.push(format!("{backend} has no kernel for {}: write it, or a row of GAPS", op.name()));
+            }
+            if has && is_gap(backend, op) {
+                failures.push(format!("{backend} has a kernel for {}: remove its row of GAPS", op.name()));
+            }
         }
         let ops: BTreeSet<&str> = Op::ALL.iter().map(|op| op.name()).collect();
         let unknown: Vec<_> = kernels.difference(&ops).collect();

@@ -200,7 +200,7 @@ fn damaged_texts_are_refused_or_read() {
     let (mut refused, mut read) = (0, 0);
     std::panic::set_hook(Box::new(|_| {}));
     let failure = (0..30_000).find_map(|_| {
-        let text = damaged_text(random.pick(&texts), &mut random);
+        let text = damaged_text(random.pick::<String>(&texts), &mut random);
         let Some(parsed) = quietly(|| parse_graph(&text)) else { return Some(("the parser panics", text)) };
         let Ok(graph) = parsed else {
             refused += 1;
@@ -389,7 +389,7 @@ const FAULTS: &[Fault] = &[
         "steps in another order",
         |p| {
             let Some(at) = (1..steps(p).len()).find(|&i| {
-                let made = &steps(p)[i - 1].outs;
+                let made = steps(p)[i - 1].outs.clone();
                 let read: Vec<u32> = steps(p)[i].args.iter().map(|a| a.value).collect();
                 made.iter().any(|o| read.contains(&o.value))
             }) else {
