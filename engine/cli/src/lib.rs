@@ -2,11 +2,11 @@
 //! prints.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod commands;
 pub mod error;
 pub mod fixed;
 pub mod knobs;
-pub mod adapter;
 pub mod model;
 pub mod output;
 pub mod planning;
