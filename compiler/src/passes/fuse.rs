@@ -21,7 +21,6 @@ pub fn run(graph: &mut Graph) {
     graph.sweep(|info| info.decl == Some(Kind::Input));
 }
 
-
 fn is_result(graph: &Graph, v: Value) -> bool {
     graph.results.iter().any(|(_, r)| *r == v)
 }
@@ -147,7 +146,8 @@ fn accumulate(graph: &mut Graph) {
             let (part, base) = (graph.nodes[i].args[part], graph.nodes[i].args[base]);
             let Some(d) = defs[part.index()] else { continue };
             let node = &graph.nodes[d as usize];
-            let starts = |acc: crate::ir::ops::Acc| acc.whole && acc.arg == node.args.len() && node.outs[acc.out] == part;
+            let starts =
+                |acc: crate::ir::ops::Acc| acc.whole && acc.arg == node.args.len() && node.outs[acc.out] == part;
             let read_once = uses[part.index()].len() == 1 && !is_result(graph, part);
             if gone[d as usize] || !node.op.def().acc.is_some_and(starts) || !read_once {
                 continue;
@@ -189,8 +189,7 @@ fn parts(graph: &Graph, defs: &[Option<u32>], v: Value) -> Option<Vec<(Value, u3
         }
         def.is_some_and(|n| n.op == Op::Fill && n.attrs.float("value") == 0.0)
     };
-    (node.op == Op::ConcatCols)
-        .then(|| node.args.iter().map(|&a| (a, graph.ty(a).cols(), is_zero(a))).collect())
+    (node.op == Op::ConcatCols).then(|| node.args.iter().map(|&a| (a, graph.ty(a).cols(), is_zero(a))).collect())
 }
 
 /// Lays two lists of parts over each other where each non-zero part of one lies on zeros of the other.

@@ -248,9 +248,8 @@ fn add_sparse(graph: &mut Graph, map: &Map, sparse: &Sparse, parameters: &mut Pa
         let why = format!("biases of the last {bias_last} blocks are asked for, the model has {}", map.layers);
         return Err(SchemeError::Misfit(why));
     }
-    let biases = map.weights.iter().filter(|(_, w)| {
-        w.is_vector && w.layer.is_some_and(|l| map.layers - 1 - l < bias_last)
-    });
+    let biases =
+        map.weights.iter().filter(|(_, w)| w.is_vector && w.layer.is_some_and(|l| map.layers - 1 - l < bias_last));
     parameters.trained.extend(biases.map(|(name, _)| name.clone()));
     for (name, ratio) in chosen_weights(graph, map, sparse)? {
         let v = graph.find(&name).expect("chosen from the graph");
@@ -303,7 +302,10 @@ fn chosen_weights(graph: &Graph, map: &Map, sparse: &Sparse) -> Result<Vec<(Stri
 fn sub_tensor(graph: &mut Graph, w: Value, name: &str, keep: u32) -> Result<(), SchemeError> {
     let readers: Vec<usize> = (0..graph.nodes.len()).filter(|&i| graph.nodes[i].args.contains(&w)).collect();
     let [at] = readers[..] else {
-        return Err(SchemeError::Misfit(format!("`{name}` is used {} times, a share of it cannot be trained", readers.len())));
+        return Err(SchemeError::Misfit(format!(
+            "`{name}` is used {} times, a share of it cannot be trained",
+            readers.len()
+        )));
     };
     if graph.nodes[at].op != Op::Linear {
         return Err(SchemeError::Misfit(format!("`{name}`: channels can be chosen of linear layers only")));

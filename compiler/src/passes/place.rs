@@ -67,9 +67,12 @@ fn accumulated_in_place(graph: &Graph) -> Vec<Option<Value>> {
         let (state, new) = (node.args[0], node.args[1]);
         let Some(d) = defs[new.index()] else { continue };
         let maker = &graph.nodes[d as usize];
-        let allowed = maker.op.def().in_place.iter().any(|&(a, o)| {
-            maker.args.get(a) == Some(&state) && maker.outs.get(o) == Some(&new)
-        });
+        let allowed = maker
+            .op
+            .def()
+            .in_place
+            .iter()
+            .any(|&(a, o)| maker.args.get(a) == Some(&state) && maker.outs.get(o) == Some(&new));
         let reads_once = maker.args.iter().filter(|a| **a == state).count() == 1;
         if allowed && reads_once && uses[new.index()].len() == 1 && uses[state.index()].len() == 2 {
             stored_in[new.index()] = Some(state);
@@ -145,7 +148,8 @@ fn lower_bound(rooms: &[Room], nodes: usize) -> (u64, usize) {
 /// Tries several orders of rooms, each placed at the lowest offset that is free over its whole life; keeps the best.
 fn best_fit(rooms: &[Room]) -> (Vec<u64>, u64) {
     let span = |r: &Room| u64::from(r.life.end - r.life.start) + 1;
-    let keys: [fn(&Room, u64) -> (u64, u64); 4] = [
+    type Key = fn(&Room, u64) -> (u64, u64);
+    let keys: [Key; 4] = [
         |r, _| (u64::MAX - r.bytes, u64::from(r.life.start)),
         |r, span| (u64::MAX - span, u64::MAX - r.bytes),
         |r, span| (u64::MAX - r.bytes.saturating_mul(span), u64::from(r.life.start)),

@@ -6,7 +6,7 @@
 //! the same kernels run on the same operands.
 
 use crate::ir::graph::{Graph, Node, Region, Value, ValueInfo};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The highest threshold that recomputes nothing.
 pub const KEEP_ALL: f64 = -1.0;
@@ -29,11 +29,8 @@ pub fn ladder(graph: &Graph) -> Vec<f64> {
 pub fn run(graph: &mut Graph, threshold: impl Fn(u32) -> f64) {
     let read = saved_and_boundary(graph);
     let blocks = def_blocks(graph);
-    let again: Vec<bool> = scores(graph, &read)
-        .iter()
-        .enumerate()
-        .map(|(i, s)| s.is_some_and(|s| s <= threshold(blocks[i])))
-        .collect();
+    let again: Vec<bool> =
+        scores(graph, &read).iter().enumerate().map(|(i, s)| s.is_some_and(|s| s <= threshold(blocks[i]))).collect();
     if again.contains(&true) {
         let kept = (0..again.len()).map(|i| !again[i] && (read.0[i] || read.1[i])).collect();
         rewrite(graph, &again, kept);
@@ -92,8 +89,8 @@ fn scores(graph: &Graph, (saved, boundary): &(Vec<bool>, Vec<bool>)) -> Vec<Opti
 fn rewrite(graph: &mut Graph, again: &[bool], kept: Vec<bool>) {
     let defs = graph.definitions();
     let nodes = std::mem::take(&mut graph.nodes);
-    let mut maker = Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
-    let mut last = Region::Forward;
+    let mut maker =
+        Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
     let wanted = |v: &Value| again.get(v.index()) == Some(&true);
     let mut region = Region::Forward;
     for (i, node) in nodes.iter().enumerate() {
@@ -107,6 +104,7 @@ fn rewrite(graph: &mut Graph, again: &[bool], kept: Vec<bool>) {
         if region == Region::Update && node.region == Region::Backward {
             // A second backward has copies of its own, so that none is kept from the first.
             maker.copies.clear();
+            maker.mark.push('~');
         }
         region = node.region;
         let mut node = node.clone();
@@ -132,15 +130,6 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// `name~`, or `name~~` for the copy of a second backward.
-    fn fresh(&mut self, name: &str) -> String {
-        let mut name = format!("{name}~");
-        while !self.names.insert(name.clone()) {
-            name.push('~');
-        }
-        name
-    }
-
     fn is_forward(&self, v: Value) -> bool {
         self.defs[v.index()].is_some_and(|d| self.nodes[d as usize].region == Region::Forward)
     }

@@ -173,9 +173,7 @@ impl Scheme {
         let update = file.update;
         let kind = match update.kind.as_str() {
             "sparse" => {
-                let ok = |w: &SparseWeight| {
-                    (0.0..=1.0).contains(&w.ratio) && (w.tensor.is_some() != w.layer.is_some())
-                };
+                let ok = |w: &SparseWeight| (0.0..=1.0).contains(&w.ratio) && (w.tensor.is_some() != w.layer.is_some());
                 if let Some(bad) = update.weight.iter().find(|w| !ok(w)) {
                     let what = "each weight has a `tensor` or a `layer`, and a ratio from 0 to 1";
                     return Err(SchemeError::File(format!("{what}, found {bad:?}")));

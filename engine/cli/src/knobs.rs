@@ -134,6 +134,9 @@ pub struct Knobs {
     /// Tokens of a sample [48]
     #[arg(long)]
     pub sample_tokens: Option<u32>,
+    /// Start from random parameters: of MODEL only config.json and the tokenizer are read
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub from_scratch: Option<bool>,
     /// Write over an earlier run in OUT
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub overwrite: Option<bool>,
@@ -145,13 +148,12 @@ impl Knobs {
     /// # Errors
     /// It cannot be read, or has a key that does not exist.
     pub fn read(path: &Path) -> Result<(Option<PathBuf>, Knobs), CommandError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
         let mut table: toml::Table =
             toml::from_str(&text).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
         let model = table.remove("model").and_then(|m| m.as_str().map(PathBuf::from));
-        let knobs = Knobs::deserialize(table)
-            .map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
+        let knobs = Knobs::deserialize(table).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
         Ok((model, knobs))
     }
 
@@ -200,7 +202,9 @@ impl Knobs {
             lora.alpha = self.alpha.unwrap_or(lora.alpha);
             lora.targets = self.targets.clone().unwrap_or(std::mem::take(&mut lora.targets));
         } else if self.rank.is_some() || self.alpha.is_some() || self.targets.is_some() {
-            return Err(CommandError::request(format!("--rank, --alpha and --targets belong to lora, not to {scheme}")));
+            return Err(CommandError::request(format!(
+                "--rank, --alpha and --targets belong to lora, not to {scheme}"
+            )));
         }
         Ok(scheme)
     }
@@ -287,8 +291,8 @@ impl Knobs {
         let per_epoch = rows.div_ceil(u64::from(batch)).max(1);
         let epochs = within("epochs", self.epochs.unwrap_or(1.0), 0.0, 1e9)?;
         let steps = self.steps.unwrap_or((epochs * per_epoch as f64).ceil() as u64);
-        if steps == 0 {
-            return Err(CommandError::request("--steps must be at least 1"));
+        if !(1..=STEPS_MAX).contains(&steps) {
+            return Err(CommandError::request(format!("{steps} steps; there must be between 1 and {STEPS_MAX}")));
         }
         let is_lora = matches!(self.scheme()?.kind, SchemeKind::Lora(_));
         let decay = match self.decay.as_deref().unwrap_or("cosine") {
@@ -306,6 +310,9 @@ impl Knobs {
         })
     }
 }
+
+/// The longest run, far above what ends in a lifetime.
+const STEPS_MAX: u64 = 1 << 40;
 
 fn positive(name: &str, value: u32) -> Result<u32, CommandError> {
     const MOST: u32 = 1 << 24;

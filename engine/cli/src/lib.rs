@@ -4,6 +4,7 @@
 
 pub mod adapter;
 pub mod commands;
+pub mod debug;
 pub mod error;
 pub mod fixed;
 pub mod knobs;
@@ -12,7 +13,7 @@ pub mod output;
 pub mod planning;
 pub mod progress;
 pub mod report;
+pub mod request;
 pub mod run;
 pub mod sampling;
-pub mod session;
 pub mod sizes;

@@ -94,7 +94,8 @@ fn entries(model: &Model, settings: &Settings, wanted: Wanted, rows: u32) -> Vec
     let (seq, context) = (settings.seq, settings.context);
     let cached = || {
         let tokens = PREFILL_TOKENS.min(context);
-        [("prefill", tokens), ("decode", 1)].map(|(name, tokens)| entry(name, Mode::Cached { tokens, context }, Role::Forward))
+        [("prefill", tokens), ("decode", 1)]
+            .map(|(name, tokens)| entry(name, Mode::Cached { tokens, context }, Role::Forward))
     };
     match wanted {
         Wanted::Train => {

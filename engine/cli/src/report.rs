@@ -21,11 +21,7 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
         None => out.push('\n'),
     }
     let _ = writeln!(out, "    arena     {:>14} bytes", plan.arena_bytes());
-    let kinds = [
-        ("weights", StoredKind::Weight),
-        ("states", StoredKind::State),
-        ("constants", StoredKind::Const),
-    ];
+    let kinds = [("weights", StoredKind::Weight), ("states", StoredKind::State), ("constants", StoredKind::Const)];
     for (name, kind) in kinds {
         let bytes = plan.stored_bytes(|s| s.kind == kind);
         let changed = plan.stored_bytes(|s| s.kind == kind && s.changes);
@@ -72,8 +68,7 @@ fn entries(out: &mut String, plan: &Plan) {
             entry.steps.len(),
             peak.lower_bound_bytes
         );
-        let held: Vec<String> =
-            peak.holders.iter().take(6).map(|h| format!("{} {}", h.name, show(h.bytes))).collect();
+        let held: Vec<String> = peak.holders.iter().take(6).map(|h| format!("{} {}", h.name, show(h.bytes))).collect();
         if !held.is_empty() {
             let _ = writeln!(out, "    held there: {}", held.join(", "));
         }

@@ -3,6 +3,7 @@
 //! The output folder holds `run.json` (what was asked, versions, machine), `metrics.jsonl` (one line a step or
 //! evaluation), `checkpoint.bin`, the rows of the data, and at the end `adapter/` or `model/`.
 
+use crate::debug;
 use crate::error::CommandError;
 use crate::fixed;
 use crate::knobs::Knobs;
@@ -10,8 +11,8 @@ use crate::model::Model;
 use crate::output;
 use crate::planning::{Settings, Wanted};
 use crate::progress::Bar;
+use crate::request;
 use crate::sampling;
-use crate::session;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -96,11 +97,13 @@ impl Run {
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
-        let model = session::open(model_path)?;
+        let model = request::open(model_path, knobs)?;
         let tokenizer = model.tokenizer()?;
-        let fixed = session::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
+        let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
-        let plans = session::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        // Settings that do not depend on the data are refused before it is read.
+        knobs.lr_schedule(1, settings.batch)?;
         make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
         settings.micro_batch = Some(plans[0].micro_rows);
         let data = read_data(&data_path, &out, knobs, &settings, &tokenizer)?;
@@ -127,12 +130,11 @@ impl Run {
             steps: schedule.steps,
         };
         let run_key = run_key(&record)?;
-        if !is_resumed {
-            let json = serde_json::to_vec_pretty(&record).map_err(CommandError::run)?;
-            write_atomic(&out.join(RECORD), |file| file.write_all(&json))?;
-        }
-        let mut runner = Runner::with_phases(plans, RunOptions::default())?;
+        let mut runner = Runner::with_phases(plans, RunOptions { count_times: debug::level() >= 2 })?;
         runner.load(&model.files, options.seed)?;
+        if !is_resumed {
+            begin(&out, &record)?;
+        }
         let rows = data.train.rows();
         let trainer = Trainer::new(runner, options, rows);
         Ok(Run { model, tokenizer, data, knobs: knobs.clone(), settings, trainer, out, run_key, plan_total })
@@ -145,6 +147,7 @@ impl Run {
     pub fn restore(&mut self) -> Result<u64, CommandError> {
         let path = self.out.join(CHECKPOINT);
         if !path.exists() {
+            trim_metrics(&self.out.join(METRICS), 0)?;
             return Ok(0);
         }
         let found = checkpoint::open(&path)?;
@@ -189,6 +192,7 @@ impl Run {
             self.between(&report, &mut metrics, &mut bar)?;
         }
         bar.finish();
+        debug::print_times(self.trainer.runner());
         let seconds = started.elapsed().as_secs_f64();
         let seen = self.trainer.progress.seen_tokens - first_tokens;
         let done = self.trainer.progress.step;
@@ -273,17 +277,25 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
 }
 
 fn make_folder(out: &Path, overwrite: bool, is_resumed: bool) -> Result<(), CommandError> {
-    if out.join(RECORD).exists() && !is_resumed {
-        if !overwrite {
-            let why = format!("{} holds a run already: `tinyforge resume {0}`, or --overwrite", out.display());
-            return Err(CommandError::request(why));
-        }
-        for name in [CHECKPOINT, METRICS] {
-            // What is not there need not be removed.
-            let _ = std::fs::remove_file(out.join(name));
-        }
+    if out.join(RECORD).exists() && !is_resumed && !overwrite {
+        let why = format!("{} holds a run already: `tinyforge resume {0}`, or --overwrite", out.display());
+        return Err(CommandError::request(why));
     }
     Ok(std::fs::create_dir_all(out).map_err(|e| FileError::new(out, "cannot make the folder", e))?)
+}
+
+/// Starts a run in a folder where everything else is ready: only now what an earlier run left there is removed.
+fn begin(out: &Path, record: &RunRecord) -> Result<(), CommandError> {
+    for name in [CHECKPOINT, METRICS] {
+        match std::fs::remove_file(out.join(name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FileError::new(&out.join(name), "cannot remove", e).into());
+            }
+            _ => {}
+        }
+    }
+    let json = serde_json::to_vec_pretty(record).map_err(CommandError::run)?;
+    Ok(write_atomic(&out.join(RECORD), |file| file.write_all(&json))?)
 }
 
 fn read_data(

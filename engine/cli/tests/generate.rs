@@ -152,9 +152,11 @@ fn prompts_that_cannot_be_read_are_refused() {
     assert!(matches!(generator.feed(&[3, 101]), Err(GenerateError::Token { id: 101, vocab: 101 })));
     assert!(generator.feed(&[1; 16]).is_ok());
     assert!(matches!(generator.feed(&[1]), Err(GenerateError::Full { text: 16, more: 1, context: 16 })));
-    let request =
-        Request { tokens_max: 1, end_ids: &[], sampling: Sampling { top_p: 2.0, ..Sampling::default() } };
-    assert!(matches!(generator.generate(&[1], &request, |_| ControlFlow::Continue(())), Err(GenerateError::Sampling(_))));
+    let request = Request { tokens_max: 1, end_ids: &[], sampling: Sampling { top_p: 2.0, ..Sampling::default() } };
+    assert!(matches!(
+        generator.generate(&[1], &request, |_| ControlFlow::Continue(())),
+        Err(GenerateError::Sampling(_))
+    ));
     let mut logits = common::runner(&model, &row_settings(Scheme::frozen(), 16), Wanted::Logits);
     assert!(matches!(Generator::new(&mut logits), Err(GenerateError::Plan("prefill"))));
 }

@@ -89,15 +89,8 @@ fn attention(c: &mut Call) -> Result<(), KernelError> {
 
 fn attention_grad(c: &mut Call) -> Result<(), KernelError> {
     let dims = dims(c);
-    let saved = Saved {
-        q: c.arg(0),
-        k: c.arg(1),
-        v: c.arg(2),
-        segments: c.arg(3),
-        o: c.arg(4),
-        lse: c.arg(5),
-        d_o: c.arg(6),
-    };
+    let saved =
+        Saved { q: c.arg(0), k: c.arg(1), v: c.arg(2), segments: c.arg(3), o: c.arg(4), lse: c.arg(5), d_o: c.arg(6) };
     let (dq, dk, dv, scratch) = (c.out(0), c.out(1), c.out(2), c.scratch());
     k::attention_grad(c.par, &dims, &saved, dq, dk, dv, scratch);
     Ok(())

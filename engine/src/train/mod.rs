@@ -21,7 +21,9 @@ pub enum TrainError {
     #[error(transparent)]
     Run(#[from] RunError),
     /// The loss is NaN or infinite; nothing of this step was saved.
-    #[error("the loss of step {step} is {loss}; training stopped, the last checkpoint stands. A lower --lr or clipping (--clip 1) helps")]
+    #[error(
+        "the loss of step {step} is {loss}; training stopped, the last checkpoint stands. A lower --lr or clipping (--clip 1) helps"
+    )]
     NotFinite {
         /// The step, from 1.
         step: u64,
@@ -166,8 +168,8 @@ impl Trainer {
             set(self.runner.input(train, "hyper"), &hyper);
             set(self.runner.input(train, "rng"), &rng);
             let result = self.runner.run(train);
-            let losses = self.runner.result::<f32>(train, "loss");
-            sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            // One after the other, so that the sum does not depend on how the rows were cut.
+            sum = self.runner.result::<f32>(train, "loss").iter().fold(sum, |sum, &l| sum + f64::from(l));
             if !sum.is_finite() {
                 return Err(TrainError::NotFinite { step: self.progress.step + 1, loss: sum });
             }
@@ -222,7 +224,7 @@ pub fn evaluate(
         }
         fill(runner, eval, &rows[..micro_rows], 1.0);
         runner.run(eval)?;
-        sum += runner.result::<f32>(eval, "loss").iter().map(|&l| f64::from(l)).sum::<f64>();
+        sum = runner.result::<f32>(eval, "loss").iter().fold(sum, |sum, &l| sum + f64::from(l));
     }
     Ok(sum / weight.max(f64::MIN_POSITIVE))
 }

@@ -19,7 +19,7 @@ use crate::par::Par;
 /// Elements of one task.
 const TASK_ELEMS: usize = 16 * 1024;
 /// Tokens whose logits exist at a time in [`linear_cross_entropy`].
-pub const CHUNK_TOKENS: usize = 64;
+pub const CHUNK_TOKENS: usize = 128;
 
 /// Runs `f(row, y)` for every row of `y`.
 fn each_row(par: &Par, cols: usize, y: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
@@ -367,8 +367,8 @@ pub struct LinearCrossEntropyOut<'a> {
 /// Cross-entropy of `logits = logit_scale h w'`, and its gradients, with at most [`CHUNK_TOKENS`] tokens' logits in
 /// memory.
 ///
-/// `h`: `f32[rows * seq, width]`; `w`: `[vocab, width]`; `labels`, `weights`: as in [`cross_entropy`]. Chunks begin anew
-/// with every packed row. Each gives its losses, `dlogits` in place, `dh = logit_scale dlogits w` and
+/// `h`: `f32[rows * seq, width]`; `w`: `[vocab, width]`; `labels`, `weights`: as in [`cross_entropy`]. Chunks begin
+/// anew with every packed row. Each gives its losses, `dlogits` in place, `dh = logit_scale dlogits w` and
 /// `dw += logit_scale dlogits' h` (a chunk is summed from zero, then added). A chunk in which no token counts is
 /// skipped: zeros, and nothing added.
 ///

@@ -186,14 +186,14 @@ fn everywhere_on_threads<const N: usize>(lens: [usize; N], f: impl Fn(&Par, &mut
 
 #[test]
 fn rows_of_the_fused_loss_are_micro_batches() {
-    let problem = Fused::new(4, 70, 12, 90);
+    let problem = Fused::new(4, 150, 12, 90);
     let [mut loss, mut dh, _] = problem.lens().map(|len| vec![f32::NAN; len]);
     let mut dw = problem.dw0.clone();
     problem.run(&one(), 0..4, true, [&mut loss, &mut dh, &mut dw]);
     let [mut loss1, mut dh1, _] = problem.lens().map(|len| vec![f32::NAN; len]);
     let mut dw1 = problem.dw0.clone();
     for row in 0..4 {
-        let (loss, dh) = (&mut loss1[row * 70..(row + 1) * 70], &mut dh1[row * 70 * 12..(row + 1) * 70 * 12]);
+        let (loss, dh) = (&mut loss1[row * 150..(row + 1) * 150], &mut dh1[row * 150 * 12..(row + 1) * 150 * 12]);
         problem.run(&one(), row..row + 1, true, [loss, dh, &mut dw1]);
     }
     assert_same(&loss, &loss1, "losses");
@@ -203,13 +203,13 @@ fn rows_of_the_fused_loss_are_micro_batches() {
 
 #[test]
 fn chunks_that_do_not_count_are_skipped() {
-    let mut problem = Fused::new(1, 100, 8, 20);
-    problem.weights[..64].fill(0.0);
+    let mut problem = Fused::new(1, CHUNK_TOKENS + 36, 8, 20);
+    problem.weights[..CHUNK_TOKENS].fill(0.0);
     // Infinities in a skipped chunk are not even multiplied.
-    problem.h[..64 * 8].fill(f32::INFINITY);
+    problem.h[..CHUNK_TOKENS * 8].fill(f32::INFINITY);
     let [mut loss, mut dh, mut dw] = problem.lens().map(|len| vec![f32::NAN; len]);
     problem.run(&one(), 0..1, false, [&mut loss, &mut dh, &mut dw]);
-    assert!(loss[..64].iter().chain(&dh[..64 * 8]).all(|x| x.to_bits() == 0));
+    assert!(loss[..CHUNK_TOKENS].iter().chain(&dh[..CHUNK_TOKENS * 8]).all(|x| x.to_bits() == 0));
     assert!(dw.iter().all(|x| x.is_finite()) && dw.iter().any(|x| *x != 0.0));
     problem.weights.fill(0.0);
     problem.run(&one(), 0..1, false, [&mut loss, &mut dh, &mut dw]);

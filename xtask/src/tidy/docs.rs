@@ -1,7 +1,6 @@
-//! Texts that must agree with the code: the printed op list, the map, links between texts.
+//! Texts that must agree with the tree: the map, and links between texts.
 
 use super::Report;
-use crate::oplist;
 use crate::source::line_of;
 use crate::tree::{File, Tree};
 
@@ -10,13 +9,6 @@ const PASSES: &str = "compiler/src/passes/";
 
 /// Runs the rules.
 pub fn run(tree: &Tree, report: &mut Report) {
-    match oplist::text(tree) {
-        Ok(text) if tree.find(oplist::PATH).is_none_or(|f| f.text != text) => {
-            report.add(oplist::PATH, 0, "is not what the op table says", "run `cargo xtask docs`");
-        }
-        Ok(_) => {}
-        Err(faults) => faults.into_iter().for_each(|(path, what, help)| report.add(&path, 0, what, help)),
-    }
     map(tree, report);
     for file in tree.files.iter().filter(|f| f.path.ends_with(".md")) {
         links(tree, file, report);

@@ -150,8 +150,7 @@ pub const RESHAPE: OpDef = OpDef {
     name: "reshape",
     attrs: &[int("d0", 0), int("d1", 0), int("d2", 0), int("d3", 0)],
     infer: |x, a| {
-        let shape: Vec<u32> =
-            ["d0", "d1", "d2", "d3"].iter().map(|d| a.size(d) as u32).filter(|&d| d > 0).collect();
+        let shape: Vec<u32> = ["d0", "d1", "d2", "d3"].iter().map(|d| a.size(d) as u32).filter(|&d| d > 0).collect();
         let ty = Type::new(x[0].dtype, &shape);
         check_type(&ty)?;
         if ty.elems() == x[0].elems() { Ok(vec![ty]) } else { Err(format!("{} has not the elements of {ty}", x[0])) }
@@ -175,7 +174,7 @@ pub const SUM_ROWS: OpDef = OpDef {
     arity: (1, 2),
     attrs: &[int("rows", 1)],
     infer: |x, a| {
-        if a.size("rows") == 0 || x[0].rows() as usize % a.size("rows") != 0 {
+        if a.size("rows") == 0 || !(x[0].rows() as usize).is_multiple_of(a.size("rows")) {
             return Err(format!("{} tokens are not {} packed rows", x[0].rows(), a.size("rows")));
         }
         accumulates(x, 1, Type::f32(&[x[0].cols()]))

@@ -113,7 +113,7 @@ fn head(x: &[Type], a: &Attrs) -> Result<u32, String> {
     expect("inputs of w", d2, d)?;
     expect_indices("labels", &x[2], t)?;
     expect("weights", x[3].elems(), t)?;
-    if a.size("seq") == 0 || t as usize % a.size("seq") != 0 {
+    if a.size("seq") == 0 || !(t as usize).is_multiple_of(a.size("seq")) {
         return Err(format!("{t} tokens are not packed rows of {}", a.size("seq")));
     }
     Ok(t)

@@ -25,9 +25,7 @@ fn pooled(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
 /// Calls `f(index in y, indices in x of the window)`.
 fn for_windows(x: &[usize], y: &[usize], a: &Attrs, mut f: impl FnMut(usize, &[usize])) {
     let (kernel, stride, pad) = (a.size("kernel"), a.size("stride"), a.size("pad"));
-    for (plane, i, j) in
-        (0..y[0] * y[1]).flat_map(|p| (0..y[2]).flat_map(move |i| (0..y[3]).map(move |j| (p, i, j))))
-    {
+    for (plane, i, j) in (0..y[0] * y[1]).flat_map(|p| (0..y[2]).flat_map(move |i| (0..y[3]).map(move |j| (p, i, j)))) {
         let mut window = Vec::new();
         for (r, s) in (0..kernel).flat_map(|r| (0..kernel).map(move |s| (r, s))) {
             let (h, w) = (i * stride + r, j * stride + s);

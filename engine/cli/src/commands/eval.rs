@@ -4,7 +4,7 @@ use super::Common;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::planning::Wanted;
-use crate::session;
+use crate::request;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use tinyforge::data::{self, DataOptions, Row};
@@ -33,15 +33,15 @@ pub struct EvalArgs {
 pub fn run(args: &EvalArgs) -> Result<(), CommandError> {
     let mut settings = args.knobs.settings()?;
     let data_path = args.knobs.data.as_ref().ok_or_else(|| CommandError::request("evaluation needs --data FILE"))?;
-    let model = session::open(&args.model)?;
+    let model = request::open(&args.model, &args.knobs)?;
     settings.scheme = match &args.adapter {
         Some(adapter) => crate::adapter::scheme(adapter)?,
         None => Scheme::frozen(),
     };
     settings.micro_batch = Some(settings.micro_batch.unwrap_or(1));
     let tokenizer = model.tokenizer()?;
-    let fixed = session::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
-    let planned = session::plan_phases(&model, &settings, Wanted::Eval, &fixed)?.remove(0);
+    let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
+    let planned = request::plan_phases(&model, &settings, Wanted::Eval, &fixed)?.remove(0);
     let options = DataOptions {
         pack: args.knobs.pack.unwrap_or(true),
         mask_prompt: args.knobs.mask_prompt.unwrap_or(true),

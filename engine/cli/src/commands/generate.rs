@@ -6,7 +6,7 @@ use crate::fixed;
 use crate::knobs::Knobs;
 use crate::model::Model;
 use crate::planning::{Settings, Wanted};
-use crate::session;
+use crate::request;
 use crate::sizes::show;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -88,14 +88,14 @@ struct Outcome {
 /// # Errors
 /// The request cannot be met, or the run failed.
 pub fn run(args: &GenerateArgs) -> Result<(), CommandError> {
-    let model = session::open(&args.model)?;
+    let model = Model::open(&args.model)?;
     let tokenizer = model.tokenizer()?;
     let prompt = prompt_ids(args, &tokenizer)?;
     let settings = settings(args, &model, prompt.len())?;
-    let mut fixed = session::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
+    let mut fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
     let bytes = Generator::bytes(model.config.vocab, settings.context as usize) as u64;
     fixed.push(Fixed { name: "sampler".to_string(), bytes });
-    let planned = session::plan_phases(&model, &settings, Wanted::Generate, &fixed)?.remove(0);
+    let planned = request::plan_phases(&model, &settings, Wanted::Generate, &fixed)?.remove(0);
     let plan_total_bytes = planned.compiled.plan.total_bytes();
     let mut runner = Runner::new(planned.compiled.plan, RunOptions::default())?;
     runner.load(&model.files, 0)?;

@@ -3,7 +3,7 @@
 use super::Common;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
-use crate::session;
+use crate::request;
 use crate::sizes::show;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ pub fn run(args: &InspectArgs) -> Result<(), CommandError> {
     match &start[..] {
         b"TFPL" => inspect_plan(path, &args.common),
         b"TFCK" => inspect_checkpoint(path),
-        _ if path.join("config.json").exists() || start == *b"GGUF" => inspect_model(path, &args.common),
+        _ if path.join("config.json").exists() || start == *b"GGUF" => inspect_model(path, &args.knobs, &args.common),
         _ if name.ends_with(".jsonl") || name.ends_with(".txt") => {
             Err(CommandError::request("data is tokenised by a model: add --model MODEL"))
         }
@@ -60,7 +60,7 @@ fn read_start(path: &Path) -> Result<Vec<u8>, CommandError> {
 }
 
 fn inspect_data(args: &InspectArgs, model: &Path) -> Result<(), CommandError> {
-    let tokenizer = session::open(model)?.tokenizer()?;
+    let tokenizer = request::open(model, &args.knobs)?.tokenizer()?;
     let options = DataOptions {
         pack: args.knobs.pack.unwrap_or(true),
         mask_prompt: args.knobs.mask_prompt.unwrap_or(true),
@@ -73,12 +73,15 @@ fn inspect_data(args: &InspectArgs, model: &Path) -> Result<(), CommandError> {
     let inspection = set.inspect(&tokenizer)?;
     println!("{inspection}");
     if args.common.json {
-        println!("{}", serde_json::json!({
-            "rows": inspection.train.rows, "tokens": inspection.train.tokens,
-            "trained_tokens": inspection.train.trained_tokens,
-            "truncated_documents": inspection.train.truncated_documents,
-            "dropped_documents": inspection.train.dropped_documents,
-        }));
+        println!(
+            "{}",
+            serde_json::json!({
+                "rows": inspection.train.rows, "tokens": inspection.train.tokens,
+                "trained_tokens": inspection.train.trained_tokens,
+                "truncated_documents": inspection.train.truncated_documents,
+                "dropped_documents": inspection.train.dropped_documents,
+            })
+        );
     }
     Ok(())
 }
@@ -99,8 +102,8 @@ fn inspect_checkpoint(path: &Path) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn inspect_model(path: &Path, common: &Common) -> Result<(), CommandError> {
-    let model = session::open(path)?;
+fn inspect_model(path: &Path, knobs: &Knobs, common: &Common) -> Result<(), CommandError> {
+    let model = request::open(path, knobs)?;
     let c = &model.config;
     println!(
         "{} model: {} parameters, {} blocks of width {}, {} heads over {} key/value heads of {}, feed-forward {}",
@@ -115,7 +118,13 @@ fn inspect_model(path: &Path, common: &Common) -> Result<(), CommandError> {
     );
     println!("vocabulary {}, context {}, {} head", c.vocab, c.max_positions, if c.tied { "tied" } else { "untied" });
     for binding in model.weights.iter() {
-        println!("  {} : {}{:?}  {}", binding.name, binding.tensor.dtype.name(), binding.shape, show(binding.tensor.bytes));
+        println!(
+            "  {} : {}{:?}  {}",
+            binding.name,
+            binding.tensor.dtype.name(),
+            binding.shape,
+            show(binding.tensor.bytes)
+        );
     }
     for name in model.weights.unused() {
         println!("  unused: {name}");
@@ -141,7 +150,14 @@ fn print_plan(plan: &Plan) {
     println!("plan {}: arena {} bytes, {} threads", plan.name, plan.arena_bytes(), plan.threads);
     for s in &plan.stored {
         let changes = if s.changes { ", changes" } else { "" };
-        println!("  {:?} {} : {}{:?} at {}{changes}", s.kind, s.name, s.tensor.dtype.name(), s.tensor.shape, s.tensor.offset);
+        println!(
+            "  {:?} {} : {}{:?} at {}{changes}",
+            s.kind,
+            s.name,
+            s.tensor.dtype.name(),
+            s.tensor.shape,
+            s.tensor.offset
+        );
     }
     for entry in &plan.entries {
         println!("entry {}: {} steps, peak {} bytes", entry.name, entry.steps.len(), entry.peak.bytes);
@@ -160,9 +176,8 @@ fn print_plan(plan: &Plan) {
 /// Bytes that the forward steps of a block leave for backward steps.
 pub fn saved_bytes(entry: &tinyforge_plan::Entry, block: u32) -> u64 {
     let made = entry.steps.iter().filter(|s| s.block == block && s.part == Part::Forward).flat_map(|s| &s.outs);
-    let read = |value: u32| {
-        entry.steps.iter().any(|s| s.part != Part::Forward && s.args.iter().any(|a| a.value == value))
-    };
+    let read =
+        |value: u32| entry.steps.iter().any(|s| s.part != Part::Forward && s.args.iter().any(|a| a.value == value));
     let mut seen = std::collections::BTreeMap::new();
     made.filter(|t| read(t.value)).for_each(|t| {
         seen.insert(t.value, t.bytes());

@@ -5,7 +5,7 @@ use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::planning::Wanted;
 use crate::report;
-use crate::session;
+use crate::request;
 use std::path::PathBuf;
 
 /// Prints what training would take
@@ -30,12 +30,12 @@ pub struct PlanArgs {
 /// # Errors
 /// The request cannot be met.
 pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
-    let (path, knobs) = session::configured(&args.model, &args.knobs, &args.set)?;
+    let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
     let settings = knobs.settings()?;
-    let model = session::open(&path)?;
+    let model = request::open(&path, &knobs)?;
     let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
-    let fixed = session::fixed_parts(&model, &settings, tokenizer_bytes);
-    let plans = session::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+    let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
+    let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
     let largest = plans.iter().max_by_key(|p| p.compiled.plan.arena_bytes()).expect("a run has a phase");
     print!("{}", report::plan(largest, settings.memory));
     if plans.len() > 1 {
@@ -47,17 +47,26 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     }
     if args.common.json {
         let plan = &largest.compiled.plan;
-        let entries: Vec<_> = plan.entries.iter().map(|e| serde_json::json!({
-            "name": e.name, "peak_bytes": e.peak.bytes, "lower_bound_bytes": e.peak.lower_bound_bytes,
-            "steps": e.steps.len(), "flops": e.flops(),
-        })).collect();
+        let entries: Vec<_> = plan
+            .entries
+            .iter()
+            .map(|e| {
+                serde_json::json!({
+                    "name": e.name, "peak_bytes": e.peak.bytes, "lower_bound_bytes": e.peak.lower_bound_bytes,
+                    "steps": e.steps.len(), "flops": e.flops(),
+                })
+            })
+            .collect();
         let fixed: Vec<_> =
             plan.fixed.iter().map(|f| serde_json::json!({ "name": f.name, "bytes": f.bytes })).collect();
-        println!("{}", serde_json::json!({
-            "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
-            "micro_rows": largest.micro_rows, "recompute_step": largest.compiled.choice.recompute_step,
-            "recompute_steps": largest.compiled.choice.recompute_steps,
-        }));
+        println!(
+            "{}",
+            serde_json::json!({
+                "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
+                "micro_rows": largest.micro_rows, "recompute_step": largest.compiled.choice.recompute_step,
+                "recompute_steps": largest.compiled.choice.recompute_steps,
+            })
+        );
     }
     Ok(())
 }

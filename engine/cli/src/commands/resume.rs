@@ -21,11 +21,10 @@ pub struct ResumeArgs {
 /// There is no run, or it failed.
 pub fn run(args: &ResumeArgs) -> Result<(), CommandError> {
     let path = args.out.join(RECORD);
-    let text = std::fs::read(&path).map_err(|e| {
-        CommandError::request(format!("{}: {e}; a run's folder holds a {RECORD}", path.display()))
-    })?;
-    let record: RunRecord = serde_json::from_slice(&text)
-        .map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
+    let text = std::fs::read(&path)
+        .map_err(|e| CommandError::request(format!("{}: {e}; a run's folder holds a {RECORD}", path.display())))?;
+    let record: RunRecord =
+        serde_json::from_slice(&text).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
     let mut knobs = record.config;
     knobs.out = Some(args.out.clone());
     let mut run = Run::prepare(&record.model, &knobs, true)?;

@@ -3,8 +3,8 @@
 use super::Common;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
+use crate::request;
 use crate::run::{Outcome, Run};
-use crate::session;
 use crate::sizes::show;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub fn interrupt_flag() -> Result<Arc<AtomicBool>, CommandError> {
 /// # Errors
 /// The request cannot be met, or the run failed.
 pub fn run(args: &TrainArgs) -> Result<(), CommandError> {
-    let (path, knobs) = session::configured(&args.model, &args.knobs, &args.set)?;
+    let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
     let mut run = Run::prepare(&path, &knobs, false)?;
     let outcome = run.go(&interrupt_flag()?)?;
     print(&outcome, &args.common);
@@ -54,7 +54,10 @@ pub fn print(outcome: &Outcome, common: &Common) {
     let [done, steps] = outcome.steps;
     let [before, after] = outcome.loss;
     let what = if outcome.is_validation { "validation loss" } else { "training loss" };
-    println!("{what} {before:.4} -> {after:.4} after {done} of {steps} steps, {:.0} tokens/s", outcome.tokens_per_second);
+    println!(
+        "{what} {before:.4} -> {after:.4} after {done} of {steps} steps, {:.0} tokens/s",
+        outcome.tokens_per_second
+    );
     if let Some(peak) = outcome.peak_rss_bytes {
         println!("memory: peak {}, planned {}", show(peak), show(outcome.plan_total_bytes));
     }

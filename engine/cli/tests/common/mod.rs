@@ -58,6 +58,7 @@ pub fn read(path: &Path) -> Tensors {
 /// One packed row of `seq` tokens, a cache of as many.
 pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
     Settings {
+        sample: false,
         scheme,
         group: 0,
         batch: 1,
@@ -77,7 +78,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
 /// The batch of a fixture's reference.
 pub fn settings(reference: &Tensors, scheme: Scheme) -> Settings {
     let shape = &reference.shapes["input_ids"];
-    Settings { batch: shape[0] as u32, ..row_settings(scheme, shape[1] as u32) }
+    Settings { sample: false, batch: shape[0] as u32, ..row_settings(scheme, shape[1] as u32) }
 }
 
 pub fn fill(runner: &mut Runner, entry: usize, reference: &Tensors) {

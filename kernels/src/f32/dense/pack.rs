@@ -275,23 +275,18 @@ impl Side<'_> {
     /// Asks for columns `col..col + cols` of some rows, which will be read next, one row after the other: their
     /// pieces are too short for the processor to foresee. (Reads of 16 rows side by side it does foresee.)
     fn prefetch(&self, rows: Range<usize>, col: usize, cols: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let (base, elems, bytes) = match self.mat.data {
-                MatData::F32(data) => (data.as_ptr().cast::<i8>(), 1, 4),
-                MatData::BF16(data) => (data.as_ptr().cast(), 1, 2),
-                MatData::F16(data) => (data.as_ptr().cast(), 1, 2),
-                MatData::Blocks(dtype, data) => {
-                    (data.as_ptr().cast(), dtype.block_elems() as usize, dtype.block_bytes() as usize)
-                }
-            };
-            for row in rows.start..rows.end.min(self.mat.rows) {
-                let start = (row * self.mat.stride + col) / elems * bytes;
-                for line in 0..(cols / elems * bytes).div_ceil(64) {
-                    // SAFETY: prefetching reads nothing and never faults.
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add(start + 64 * line)) };
-                }
+        let (base, elems, bytes) = match self.mat.data {
+            MatData::F32(data) => (data.as_ptr().cast::<i8>(), 1, 4),
+            MatData::BF16(data) => (data.as_ptr().cast(), 1, 2),
+            MatData::F16(data) => (data.as_ptr().cast(), 1, 2),
+            MatData::Blocks(dtype, data) => {
+                (data.as_ptr().cast(), dtype.block_elems() as usize, dtype.block_bytes() as usize)
+            }
+        };
+        for row in rows.start..rows.end.min(self.mat.rows) {
+            let start = (row * self.mat.stride + col) / elems * bytes;
+            for line in 0..(cols / elems * bytes).div_ceil(64) {
+                prefetch_line(base.wrapping_add(start + 64 * line));
             }
         }
     }
@@ -356,6 +351,18 @@ impl Side<'_> {
         }
         Words { at: words.as_ptr(), stride: 4 * RUN, rows: count, cols: panels.lanes }
     }
+}
+
+/// Asks for a line of memory, where the instruction set can.
+#[inline(always)]
+fn prefetch_line(at: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching reads nothing and never faults.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Elements `col..col + buffer.len()` of a stored row: where they are, or read into the buffer.

@@ -35,7 +35,10 @@ pub fn plan_phases(
 ) -> Result<Vec<Planned>, CommandError> {
     let longest = model.config.max_positions as u32;
     if settings.seq > longest {
-        return Err(CommandError::request(format!("--seq {} is longer than the model's context, {longest}", settings.seq)));
+        return Err(CommandError::request(format!(
+            "--seq {} is longer than the model's context, {longest}",
+            settings.seq
+        )));
     }
     let groups = match (&settings.scheme.kind, wanted) {
         (SchemeKind::Cycle(n), Wanted::Train) => (model.config.layers as u32).div_ceil((*n).max(1)),
@@ -83,7 +86,9 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed]) ->
     if wanted == Wanted::Train {
         for name in ["last:4", "lora", "last:1", "bias"] {
             let Ok(scheme) = Scheme::parse(name) else { continue };
-            if scheme != settings.scheme && attempt(&format!("--scheme {name}"), Settings { scheme, ..settings.clone() }) {
+            if scheme != settings.scheme
+                && attempt(&format!("--scheme {name}"), Settings { scheme, ..settings.clone() })
+            {
                 break;
             }
         }
@@ -109,8 +114,9 @@ fn mib_up(bytes: u64) -> String {
 ///
 /// # Errors
 /// It is not there, or is none.
-pub fn open(path: &Path) -> Result<Model, CommandError> {
-    Ok(Model::open(path)?)
+pub fn open(path: &Path, knobs: &Knobs) -> Result<Model, CommandError> {
+    let is_new = knobs.from_scratch.unwrap_or(false);
+    Ok(if is_new { Model::new(path)? } else { Model::open(path)? })
 }
 
 /// A configuration file's settings, or the flags' alone.
@@ -121,7 +127,8 @@ pub fn configured(first: &Path, flags: &Knobs, set: &[String]) -> Result<(std::p
     let (model, mut knobs) = match first.extension().is_some_and(|e| e == "toml") {
         true => {
             let (model, knobs) = Knobs::read(first)?;
-            let model = model.ok_or_else(|| CommandError::request(format!("{}: `model` is missing", first.display())))?;
+            let model =
+                model.ok_or_else(|| CommandError::request(format!("{}: `model` is missing", first.display())))?;
             (model, knobs.overlaid(flags)?)
         }
         false => (first.to_path_buf(), flags.clone()),
