@@ -160,8 +160,10 @@ fn adapters_that_do_not_suit_are_refused() {
     assert!(adapter::scheme(&fixtures().join("llama")).is_err(), "a model is no adapter");
     let folder = Folder::new("adapter-refused");
     let other = Model::open(&fixtures().join("gpt2")).expect("opens");
-    let mut other = (runner(&other, &adapted.settings(), Wanted::Logits), other);
-    assert!(adapter::load(&mut other.0, &other.1, &adapted.folder).is_err(), "another model's adapter");
+    let lora = Settings { scheme: Scheme::parse("lora").expect("a scheme"), ..adapted.settings() };
+    let mut other_runner = runner(&other, &lora, Wanted::Logits);
+    let error = adapter::load(&mut other_runner, &other, &adapted.folder).expect_err("another model's adapter");
+    assert!(error.to_string().contains("belongs to no parameter"), "{error}");
     let frozen = Settings { scheme: Scheme::frozen(), ..adapted.settings() };
     let mut frozen = runner(&adapted.model, &frozen, Wanted::Logits);
     let error = adapter::load(&mut frozen, &adapted.model, &adapted.folder).expect_err("no room");

@@ -65,7 +65,6 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         micro_batch: None,
         seq,
         context: seq,
-        sample: false,
         dtype: DType::F32,
         optimizer: Optimizer { rule: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: None },
         recompute: Recompute::Auto,
