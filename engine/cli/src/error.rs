@@ -42,7 +42,9 @@ impl CommandError {
 impl From<GenerateError> for CommandError {
     fn from(error: GenerateError) -> CommandError {
         match error {
-            GenerateError::Plan(_) | GenerateError::NotFinite { .. } | GenerateError::Run(_) => CommandError::run(error),
+            GenerateError::Plan(_) | GenerateError::NotFinite { .. } | GenerateError::Run(_) => {
+                CommandError::run(error)
+            }
             _ => CommandError::request(error),
         }
     }

@@ -59,7 +59,8 @@ fn a_gguf_file_gives_the_logits_of_the_directory_it_was_made_from() {
     for name in MODELS {
         let ids = ids(&open(name), 20);
         let folder = Folder::new(&format!("generate-gguf-{name}"));
-        let [ours, theirs] = [as_gguf(name, &folder.0.join("model.gguf")), open(name)].map(|m| whole(&m, &ids).concat());
+        let [ours, theirs] =
+            [as_gguf(name, &folder.0.join("model.gguf")), open(name)].map(|m| whole(&m, &ids).concat());
         let off = difference(&ours, &theirs);
         assert!(off < 1e-5, "{name}: logits differ by {off}");
     }

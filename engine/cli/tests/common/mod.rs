@@ -173,6 +173,7 @@ fn in_gguf_order(model: &Model, param: &Param) -> Vec<f32> {
         RowOrder::Plain => (0..rows).collect(),
         RowOrder::RopeInterleaved { heads, head_dim } => interleaved_row_sources(heads, head_dim),
     };
-    let at = |row: usize, col: usize| if binding.transpose { values[col * rows + row] } else { values[row * cols + col] };
+    let at =
+        |row: usize, col: usize| if binding.transpose { values[col * rows + row] } else { values[row * cols + col] };
     sources.into_iter().flat_map(|row| (0..cols).map(move |col| (row, col))).map(|(row, col)| at(row, col)).collect()
 }
