@@ -99,9 +99,11 @@ fn clear(runner: &mut Runner) {
 
 /// The factor that the plan multiplies every adapter by.
 fn planned_scale(runner: &Runner) -> f64 {
-    let steps = runner.plan().entries.iter().flat_map(|e| &e.steps);
-    let adds = steps.filter(|s| s.kernel == "linear_add");
-    adds.map(|s| f64::from(s.float("alpha"))).next().unwrap_or(1.0)
+    let plan = runner.plan();
+    let Some(b) = plan.stored.iter().find(|s| s.name.ends_with(".lora_B.weight")) else { return 1.0 };
+    let mut steps = plan.entries.iter().flat_map(|e| &e.steps).filter(|s| s.kernel == "linear_add");
+    let adds = steps.find(|s| s.args.get(1).is_some_and(|w| w.offset == b.tensor.offset));
+    adds.map_or(1.0, |s| f64::from(s.float("alpha")))
 }
 
 fn finite(name: &str, values: Vec<f32>) -> Result<Vec<f32>, CommandError> {

@@ -44,7 +44,7 @@ pub const SOFTMAX_GRAD: OpDef = OpDef {
             dx[0].row_mut(t).iter_mut().enumerate().for_each(|(k, out)| *out = y[k] * (dy[k] - dot));
         }
     },
-    in_place: &[(0, 0), (1, 0)],
+    in_place: &[(1, 0)],
     flops: |_, y, _| 4 * y[0].elems(),
     ..ROW
 };
