@@ -1,0 +1,189 @@
+//! P2, budgets never change the result: losses, weights and states are the same bytes for every number of threads,
+//! micro-batches, every step of recomputation and every way of clipping.
+
+mod made;
+
+use made::{Llama, MadeRows, SMALL, Scratch, TIED, VOCAB, knobs, trainer};
+use std::path::Path;
+use tinyforge::data::RowReader;
+use tinyforge_cli::model::Model;
+use tinyforge_cli::planning::Wanted;
+use tinyforge_cli::request;
+
+/// What a run leaves.
+#[derive(PartialEq)]
+struct Trace {
+    losses: Vec<f64>,
+    norms: Vec<Option<f32>>,
+    /// Evaluated at the end.
+    eval: f64,
+    tensors: Vec<(String, Vec<u8>)>,
+}
+
+fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    let knobs = knobs(pairs);
+    let vocab = model.config.vocab as u32;
+    let rows = MadeRows { rows: 7, seq: knobs.seq.expect("given") as usize, vocab };
+    let mut trainer = trainer(model, &knobs, rows.rows());
+    let reports: Vec<_> = (0..steps).map(|_| trainer.step(&rows).expect("trains")).collect();
+    let eval = trainer.evaluate(&rows, 4).expect("evaluates");
+    let runner = trainer.runner();
+    // Sums of gradients are there with several micro-batches only, and zero between steps.
+    let changed = runner.plan().stored.iter().filter(|s| s.changes && !s.name.contains(".grad_sum"));
+    let mut tensors: Vec<_> =
+        changed.map(|s| (s.name.clone(), runner.arena().tensor(&s.tensor).to_vec())).collect();
+    tensors.sort();
+    Trace {
+        losses: reports.iter().map(|r| r.loss).collect(),
+        norms: reports.iter().map(|r| r.grad_norm).collect(),
+        eval,
+        tensors,
+    }
+}
+
+/// Where two traces differ, in words; nothing where they do not.
+fn difference(a: &Trace, b: &Trace) -> Option<String> {
+    if a == b {
+        return None;
+    }
+    let mut text = format!(
+        "losses {:?} and {:?}, norms {:?} and {:?}, evaluated {} and {}",
+        a.losses, b.losses, a.norms, b.norms, a.eval, b.eval
+    );
+    for ((name, x), (other, y)) in a.tensors.iter().zip(&b.tensors) {
+        if name != other || x != y {
+            let count = x.chunks(4).zip(y.chunks(4)).filter(|(x, y)| x != y).count();
+            text += &format!("; `{name}`/`{other}`: {count} of {} words", x.len() / 4);
+        }
+    }
+    Some(text)
+}
+
+/// All that differs from the first run of a list.
+fn differences(model: &Model, base: &[&str], variants: &[Vec<String>], steps: usize) -> Vec<String> {
+    let first = trace(model, base, steps);
+    assert!(first.losses.iter().all(|l| l.is_finite() && *l > 0.0), "{base:?}: {:?}", first.losses);
+    let differs = |variant: &Vec<String>| {
+        let pairs: Vec<&str> = base.iter().copied().chain(variant.iter().map(String::as_str)).collect();
+        let text = difference(&first, &trace(model, &pairs, steps))?;
+        Some(format!("{} {base:?} with {variant:?}: {text}", model.path.display()))
+    };
+    variants.iter().filter_map(differs).collect()
+}
+
+fn list(variants: &[&[&str]]) -> Vec<Vec<String>> {
+    variants.iter().map(|v| v.iter().map(|s| s.to_string()).collect()).collect()
+}
+
+/// Ways to spread the same step over threads and micro-batches.
+fn ways() -> Vec<Vec<String>> {
+    list(&[
+        &["threads=2"],
+        &["threads=3"],
+        &["micro_batch=2"],
+        &["micro_batch=1"],
+        &["micro_batch=2", "threads=3", "recompute=\"all\""],
+    ])
+}
+
+fn made_model(name: &str, llama: Llama) -> (Scratch, Model) {
+    let scratch = Scratch::new(name);
+    llama.write(scratch.path());
+    let model = Model::open(scratch.path()).expect("opens");
+    (scratch, model)
+}
+
+#[track_caller]
+fn none(found: Vec<String>) {
+    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
+}
+
+const SCHEMES: [&str; 4] = ["full", "lora", "last:1", "sparse"];
+
+#[test]
+fn threads_and_micro_batches_do_not_matter() {
+    let models = [made_model("p2-tied", TIED), made_model("p2-untied", SMALL)];
+    let mut found = Vec::new();
+    for (scheme, (_, model)) in SCHEMES.iter().map(|s| (s, &models[0])).chain([(&"full", &models[1])]) {
+        for optimizer in ["sgd", "adamw", "adamw8"] {
+            for dtype in ["f32", "bf16"] {
+                let base = [("scheme", *scheme), ("optimizer", optimizer), ("dtype", dtype)];
+                let base = base.map(|(key, value)| format!("{key}=\"{value}\""));
+                found.extend(differences(model, &base.each_ref().map(String::as_str), &ways(), 2));
+            }
+        }
+    }
+    none(found);
+}
+
+#[test]
+fn ways_of_clipping_do_not_matter() {
+    let (_scratch, model) = made_model("p2-clip", TIED);
+    let mut found = Vec::new();
+    let mut variants = list(&[&["clip_by=\"second\""], &["clip_by=\"second\"", "recompute=\"all\"", "threads=2"]]);
+    variants.extend(ways());
+    for scheme in SCHEMES {
+        for dtype in ["f32", "bf16"] {
+            let (scheme, dtype) = (format!("scheme=\"{scheme}\""), format!("dtype=\"{dtype}\""));
+            // A norm so small that every step is clipped.
+            found.extend(differences(&model, &[&scheme, &dtype, "clip=0.05", "clip_by=\"keep\""], &variants, 2));
+        }
+    }
+    none(found);
+}
+
+#[test]
+fn every_step_of_recomputation_gives_the_same() {
+    let (_scratch, model) = made_model("p2-recompute", Llama { layers: 2, ..TIED });
+    let mut found = Vec::new();
+    for base in [
+        &["scheme=\"full\""][..],
+        &["scheme=\"full\"", "clip=0.05", "clip_by=\"second\""],
+        &["scheme=\"lora\"", "dtype=\"bf16\""],
+        &["scheme=\"last:1\"", "optimizer=\"adamw8\""],
+        &["scheme=\"sparse\"", "micro_batch=2"],
+    ] {
+        let settings = knobs(base).settings().expect("settings");
+        let planned = request::plan_phases(&model, &settings, Wanted::Train, &[]).expect("plans");
+        let steps = planned[0].compiled.choice.recompute_steps;
+        assert!(steps > 1, "{base:?}: there is nothing to recompute");
+        let variants: Vec<_> = (1..=steps).map(|step| vec![format!("recompute=\"{step}\"")]).collect();
+        found.extend(differences(&model, base, &variants, 2));
+    }
+    none(found);
+}
+
+#[test]
+fn groups_that_take_turns_give_the_same() {
+    let (_scratch, model) = made_model("p2-cycle", SMALL);
+    let base = ["scheme=\"cycle:2\"", "cycle_steps=1", "dtype=\"bf16\""];
+    none(differences(&model, &base, &ways(), 5));
+}
+
+/// Sizes past the tiles and chunks of the kernels.
+#[test]
+fn larger_products_give_the_same() {
+    let llama = Llama { vocab: VOCAB + 77, hidden: 96, layers: 2, ff: 272, tied: true };
+    let (_scratch, model) = made_model("p2-large", llama);
+    let mut found = Vec::new();
+    for base in [&["scheme=\"full\"", "seq=161"][..], &["scheme=\"lora\"", "dtype=\"bf16\"", "seq=130"]] {
+        found.extend(differences(&model, base, &ways(), 1));
+    }
+    none(found);
+}
+
+/// Other families: biases, norms of heads, layer norm with learned positions.
+#[test]
+fn other_families_give_the_same() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let mut found = Vec::new();
+    for family in ["gpt2", "mistral", "qwen2", "qwen3"] {
+        let model = Model::open(&fixtures.join(family)).expect("a fixture");
+        let mut variants = list(&[&["clip_by=\"second\"", "recompute=\"all\""]]);
+        variants.extend(ways());
+        let base = ["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\"", "seq=18"];
+        found.extend(differences(&model, &base, &variants, 2));
+        found.extend(differences(&model, &["scheme=\"bias\"", "dtype=\"bf16\"", "seq=18"], &ways(), 2));
+    }
+    none(found);
+}
