@@ -163,10 +163,10 @@ impl Stage {
     fn pass<R>(&mut self, request: &Request, pass: &str, run: impl FnOnce(&mut Graph) -> R) -> R {
         let result = run(&mut self.graph);
         let findings = verify::verify(&self.graph);
-        let text = || print_graph(&self.graph);
-        assert!(findings.is_empty(), "pass {pass} broke {}: {}\n{}", self.name, list(&findings), text());
+        let first = &findings[..findings.len().min(3)];
+        assert!(findings.is_empty(), "pass {pass} broke {}: {}", self.name, list(first));
         if let Some(dump) = request.dump {
-            dump(&self.name, pass, &text());
+            dump(&self.name, pass, &print_graph(&self.graph));
         }
         result
     }
@@ -180,7 +180,7 @@ pub fn compile(request: &Request) -> Result<Compiled, CompileError> {
     let (stages, parameters) = front(request)?;
     let mut smallest: Option<CompileError> = None;
     for clip_by in clip_choices(request) {
-        match fit(request, &stages, clip_by) {
+        match fit(request, &stages, &parameters, clip_by) {
             Ok((plan, mut choice)) => {
                 choice.clip_by = request.optimizer.clip.map(|_| clip_by);
                 return Ok(Compiled { plan, parameters, choice });
@@ -216,9 +216,8 @@ fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
             return Err(CompileError::Model { entry: entry.name.clone(), findings });
         }
         let mut stage = Stage { name: entry.name.clone(), graph: entry.graph.clone() };
-        let found = stage.pass(request, "parameterize", |g| {
-            parameterize::run(g, &request.scheme, request.storage, request.group)
-        })?;
+        let found = stage
+            .pass(request, "parameterize", |g| parameterize::run(g, &request.scheme, request.storage, request.group))?;
         if let Role::Train { .. } = entry.role {
             stage
                 .pass(request, "differentiate", differentiate::run)
@@ -233,7 +232,12 @@ fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
 }
 
 /// Emits updates and finds the cheapest recomputation that fits.
-fn fit(request: &Request, stages: &[Stage], clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
+fn fit(
+    request: &Request,
+    stages: &[Stage],
+    parameters: &Parameters,
+    clip_by: ClipBy,
+) -> Result<(Plan, Choice), CompileError> {
     let mut ready = Vec::new();
     for (entry, stage) in request.entries.iter().zip(stages) {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
@@ -247,7 +251,7 @@ fn fit(request: &Request, stages: &[Stage], clip_by: ClipBy) -> Result<(Plan, Ch
         }
     }
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
-    let at = |step: u32| back(request, &ready, step);
+    let at = |step: u32| back(request, &ready, parameters, step);
     let choice = |step| Choice { recompute_step: step, recompute_steps: steps, clip_by: None };
     match request.recompute {
         Recompute::Nothing => Ok((bounded(request, at(0)?)?, choice(0))),
@@ -282,7 +286,7 @@ fn ladder_steps(graph: &Graph) -> u32 {
 }
 
 /// The passes that depend on the budget, and the plan they lead to.
-fn back(request: &Request, stages: &[Stage], step: u32) -> Result<Plan, CompileError> {
+fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32) -> Result<Plan, CompileError> {
     let mut placed: Vec<(Stage, Vec<u64>, Placement)> = Vec::new();
     for stage in stages {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
@@ -301,7 +305,9 @@ fn back(request: &Request, stages: &[Stage], step: u32) -> Result<Plan, CompileE
         .iter()
         .map(|(stage, scratch, placement)| Placed { name: &stage.name, graph: &stage.graph, scratch, placement })
         .collect();
-    Ok(lower::run(&Input { name: &request.name, entries, source: request.source, threads: request.threads, files: &request.files }))
+    let source = |name: &str| parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
+    let (name, threads, files) = (&request.name, request.threads, &request.files);
+    Ok(lower::run(&Input { name, entries, source: &source, threads, files }))
 }
 
 fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {

@@ -228,7 +228,8 @@ fn entry(placed: &Placed, base: u64, stored: &HashMap<&str, &Stored>, first_valu
     let top = ends.chain(inputs.iter().map(|n| n.tensor.end())).max().unwrap_or(0).max(stored_end);
     let peak = Peak {
         bytes: top,
-        lower_bound_bytes: base + placed.placement.lower_bound_bytes,
+        // The bound counts whole alignment units, the peak the last byte that is touched.
+        lower_bound_bytes: (base + placed.placement.lower_bound_bytes).min(top),
         step: peak_step,
         holders: holders(placed),
     };

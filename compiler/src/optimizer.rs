@@ -32,12 +32,17 @@ fn same_shape(trained: &Type) -> Type {
     trained.with_dtype(DType::F32)
 }
 
+/// Elements of a tensor as a list; one too long gives a length that the verifier refuses.
+fn list_len(trained: &Type) -> u32 {
+    u32::try_from(trained.elems()).unwrap_or(u32::MAX)
+}
+
 fn codes(trained: &Type) -> Type {
-    Type::new(DType::U8, &[trained.elems() as u32])
+    Type::new(DType::U8, &[list_len(trained)])
 }
 
 fn scales(trained: &Type) -> Type {
-    Type::f32(&[(trained.elems() as u32).div_ceil(BLOCK_8BIT)])
+    Type::f32(&[list_len(trained).div_ceil(BLOCK_8BIT)])
 }
 
 /// The rules; `rule` in an update's attributes is an index into this table.

@@ -7,6 +7,7 @@ pub mod arena;
 pub mod cpu;
 pub mod data;
 pub mod files;
+pub mod generate;
 pub mod load;
 pub mod runner;
 pub mod text;

@@ -55,11 +55,13 @@ pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Resu
             }
             Source::Uniform { bound } => {
                 let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
-                let out: &mut [f32] = bytemuck::cast_slice_mut(arena.tensor_mut(&stored.tensor));
-                for (k, x) in out.iter_mut().enumerate() {
-                    *x = (2.0 * stream.uniform(k as u64) - 1.0) * *bound as f32;
-                }
+                store_all(arena, stored, |k| (2.0 * stream.uniform(k) - 1.0) * *bound as f32)?;
             }
+            Source::Normal { std } => {
+                let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
+                store_all(arena, stored, |k| normal(&stream, k) * *std as f32)?;
+            }
+            Source::Fill(value) => store_all(arena, stored, |_| *value)?,
             Source::File { file, offset, dtype, transpose } => {
                 let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
                 from_file(stored, arena, &from, *transpose, &mut buffer)?;
@@ -75,6 +77,27 @@ pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Resu
         }
     }
     Ok(())
+}
+
+/// Fills a stored float tensor from the index of each element.
+fn store_all(arena: &mut Arena, stored: &Stored, value: impl Fn(u64) -> f32) -> Result<(), LoadError> {
+    let t = &stored.tensor;
+    let mut row = vec![0.0; t.cols()];
+    for r in 0..t.rows() {
+        row.iter_mut().enumerate().for_each(|(i, x)| *x = value((r * t.cols() + i) as u64));
+        let place = Place { row: r, rows: t.rows(), transpose: false };
+        if !store_row(arena.tensor_mut(t), t.dtype, &row, place) {
+            return Err(LoadError::Conversion { name: stored.name.clone(), from: DType::F32, to: t.dtype });
+        }
+    }
+    Ok(())
+}
+
+/// A normal number of variance 1 for element `index`. Source: Box & Muller 1958.
+fn normal(stream: &Stream, index: u64) -> f32 {
+    let [a, b] = [2 * index, 2 * index + 1].map(|i| f64::from(stream.uniform(i)));
+    // 1 - a is never 0, so its logarithm is finite.
+    ((-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()) as f32
 }
 
 struct FilePart<'a> {

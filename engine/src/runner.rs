@@ -178,8 +178,8 @@ impl Runner {
         Ok(par.enter(|| code.run(entry, arena, par))?)
     }
 
-    /// Steps with the nanoseconds spent in them, where they are counted.
-    pub fn times(&self) -> impl Iterator<Item = (&Step, u64)> {
+    /// Steps with the nanoseconds spent in them and how often they ran, where that is counted.
+    pub fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
         self.phases[self.active].code.times()
     }
 }

@@ -67,8 +67,8 @@ fn text(bytes: usize) -> String {
     while text.len() < bytes {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         text.push((b'a' + (state >> 24) as u8 % 26) as char);
-        if state % 7 == 0 {
-            text.push(if state % 77 == 0 { '\n' } else { ' ' });
+        if state.is_multiple_of(7) {
+            text.push(if state.is_multiple_of(77) { '\n' } else { ' ' });
         }
     }
     text
@@ -80,7 +80,7 @@ fn memory_is_what_was_said() {
     let vocab = large_vocab();
     let (tokenizer, held, peak) = measured(|| Tokenizer::from_gguf(&vocab).unwrap());
     drop(vocab);
-    let long = text(1 << 20);
+    let long = text(1 << 18);
     let mut ids = Vec::with_capacity(long.len());
     let (_, _, usual) = measured(|| tokenizer.encode_into(&long, Join::Start, true, &mut ids));
     let digits = "1".repeat(1 << 17);
@@ -107,7 +107,7 @@ fn memory_is_what_was_said() {
         }
         assert_eq!(CALLS.load(Relaxed), calls, "reading rows allocates");
     }
-    let line = serde_json::json!({"prompt": text(1 << 20), "completion": text(1 << 18)}).to_string();
+    let line = serde_json::json!({"prompt": text(1 << 19), "completion": text(1 << 17)}).to_string();
     let data = scratch.file("a.jsonl", &line);
     let line_bytes = line.len();
     drop(line);

@@ -4,7 +4,7 @@ mod data_common;
 
 use data_common::{BOS, EOS, assets, byte_tokenizer};
 use proptest::prelude::*;
-use tinyforge::text::{GgufVocab, Join, TextStream, Tokenizer, TokenizerFiles};
+use tinyforge::text::{GgufVocab, Join, TextStream, Tokenizer, TokenizerFiles, TokenizerWarning};
 
 fn stories() -> Option<(Tokenizer, serde_json::Value)> {
     let dir = assets()?.join("stories260K");
@@ -34,7 +34,11 @@ fn stories_ids_are_the_reference_ids() {
 #[test]
 fn a_stream_gives_the_text_of_all_ids() {
     let Some((tokenizer, _)) = stories() else { return };
-    for text in ["Once upon a time", "caf\u{e9} \u{1f600}  two  spaces\n\nlines \u{4e2d}\u{6587}"] {
+    for text in [
+        "Once upon a time",
+        "\u{fffd}\u{fffd}\u{4e2d}\u{fffd} x",
+        "caf\u{e9} \u{1f600}  two  spaces\n\nlines \u{4e2d}\u{6587}",
+    ] {
         let ids = tokenizer.encode(text, true, false).unwrap();
         let mut stream = TextStream::new(&tokenizer, true);
         let mut out = String::new();
@@ -162,7 +166,9 @@ fn contradictions_in_metadata_are_errors() {
     assert!(gguf_error(|v| v.model = "llama".into()).contains("no scores"));
     let nan = |v: &mut GgufVocab| (v.model, v.scores) = ("llama".into(), vec![0.0, f32::NAN, 0.0]);
     assert!(gguf_error(nan).contains("score of token 1"));
-    assert!(Tokenizer::from_gguf(&GgufVocab { model: "gpt2".into(), ..GgufVocab::default() }).is_ok());
+    assert!(gguf_error(|v| v.ends = vec![7]).contains("end token is 7"));
+    let empty = Tokenizer::from_gguf(&GgufVocab { model: "gpt2".into(), ..GgufVocab::default() }).unwrap();
+    assert_eq!((empty.warning(), byte_tokenizer(false, None).warning()), (Some(TokenizerWarning::NoPattern), None));
 }
 
 const SMALL_JSON: &str = r#"{"version":"1.0","added_tokens":[{"id":3,"content":"<s>","single_word":false,"lstrip":false,
@@ -195,6 +201,10 @@ fn the_parts_of_a_json_file_all_count() {
     assert_eq!((with_config.bos(), with_config.prefix(), with_config.chat_template()), (Some(3), &[][..], Some("d")));
     let with_file = Tokenizer::from_huggingface(files(Some("own"))).unwrap();
     assert_eq!(with_file.chat_template(), Some("own"));
+    let strips = SMALL_JSON
+        .replace(r#""type":"BPEDecoder","suffix":"</w>""#, r#""type":"Strip","content":"a","start":0,"stop":99"#);
+    let error = read_json(&strips).unwrap().decode(&[0], false).unwrap_err().to_string();
+    assert!(error.contains("contradicts itself"), "{error}");
     assert!(read_json("{").unwrap_err().starts_with("tokenizer.json: "));
     assert!(read_json(&SMALL_JSON.replace("\"ab</w>\":2", "\"x\":2")).unwrap_err().contains("`ab</w>`"));
     assert!(read_json(&SMALL_JSON.replace("\"a\":0", "\"a\":4294967295")).unwrap_err().contains("largest id"));

@@ -1,6 +1,6 @@
 """Trains the quickstart's tokenizer (byte-level BPE, 1024 tokens) on stories.txt and logbook.txt.
 
-Needs the Python package `tokenizers`. Writes tokenizer.json and tokenizer_config.json beside the texts.
+Needs the Python package `tokenizers`. Writes tokenizer.json and tokenizer_config.json into model/.
 """
 
 import json
@@ -32,7 +32,7 @@ def main():
     )
     tokenizer.train_from_iterator(documents, trainer)
     assert tokenizer.get_vocab_size() == VOCAB
-    tokenizer.save(str(here / "tokenizer.json"), pretty=True)
+    tokenizer.save(str(here / "model" / "tokenizer.json"), pretty=True)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 2048,
@@ -45,7 +45,7 @@ def main():
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT,
     }
-    (here / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (here / "model" / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use tinyforge_compiler::import::gguf::{self, GgufError, layout, parse};
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_compiler::import::weight_map::bind_gguf;
-use tinyforge_compiler::import::{gguf_decoder, hf};
+use tinyforge_compiler::import::{gguf_decoder, gguf_export, hf};
 use tinyforge_plan::DType;
 
 fuzz_target!(|data: &[u8]| {
@@ -45,6 +45,10 @@ fuzz_target!(|data: &[u8]| {
         let Ok(config) = gguf_decoder::config(&gguf, &catalog, factors) else { continue };
         config.check().expect("an importer returns what checks");
         let _ = hf::config_json(&config, DType::F32);
+        if let Ok(metadata) = gguf_export::metadata(&config) {
+            let written = layout(&metadata, &[]).expect("metadata can be written");
+            parse(&written.header, written.file_bytes).expect("what was written can be read");
+        }
         if config.layers <= 64 {
             let _ = bind_gguf(&config, &catalog);
         }

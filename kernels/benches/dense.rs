@@ -1,5 +1,5 @@
 //! GFLOP/s of the dense product over the shapes of SmolLM2-135M. Run on an idle machine:
-//! `cargo bench -p tinyforge-kernels --bench dense -- [threads] [filter]`; the best of several runs is printed.
+//! `cargo bench -p tinyforge-kernels --bench dense -- [threads] [filter] [types] [set]`; the best of several runs is printed.
 
 use std::time::{Duration, Instant};
 use tinyforge_kernels::f32::dense::{Compute, Gemm, Mat, MatData, gemm_on, gemm_scratch_bytes, kernel_sets};
@@ -54,7 +54,7 @@ fn values(len: usize) -> Vec<f32> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
-fn measure(par: &Par, shape: &Shape, compute: Compute, weight: DType) -> String {
+fn measure(par: &Par, shape: &Shape, compute: Compute, weight: DType, set: &str) -> String {
     let &(_, m, n, k, a_trans, b_trans) = shape;
     let (a, b) = (values(m * k), values(n * k));
     let mut bytes = vec![0; weight.bytes_of((n * k) as u64).unwrap_or(0) as usize];
@@ -85,7 +85,7 @@ fn measure(par: &Par, shape: &Shape, compute: Compute, weight: DType) -> String 
     };
     let mut c = vec![0.0; m * n];
     let mut scratch = vec![0; gemm_scratch_bytes(m, n, k, compute, par.threads())];
-    let set = kernel_sets(compute).next().expect("the portable set");
+    let set = kernel_sets(compute).find(|known| set.is_empty() || known.name == set).expect("a set of this machine");
     let seconds = best(|| par.enter(|| gemm_on(set, par, &g, &mut c, n, &mut scratch)));
     format!("{:.0}", 2.0 * (m * n * k) as f64 / seconds / 1e9)
 }
@@ -104,11 +104,13 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let threads = args.first().and_then(|arg| arg.parse().ok()).unwrap_or(1);
     let filter = args.get(1).cloned().unwrap_or_default();
+    let set = args.get(3).cloned().unwrap_or_default();
+    let types = args.get(2).cloned().unwrap_or_default();
     let par = Par::new(threads, 1 << 20).expect("threads");
     for compute in [Compute::F32, Compute::BF16] {
         println!("{compute:?}: {:?}", kernel_sets(compute).map(|set| set.name).collect::<Vec<_>>());
     }
-    let columns = [
+    let columns: Vec<_> = [
         ("f32", Compute::F32, DType::F32),
         ("bf16", Compute::BF16, DType::F32),
         ("q8_0", Compute::F32, DType::Q8_0),
@@ -116,13 +118,16 @@ fn main() {
         ("q4_1", Compute::F32, DType::Q4_1),
         ("q4_k", Compute::F32, DType::Q4K),
         ("q6_k", Compute::F32, DType::Q6K),
-    ];
+    ]
+    .into_iter()
+    .filter(|column| types.is_empty() || types.split(',').any(|name| name == column.0))
+    .collect();
     print!("{:22}", format!("GFLOP/s, {threads} threads"));
     columns.iter().for_each(|(name, ..)| print!("{name:>8}"));
     println!();
     for shape in SHAPES.iter().filter(|shape| shape.0.contains(&filter)) {
         print!("{:22}", shape.0);
-        columns.iter().for_each(|&(_, compute, weight)| print!("{:>8}", measure(&par, shape, compute, weight)));
+        columns.iter().for_each(|&(_, compute, weight)| print!("{:>8}", measure(&par, shape, compute, weight, &set)));
         println!();
     }
     if "decode".contains(&filter) {

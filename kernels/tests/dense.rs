@@ -72,9 +72,16 @@ impl Stored {
         Mat { data, rows: self.rows, cols: self.cols, stride: self.stride }
     }
 
-    fn get(&self, row: usize, col: usize, compute: Compute) -> f64 {
-        let value = self.floats[row * self.stride + col];
-        f64::from(if compute == Compute::BF16 { bf16::from_f32(value).to_f32() } else { value })
+    /// The factors as rows of `k`: as the product sees them.
+    fn factors(&self, trans: bool, compute: Compute) -> Vec<Vec<f64>> {
+        let value = |row: usize, col: usize| {
+            let value = self.floats[row * self.stride + col];
+            f64::from(if compute == Compute::BF16 { bf16::from_f32(value).to_f32() } else { value })
+        };
+        match trans {
+            true => (0..self.cols).map(|col| (0..self.rows).map(|row| value(row, col)).collect()).collect(),
+            false => (0..self.rows).map(|row| (0..self.cols).map(|col| value(row, col)).collect()).collect(),
+        }
     }
 }
 
@@ -140,6 +147,8 @@ struct Product {
     bias: Vec<f32>,
     before: Vec<f32>,
     stride: usize,
+    /// Row by row, each element and how far a sum of f32 may be from it.
+    expected: Vec<(f64, f64)>,
 }
 
 impl Product {
@@ -148,13 +157,39 @@ impl Product {
         let Case { m, n, k, slack, .. } = case;
         let (a_rows, a_cols) = if case.a_trans { (k, m) } else { (m, k) };
         let (b_rows, b_cols) = if case.b_trans { (n, k) } else { (k, n) };
-        Product {
+        let mut product = Product {
             case,
             a: Stored::new(case.a, a_rows, a_cols, slack, &mut values),
             b: Stored::new(case.b, b_rows, b_cols, 2 * slack, &mut values),
             bias: values.vec(n),
             before: values.vec(m * (n + slack)),
             stride: n + slack,
+            expected: vec![],
+        };
+        product.expect();
+        product
+    }
+
+    /// The naive product in f64. With `e` the spacing of f32 at 1, a sum of `k` products is within
+    /// `(k + 4) e sum |a b|` of the exact one, whatever its order.
+    fn expect(&mut self) {
+        let case = self.case;
+        let rows = self.a.factors(case.a_trans, case.compute);
+        let cols = self.b.factors(!case.b_trans, case.compute);
+        for (i, row) in rows.iter().enumerate() {
+            for (j, col) in cols.iter().enumerate() {
+                let (mut sum, mut size) = (0.0, 0.0);
+                for (a, b) in row.iter().zip(col) {
+                    sum += a * b;
+                    size += (a * b).abs();
+                }
+                let alpha = f64::from(case.alpha);
+                let bias = if case.bias { f64::from(self.bias[j]) } else { 0.0 };
+                let old = if case.accumulate { f64::from(self.before[i * self.stride + j]) } else { 0.0 };
+                let size = alpha.abs() * size + old.abs() + bias.abs();
+                let tolerance = (case.k as f64 + 4.0) * f64::from(f32::EPSILON) * size;
+                self.expected.push((alpha * sum + old + bias, tolerance));
+            }
         }
     }
 
@@ -185,32 +220,20 @@ impl Product {
     }
 
     fn check(&self, set: &'static KernelSet, c: &[f32]) {
-        let case = &self.case;
-        for i in 0..case.m {
-            for j in 0..case.n {
-                let (mut sum, mut size) = (0.0, 0.0);
-                for p in 0..case.k {
-                    let a = if case.a_trans { self.a.get(p, i, case.compute) } else { self.a.get(i, p, case.compute) };
-                    let b = if case.b_trans { self.b.get(j, p, case.compute) } else { self.b.get(p, j, case.compute) };
-                    sum += a * b;
-                    size += (a * b).abs();
-                }
-                let alpha = f64::from(case.alpha);
-                let bias = if case.bias { f64::from(self.bias[j]) } else { 0.0 };
-                let old = if case.accumulate { f64::from(self.before[i * self.stride + j]) } else { 0.0 };
-                let want = alpha * sum + old + bias;
-                let got = f64::from(c[i * self.stride + j]);
-                let steps = case.k as f64 + 4.0;
-                let tolerance = steps * f64::from(f32::EPSILON) * (alpha.abs() * size + old.abs() + bias.abs());
+        let Case { m, n, .. } = self.case;
+        for i in 0..m {
+            let (row, before) = (&c[i * self.stride..], &self.before[i * self.stride..]);
+            for (j, &got) in row.iter().enumerate().take(n) {
+                let (want, tolerance) = self.expected[i * n + j];
                 assert!(
-                    (got - want).abs() <= tolerance,
-                    "{}: {case:?}: C[{i},{j}] is {got}, not {want} within {tolerance}",
-                    set.name
+                    (f64::from(got) - want).abs() <= tolerance,
+                    "{}: {:?}: C[{i},{j}] is {got}, not {want} within {tolerance}",
+                    set.name,
+                    self.case
                 );
             }
-            for j in case.n..self.stride.min(c.len() - i * self.stride) {
-                let (got, before) = (c[i * self.stride + j], self.before[i * self.stride + j]);
-                assert!(got.is_nan() || got == before, "{}: {case:?} wrote beside row {i}", set.name);
+            for (got, before) in row.iter().zip(before).take(self.stride).skip(n) {
+                assert!(got.is_nan() || got == before, "{}: {:?} wrote beside row {i}", set.name, self.case);
             }
         }
     }

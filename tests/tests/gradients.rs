@@ -249,7 +249,7 @@ fn rule_by_hand(rule: usize, beta1: f64, w: f64, states: &[f64], g: f64, hyper: 
     }
     let (m, v) = if rule == 1 { (states[0], states[1]) } else { (0.0, 0.0) };
     let (m, v) = (beta1 * m + (1.0 - beta1) * g, beta2 * v + (1.0 - beta2) * g.powi(2));
-    let step = m * hyper[1] / ((v * hyper[2]).sqrt() + eps);
+    let step = m / hyper[1] / ((v / hyper[2]).sqrt() + eps);
     let w = w * (1.0 - hyper[0] * decay) - hyper[0] * step;
     if rule == 1 { vec![w, m, v] } else { vec![w] }
 }

@@ -133,7 +133,7 @@ pub fn hold() -> Outcome {
 
 /// Rewrites expectations. What changed is for git to show.
 pub fn bless() -> Outcome {
-    let mut command = cargo(&["test", "-p", "tinyforge-tests"]);
+    let mut command = cargo(&["test", "-p", "tinyforge-tests", "--no-fail-fast"]);
     command.env("BLESS", "1");
     run(command)?;
     docs()?;

@@ -91,6 +91,13 @@ pub enum Source {
         /// The largest magnitude.
         bound: f64,
     },
+    /// Normal with mean 0, from the run's seed.
+    Normal {
+        /// The standard deviation.
+        std: f64,
+    },
+    /// One number everywhere.
+    Fill(f32),
     /// Indices of the columns of the stored tensor `of` with the largest L2 norm, ascending.
     TopColumns {
         /// The stored tensor's name.

@@ -30,7 +30,7 @@ pub enum Mode {
         seq: u32,
     },
     /// Continues a text through a key/value cache: inputs `tokens, positions` and `last`, the index of the token
-    /// whose logits are wanted; result `logits[1,V]`. Unused tokens have negative positions.
+    /// whose logits are wanted; result `logits[1,V]`. Unused tokens repeat a used one and its position.
     Cached {
         /// Tokens at a time: the chunk of a prefill, or 1.
         tokens: u32,
@@ -241,7 +241,16 @@ impl Writer<'_> {
         }
     }
 
-    fn linear(&self, body: &mut Body, p: &str, name: &str, module: &str, x: Value, dims: [usize; 2], bias: bool) -> Value {
+    fn linear(
+        &self,
+        body: &mut Body,
+        p: &str,
+        name: &str,
+        module: &str,
+        x: Value,
+        dims: [usize; 2],
+        bias: bool,
+    ) -> Value {
         let mut args = vec![x, self.weight(body, p, &format!("{module}.weight"), &dims)];
         if bias {
             args.push(self.weight(body, p, &format!("{module}.bias"), &dims[..1]));
@@ -271,7 +280,8 @@ impl Writer<'_> {
                 let positions = self.shared_input(body, "positions");
                 let ty = Type::f32(&[context, c.kv_width() as u32]);
                 let caches = [("k", k), ("v", v)].map(|(name, x)| {
-                    let cache = body.declare(Kind::State, &format!(".{name}_cache"), &format!("{name}_cache"), ty.clone());
+                    let cache =
+                        body.declare(Kind::State, &format!(".{name}_cache"), &format!("{name}_cache"), ty.clone());
                     body.b.push(name, Op::KvWrite, &[cache, x, positions], &[]);
                     cache
                 });

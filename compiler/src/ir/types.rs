@@ -48,6 +48,11 @@ impl Type {
         *self.shape.last().unwrap_or(&1)
     }
 
+    /// The same storage in another shape.
+    pub fn with_shape(&self, shape: &[u32]) -> Type {
+        Type { dtype: self.dtype, shape: shape.to_vec() }
+    }
+
     /// The same shape in another storage.
     pub fn with_dtype(&self, dtype: DType) -> Type {
         Type { dtype, shape: self.shape.clone() }

@@ -1,12 +1,15 @@
 //! The verifier. What it accepts, nothing later panics on. It is the list of what holds of a graph:
 //!
-//! 1. Names are unique, and dimensions are between 1 and 2^31-1 with fewer than 2^40 elements in all.
+//! 1. Names are unique; dimensions, and the number of rows (all dimensions but the last), are between 1 and 2^31-1,
+//!    and elements at most 2^40.
 //! 2. Rows of block-quantised tensors are whole blocks.
 //! 3. Every operand is declared or defined by an earlier node; every value is defined once.
-//! 4. Operand counts, attributes and result types are what the op's row says.
+//! 4. Operand counts, attributes and result types are what the op's row says; whole numbers fit 32 bits, others are
+//!    finite.
 //! 5. What a node changes is stored (weight, state or const), and no forward or backward node reads a weight after it changed.
 //! 6. Blocks exist; results name existing values.
 
+use super::attrs::Attr;
 use super::graph::{Graph, Kind, Region, Value};
 use super::program::{Operand, Program};
 use super::types::Type;
@@ -30,6 +33,10 @@ pub fn check_type(ty: &Type) -> Result<(), String> {
     if elems.is_none_or(|n| n > MAX_ELEMS) {
         return Err(format!("{ty} has more than 2^40 elements"));
     }
+    let rows: u64 = ty.shape.iter().rev().skip(1).map(|&d| u64::from(d)).product();
+    if rows > i32::MAX as u64 {
+        return Err(format!("{ty} has more than {} rows", i32::MAX));
+    }
     if u64::from(ty.cols()) % ty.dtype.block_elems() != 0 {
         return Err(format!("rows of {ty} are not whole blocks of {}", ty.dtype.block_elems()));
     }
@@ -40,6 +47,10 @@ pub fn check_type(ty: &Type) -> Result<(), String> {
 pub fn verify(graph: &Graph) -> Vec<Finding> {
     let mut check = Check { graph, defined: vec![false; graph.values.len()], findings: Vec::new() };
     check.values();
+    if !check.findings.is_empty() {
+        // Shape rules count elements, which is safe for types that pass only.
+        return check.findings;
+    }
     let mut changed = vec![false; graph.values.len()];
     for i in 0..graph.nodes.len() {
         check.node(i);
@@ -101,6 +112,13 @@ impl Check<'_> {
 
     fn types(&mut self, i: usize) {
         let node = &self.graph.nodes[i];
+        let in_range = |value: Attr| match value {
+            Attr::Int(v) => i32::try_from(v).is_ok(),
+            Attr::Float(v) => v.is_finite(),
+        };
+        if let Some((name, value)) = node.attrs.iter().find(|(_, v)| !in_range(*v)) {
+            return self.report(Some(i), format!("{}: {name}={value} is out of range", node.op.name()));
+        }
         match (node.op.def().infer)(&self.graph.types(&node.args), &node.attrs) {
             Err(why) => self.report(Some(i), format!("{}: {why}", node.op.name())),
             Ok(tys) if tys != self.graph.types(&node.outs) => {
@@ -146,7 +164,8 @@ pub fn list(tys: &[Type]) -> String {
 pub fn verify_program(program: &Program) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, body) in &program.bodies {
-        findings.extend(verify(body).into_iter().map(|f| Finding { message: format!("body {name}: {}", f.message), ..f }));
+        findings
+            .extend(verify(body).into_iter().map(|f| Finding { message: format!("body {name}: {}", f.message), ..f }));
     }
     for (i, call) in program.calls.iter().enumerate() {
         if let Err(why) = check_call(program, i) {

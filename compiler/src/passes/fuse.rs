@@ -21,7 +21,6 @@ pub fn run(graph: &mut Graph) {
     graph.sweep(|info| info.decl == Some(Kind::Input));
 }
 
-
 fn is_result(graph: &Graph, v: Value) -> bool {
     graph.results.iter().any(|(_, r)| *r == v)
 }
@@ -80,7 +79,8 @@ fn find_head(graph: &Graph, loss: usize) -> Option<Head> {
 fn fuse_head(graph: &mut Graph, head: &Head) {
     let (linear, loss) = (graph.nodes[head.linear].clone(), graph.nodes[head.loss].clone());
     let args = vec![linear.args[0], linear.args[1], loss.args[1], loss.args[2]];
-    let seq = graph.ty(linear.args[0]).rows() / graph.rows.max(1);
+    let tokens = graph.ty(linear.args[0]).rows();
+    let seq = if tokens.is_multiple_of(graph.rows) { tokens / graph.rows } else { tokens };
     let mut given = vec![("compute", linear.attrs.int("compute").into()), ("seq", seq.into())];
     let mut outs = vec![loss.outs[0]];
     let mut op = Op::LinearCrossEntropy;
@@ -146,8 +146,10 @@ fn accumulate(graph: &mut Graph) {
             let (part, base) = (graph.nodes[i].args[part], graph.nodes[i].args[base]);
             let Some(d) = defs[part.index()] else { continue };
             let node = &graph.nodes[d as usize];
-            let starts = |acc: crate::ir::ops::Acc| acc.whole && acc.arg == node.args.len() && node.outs[acc.out] == part;
-            if gone[d as usize] || !node.op.def().acc.is_some_and(starts) || uses[part.index()].len() != 1 {
+            let starts =
+                |acc: crate::ir::ops::Acc| acc.whole && acc.arg == node.args.len() && node.outs[acc.out] == part;
+            let read_once = uses[part.index()].len() == 1 && !is_result(graph, part);
+            if gone[d as usize] || !node.op.def().acc.is_some_and(starts) || !read_once {
                 continue;
             }
             let mut fused = node.clone();
@@ -187,8 +189,7 @@ fn parts(graph: &Graph, defs: &[Option<u32>], v: Value) -> Option<Vec<(Value, u3
         }
         def.is_some_and(|n| n.op == Op::Fill && n.attrs.float("value") == 0.0)
     };
-    (node.op == Op::ConcatCols)
-        .then(|| node.args.iter().map(|&a| (a, graph.ty(a).cols(), is_zero(a))).collect())
+    (node.op == Op::ConcatCols).then(|| node.args.iter().map(|&a| (a, graph.ty(a).cols(), is_zero(a))).collect())
 }
 
 /// Lays two lists of parts over each other where each non-zero part of one lies on zeros of the other.

@@ -76,6 +76,7 @@ fn hoist(graph: &Graph) -> Vec<u32> {
     for (i, deps) in before.iter().enumerate() {
         deps.iter().for_each(|&d| after[d as usize].push(i as u32));
     }
+    let made = |i: u32| graph.nodes[i as usize].outs.iter().map(|&o| graph.ty(o).bytes()).sum::<u64>();
     let eager = |i: u32| balance[i as usize] <= 0 && graph.nodes[i as usize].region != Region::Forward;
     let (mut order, mut done) = (Vec::with_capacity(n), vec![false; n]);
     for next in 0..n as u32 {
@@ -86,12 +87,12 @@ fn hoist(graph: &Graph) -> Vec<u32> {
             }
             done[i as usize] = true;
             order.push(i);
-            for &a in after[i as usize].iter().rev() {
-                missing[a as usize] -= 1;
-                if missing[a as usize] == 0 && a > next && eager(a) {
-                    stack.push(a);
-                }
-            }
+            after[i as usize].iter().for_each(|&a| missing[a as usize] -= 1);
+            let is_ready = |a: &u32| missing[*a as usize] == 0 && *a > next && eager(*a);
+            let mut ready: Vec<u32> = after[i as usize].iter().copied().filter(is_ready).collect();
+            // The last one pushed runs first: what makes least, such as an update, before what makes more.
+            ready.sort_by_key(|&a| (std::cmp::Reverse(made(a)), std::cmp::Reverse(a)));
+            stack.extend(ready);
         }
     }
     order

@@ -14,7 +14,7 @@ use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::scheme::{Lora, Scheme, SchemeError, SchemeKind, Sparse};
 use std::collections::{BTreeMap, HashMap};
-use tinyforge_plan::DType;
+use tinyforge_plan::{DType, Source};
 
 /// Storage of parameters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +51,18 @@ pub struct Parameters {
     pub added: Vec<(String, Init)>,
 }
 
+impl Parameters {
+    /// What a tensor that the pass added starts as; `None` for one that the model brought.
+    pub fn start_of(&self, name: &str) -> Option<Source> {
+        let (_, init) = self.added.iter().find(|(added, _)| added == name)?;
+        Some(match init {
+            Init::Uniform { bound } => Source::Uniform { bound: *bound },
+            Init::Zero => Source::Zero,
+            Init::TopColumns { of } => Source::TopColumns { of: of.clone() },
+        })
+    }
+}
+
 /// Applies a scheme. `group` is the active group of a `cycle`, counted from the top.
 ///
 /// # Errors
@@ -75,7 +87,7 @@ pub fn run(graph: &mut Graph, scheme: &Scheme, storage: Storage, group: u32) -> 
     parameters.trained.extend(ends.map(|(name, _)| name.clone()));
     parameters.trained.sort_by_key(|name| graph.find(name));
     parameters.trained.dedup();
-    if parameters.trained.is_empty() {
+    if parameters.trained.is_empty() && scheme.kind != SchemeKind::Frozen {
         let why = match scheme.kind {
             SchemeKind::Bias(_) => "the model has no biases or norm parameters there",
             _ => "nothing matches",
@@ -138,7 +150,7 @@ impl Map {
             SchemeKind::Last(n) => from_top < *n,
             SchemeKind::Bias(n) => weight.is_vector && n.is_none_or(|n| from_top < n),
             SchemeKind::Cycle(n) => from_top / n == group,
-            SchemeKind::Lora(_) | SchemeKind::Sparse(_) => false,
+            SchemeKind::Frozen | SchemeKind::Lora(_) | SchemeKind::Sparse(_) => false,
         }
     }
 }
@@ -236,9 +248,8 @@ fn add_sparse(graph: &mut Graph, map: &Map, sparse: &Sparse, parameters: &mut Pa
         let why = format!("biases of the last {bias_last} blocks are asked for, the model has {}", map.layers);
         return Err(SchemeError::Misfit(why));
     }
-    let biases = map.weights.iter().filter(|(_, w)| {
-        w.is_vector && w.layer.is_some_and(|l| map.layers - 1 - l < bias_last)
-    });
+    let biases =
+        map.weights.iter().filter(|(_, w)| w.is_vector && w.layer.is_some_and(|l| map.layers - 1 - l < bias_last));
     parameters.trained.extend(biases.map(|(name, _)| name.clone()));
     for (name, ratio) in chosen_weights(graph, map, sparse)? {
         let v = graph.find(&name).expect("chosen from the graph");
@@ -291,7 +302,10 @@ fn chosen_weights(graph: &Graph, map: &Map, sparse: &Sparse) -> Result<Vec<(Stri
 fn sub_tensor(graph: &mut Graph, w: Value, name: &str, keep: u32) -> Result<(), SchemeError> {
     let readers: Vec<usize> = (0..graph.nodes.len()).filter(|&i| graph.nodes[i].args.contains(&w)).collect();
     let [at] = readers[..] else {
-        return Err(SchemeError::Misfit(format!("`{name}` is used {} times, a share of it cannot be trained", readers.len())));
+        return Err(SchemeError::Misfit(format!(
+            "`{name}` is used {} times, a share of it cannot be trained",
+            readers.len()
+        )));
     };
     if graph.nodes[at].op != Op::Linear {
         return Err(SchemeError::Misfit(format!("`{name}`: channels can be chosen of linear layers only")));

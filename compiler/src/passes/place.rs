@@ -67,9 +67,12 @@ fn accumulated_in_place(graph: &Graph) -> Vec<Option<Value>> {
         let (state, new) = (node.args[0], node.args[1]);
         let Some(d) = defs[new.index()] else { continue };
         let maker = &graph.nodes[d as usize];
-        let allowed = maker.op.def().in_place.iter().any(|&(a, o)| {
-            maker.args.get(a) == Some(&state) && maker.outs.get(o) == Some(&new)
-        });
+        let allowed = maker
+            .op
+            .def()
+            .in_place
+            .iter()
+            .any(|&(a, o)| maker.args.get(a) == Some(&state) && maker.outs.get(o) == Some(&new));
         let reads_once = maker.args.iter().filter(|a| **a == state).count() == 1;
         if allowed && reads_once && uses[new.index()].len() == 1 && uses[state.index()].len() == 2 {
             stored_in[new.index()] = Some(state);

@@ -29,11 +29,8 @@ pub fn ladder(graph: &Graph) -> Vec<f64> {
 pub fn run(graph: &mut Graph, threshold: impl Fn(u32) -> f64) {
     let read = saved_and_boundary(graph);
     let blocks = def_blocks(graph);
-    let again: Vec<bool> = scores(graph, &read)
-        .iter()
-        .enumerate()
-        .map(|(i, s)| s.is_some_and(|s| s <= threshold(blocks[i])))
-        .collect();
+    let again: Vec<bool> =
+        scores(graph, &read).iter().enumerate().map(|(i, s)| s.is_some_and(|s| s <= threshold(blocks[i]))).collect();
     if again.contains(&true) {
         let kept = (0..again.len()).map(|i| !again[i] && (read.0[i] || read.1[i])).collect();
         rewrite(graph, &again, kept);
@@ -77,10 +74,12 @@ fn scores(graph: &Graph, (saved, boundary): &(Vec<bool>, Vec<bool>)) -> Vec<Opti
         let (args, outs) = (graph.types(&node.args), graph.types(&node.outs));
         let own = (node.op.def().flops)(&args, &outs, &node.attrs) as f64;
         let all: f64 = own + node.args.iter().map(|a| cost[a.index()]).sum::<f64>();
-        for &out in node.outs.iter().filter(|o| pure && !boundary[o.index()]) {
+        for &out in node.outs.iter().filter(|o| !boundary[o.index()]) {
             match saved[out.index()] {
-                true => scores[out.index()] = Some(all / graph.ty(out).bytes() as f64),
-                false => cost[out.index()] = all,
+                true if pure && all.is_finite() => scores[out.index()] = Some(all / graph.ty(out).bytes() as f64),
+                true => {}
+                // What changed a state cannot run again, and so nothing that needs its result can.
+                false => cost[out.index()] = if pure { all } else { f64::INFINITY },
             }
         }
     }
@@ -90,13 +89,27 @@ fn scores(graph: &Graph, (saved, boundary): &(Vec<bool>, Vec<bool>)) -> Vec<Opti
 fn rewrite(graph: &mut Graph, again: &[bool], kept: Vec<bool>) {
     let defs = graph.definitions();
     let nodes = std::mem::take(&mut graph.nodes);
-    let mut maker = Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), out: Vec::new() };
-    for node in &nodes {
+    let mut maker =
+        Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
+    let wanted = |v: &Value| again.get(v.index()) == Some(&true);
+    let mut region = Region::Forward;
+    for (i, node) in nodes.iter().enumerate() {
+        if region != Region::Update && node.region == Region::Update {
+            // What updates read is computed again before any of them changes a weight; `order` moves it to its place.
+            let updates = nodes[i..].iter().filter(|n| n.region == Region::Update);
+            updates.flat_map(|n| &n.args).filter(|a| wanted(a)).for_each(|a| {
+                maker.copy(*a);
+            });
+        }
+        if region == Region::Update && node.region == Region::Backward {
+            // A second backward has copies of its own, so that none is kept from the first.
+            maker.copies.clear();
+            maker.mark.push('~');
+        }
+        region = node.region;
         let mut node = node.clone();
         if node.region != Region::Forward {
-            for arg in node.args.iter_mut().filter(|a| again.get(a.index()) == Some(&true)) {
-                *arg = maker.copy(*arg);
-            }
+            node.args.iter_mut().filter(|a| wanted(a)).for_each(|a| *a = maker.copy(*a));
         }
         maker.out.push(node);
     }
@@ -111,6 +124,8 @@ struct Maker<'a> {
     /// Values that are there in backward without being computed again.
     kept: Vec<bool>,
     copies: HashMap<Value, Value>,
+    /// Appended to the names of copies.
+    mark: String,
     out: Vec<Node>,
 }
 
@@ -129,7 +144,7 @@ impl Maker<'_> {
         let mut outs = Vec::new();
         for &out in &node.outs {
             let info = self.graph.info(out).clone();
-            let copy = self.graph.add_value(ValueInfo { name: format!("{}~", info.name), ..info });
+            let copy = self.graph.add_value(ValueInfo { name: format!("{}{}", info.name, self.mark), ..info });
             self.copies.insert(out, copy);
             outs.push(copy);
         }

@@ -45,16 +45,17 @@ pub enum ClipBy {
 /// Emits updates into `graph`; with several micro-batches, returns the graph that updates.
 pub fn run(graph: &mut Graph, optimizer: &Optimizer, clip_by: ClipBy, micro_batches: u32) -> Option<Graph> {
     let grads: Vec<(String, Value)> = take_gradients(graph);
+    let order = backward_order(graph, &grads);
     if micro_batches > 1 {
         let mut finish = Graph::new(1);
         let sums = accumulate(graph, &mut finish, &grads);
-        emit(&mut finish, optimizer, &sums);
+        emit(&mut finish, optimizer, &sums, &order);
         clear(&mut finish);
         return Some(finish);
     }
     match (optimizer.clip, clip_by) {
-        (Some(_), ClipBy::SecondBackward) => twice(graph, optimizer, &grads),
-        _ => emit(graph, optimizer, &grads),
+        (Some(_), ClipBy::SecondBackward) => twice(graph, optimizer, &grads, &order),
+        _ => emit(graph, optimizer, &grads, &order),
     }
     None
 }
@@ -66,17 +67,26 @@ fn take_gradients(graph: &mut Graph) -> Vec<(String, Value)> {
     grads.into_iter().map(|(name, v)| (name[GRAD.len()..].to_string(), v)).collect()
 }
 
+/// Indices of the gradients in the order in which backward has them, so that each can be added to the norm when it
+/// appears. The order is that of one micro-batch, whatever their number.
+fn backward_order(graph: &Graph, grads: &[(String, Value)]) -> Vec<usize> {
+    let defs = graph.definitions();
+    let mut order: Vec<usize> = (0..grads.len()).collect();
+    order.sort_by_key(|&i| defs[grads[i].1.index()]);
+    order
+}
+
 /// Norm, factor and updates from gradients that are all there.
-fn emit(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)]) {
-    let clip = optimizer.clip.map(|max_norm| clip_scale(graph, max_norm, grads));
+fn emit(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], order: &[usize]) {
+    let clip = optimizer.clip.map(|max_norm| clip_scale(graph, max_norm, grads, order));
     updates(graph, optimizer, grads, clip);
 }
 
-fn clip_scale(graph: &mut Graph, max_norm: f64, grads: &[(String, Value)]) -> Value {
+fn clip_scale(graph: &mut Graph, max_norm: f64, grads: &[(String, Value)], order: &[usize]) -> Value {
     let mut b = Builder::new(graph);
     b.at(0, Region::Update);
     let mut sum: Option<Value> = None;
-    for (name, grad) in grads {
+    for (name, grad) in order.iter().map(|&i| &grads[i]) {
         let args: Vec<Value> = [Some(*grad), sum].into_iter().flatten().collect();
         sum = Some(b.push1(&format!("{name}.norm_sq"), Op::NormSq, &args, &[]));
     }
@@ -87,10 +97,10 @@ fn clip_scale(graph: &mut Graph, max_norm: f64, grads: &[(String, Value)]) -> Va
 }
 
 /// A second copy of all backward nodes gives the gradients that the updates read.
-fn twice(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)]) {
+fn twice(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], order: &[usize]) {
     let max_norm = optimizer.clip.expect("called for clipping");
     let backward: Vec<Node> = graph.nodes.iter().filter(|n| n.region == Region::Backward).cloned().collect();
-    let clip = clip_scale(graph, max_norm, grads);
+    let clip = clip_scale(graph, max_norm, grads, order);
     let mut copies: HashMap<Value, Value> = HashMap::new();
     for node in backward {
         let args = node.args.iter().map(|a| copies.get(a).copied().unwrap_or(*a)).collect();
@@ -157,6 +167,7 @@ fn updates(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], 
 /// Adds each gradient to states of `graph`, declares those in `finish`, and returns their sums there.
 fn accumulate(graph: &mut Graph, finish: &mut Graph, grads: &[(String, Value)]) -> Vec<(String, Value)> {
     let mut sums = Vec::new();
+    let reads = reads(graph, grads);
     for (name, grad) in grads {
         let w = graph.find(name).expect("a gradient belongs to a declared weight");
         let index = graph.find(&format!("{name}.index")).map(|v| graph.info(v).clone());
@@ -164,11 +175,11 @@ fn accumulate(graph: &mut Graph, finish: &mut Graph, grads: &[(String, Value)]) 
         if let Some(info) = index {
             finish.declare(Kind::Const, &info.name, info.ty);
         }
-        let leaves = leaves(graph, *grad);
+        let leaves = leaves(graph, &reads, *grad);
         let mut sum: Option<Value> = None;
         for (i, leaf) in leaves.into_iter().enumerate() {
             let state = format!("{name}.grad_sum{}", if i == 0 { String::new() } else { format!(".{i}") });
-            accumulate_leaf(graph, leaf, &state);
+            accumulate_leaf(graph, leaf, &state, reads[leaf.index()] == 1);
             let part = finish.declare(Kind::State, &state, graph.ty(leaf).clone());
             sum = Some(match sum {
                 None => part,
@@ -182,14 +193,24 @@ fn accumulate(graph: &mut Graph, finish: &mut Graph, grads: &[(String, Value)]) 
     sums
 }
 
-/// The contributions that `add` nodes (or an accumulator operand) put together into a gradient.
-fn leaves(graph: &Graph, grad: Value) -> Vec<Value> {
-    let def = graph.nodes.iter().find(|n| n.outs.contains(&grad));
+/// How often each value is read, by nodes, as a gradient or as a result.
+fn reads(graph: &Graph, grads: &[(String, Value)]) -> Vec<usize> {
+    let mut reads = vec![0; graph.values.len()];
+    let by_nodes = graph.nodes.iter().flat_map(|n| &n.args);
+    let by_name = grads.iter().chain(&graph.results).map(|(_, v)| v);
+    by_nodes.chain(by_name).for_each(|v| reads[v.index()] += 1);
+    reads
+}
+
+/// The contributions that `add` nodes (or an accumulator operand) put together into a gradient. What something else
+/// reads too is one contribution.
+fn leaves(graph: &Graph, reads: &[usize], grad: Value) -> Vec<Value> {
+    let def = graph.nodes.iter().find(|n| n.outs.contains(&grad) && reads[grad.index()] == 1);
     match def {
-        Some(node) if node.op == Op::Add => node.args.iter().flat_map(|&a| leaves(graph, a)).collect(),
+        Some(node) if node.op == Op::Add => node.args.iter().flat_map(|&a| leaves(graph, reads, a)).collect(),
         Some(node) => match node.op.def().acc {
             Some(acc) if acc.arg < node.args.len() && node.outs[acc.out] == grad => {
-                let mut parts = leaves(graph, node.args[acc.arg]);
+                let mut parts = leaves(graph, reads, node.args[acc.arg]);
                 parts.push(grad);
                 parts
             }
@@ -199,14 +220,14 @@ fn leaves(graph: &Graph, grad: Value) -> Vec<Value> {
     }
 }
 
-/// Makes `leaf` start from the state, or adds it, and stores the sum there.
-fn accumulate_leaf(graph: &mut Graph, leaf: Value, state: &str) {
+/// Makes `leaf` start from the state where nothing else reads it, or adds it, and stores the sum there.
+fn accumulate_leaf(graph: &mut Graph, leaf: Value, state: &str, read_once: bool) {
     let s = graph.declare(Kind::State, state, graph.ty(leaf).clone());
     let at = graph.nodes.iter().position(|n| n.outs.contains(&leaf)).expect("a gradient is a node's result");
     let node = &mut graph.nodes[at];
     let mut stored = leaf;
     match node.op.def().acc {
-        Some(acc) if node.outs[acc.out] == leaf => {
+        Some(acc) if read_once && node.outs[acc.out] == leaf => {
             node.args.truncate(acc.arg);
             node.args.push(s);
             // Only sums that are otherwise taken whole have this attribute.

@@ -21,6 +21,8 @@ pub struct Scheme {
 /// Which tensors are trained, and how.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SchemeKind {
+    /// Nothing: for evaluation and generation, where every tensor stays as the file stores it.
+    Frozen,
     /// Everything.
     Full,
     /// All parameters of the last blocks.
@@ -119,6 +121,11 @@ impl Scheme {
         Scheme { kind: SchemeKind::Full, head: true, embed: true }
     }
 
+    /// Nothing, which no text asks for.
+    pub fn frozen() -> Scheme {
+        Scheme { kind: SchemeKind::Frozen, head: false, embed: false }
+    }
+
     /// Reads `last:2+head` and the like.
     ///
     /// # Errors
@@ -166,9 +173,7 @@ impl Scheme {
         let update = file.update;
         let kind = match update.kind.as_str() {
             "sparse" => {
-                let ok = |w: &SparseWeight| {
-                    (0.0..=1.0).contains(&w.ratio) && (w.tensor.is_some() != w.layer.is_some())
-                };
+                let ok = |w: &SparseWeight| (0.0..=1.0).contains(&w.ratio) && (w.tensor.is_some() != w.layer.is_some());
                 if let Some(bad) = update.weight.iter().find(|w| !ok(w)) {
                     let what = "each weight has a `tensor` or a `layer`, and a ratio from 0 to 1";
                     return Err(SchemeError::File(format!("{what}, found {bad:?}")));
@@ -190,6 +195,7 @@ impl Scheme {
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
+            SchemeKind::Frozen => f.write_str("frozen")?,
             SchemeKind::Full => return f.write_str("full"),
             SchemeKind::Last(n) => write!(f, "last:{n}")?,
             SchemeKind::Bias(None) => f.write_str("bias")?,

@@ -2,5 +2,18 @@
 //! prints.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
+pub mod commands;
+pub mod debug;
+pub mod error;
+pub mod fixed;
+pub mod knobs;
 pub mod model;
+pub mod output;
 pub mod planning;
+pub mod progress;
+pub mod report;
+pub mod request;
+pub mod run;
+pub mod sampling;
+pub mod sizes;

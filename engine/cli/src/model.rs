@@ -9,7 +9,7 @@ use tinyforge_compiler::import::gguf::{self, Gguf};
 use tinyforge_compiler::import::safetensors::{self, Header};
 use tinyforge_compiler::import::source::{Catalog, TensorRef};
 use tinyforge_compiler::import::weight_map::{self, Binding, WeightMap};
-use tinyforge_compiler::import::{DecoderConfig, gguf_decoder, hf};
+use tinyforge_compiler::import::{DecoderConfig, Family, gguf_decoder, hf};
 use tinyforge_compiler::ir::graph::Graph;
 use tinyforge_plan::{DType, Source};
 
@@ -63,6 +63,8 @@ pub struct Model {
     /// Its weight files, in the order in which bindings number them.
     pub files: Vec<ReadAt>,
     vocab: Option<GgufVocab>,
+    /// Whether its parameters start from the run's seed rather than from files.
+    is_new: bool,
 }
 
 /// The longest prefix of a GGUF file that is read for its header.
@@ -76,6 +78,25 @@ impl Model {
     pub fn open(path: &Path) -> Result<Model, ModelError> {
         let meta = std::fs::metadata(path).map_err(|e| FileError::new(path, "cannot open the model", e))?;
         if meta.is_dir() { open_directory(path) } else { open_gguf(path) }
+    }
+
+    /// A model of a directory's `config.json` whose parameters start from the run's seed.
+    ///
+    /// # Errors
+    /// The configuration is missing or not supported.
+    pub fn new(path: &Path) -> Result<Model, ModelError> {
+        let mut config = read_config(path)?;
+        let mut catalog = Catalog::new();
+        catalog.add_file("from the seed");
+        for param in config.params() {
+            let bytes = 4 * param.shape.iter().product::<u64>();
+            let (name, shape) = (param.name.clone(), stored_shape(&config, &param));
+            let tensor = TensorRef { name, file: 0, offset: 0, bytes, dtype: DType::F32, shape };
+            catalog.insert(tensor).map_err(|e| bad(path, e))?;
+        }
+        let weights = weight_map::bind_hf(&mut config, &catalog).map_err(|e| bad(path, e))?;
+        let (files, format) = (Vec::new(), Format::HuggingFace);
+        Ok(Model { path: path.to_path_buf(), format, config, weights, files, vocab: None, is_new: true })
     }
 
     /// The model's tokenizer.
@@ -116,13 +137,13 @@ impl Model {
         if name == decoder::INV_FREQ {
             return Source::Table(self.config.rope.as_ref().map(|r| r.inv_freq.clone()).unwrap_or_default());
         }
+        if self.is_new {
+            return initial(name, &self.config);
+        }
         match self.weights.get(name) {
-            Some(Binding { tensor, transpose, .. }) => Source::File {
-                file: tensor.file,
-                offset: tensor.offset,
-                dtype: tensor.dtype,
-                transpose: *transpose,
-            },
+            Some(Binding { tensor, transpose, .. }) => {
+                Source::File { file: tensor.file, offset: tensor.offset, dtype: tensor.dtype, transpose: *transpose }
+            }
             None => Source::Zero,
         }
     }
@@ -147,8 +168,7 @@ pub fn open_safetensors(paths: &[PathBuf]) -> Result<(Catalog, Vec<ReadAt>), Mod
     for path in paths {
         let file = ReadAt::open(path)?;
         let len = safetensors::header_len(&file.prefix(8)?, file.len()).map_err(|e| bad(path, e))?;
-        let header: Header =
-            safetensors::parse_header(&file.prefix(len + 8)?, file.len()).map_err(|e| bad(path, e))?;
+        let header: Header = safetensors::parse_header(&file.prefix(len + 8)?, file.len()).map_err(|e| bad(path, e))?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         header.add_to(&mut catalog, &name).map_err(|e| bad(path, e))?;
         files.push(file);
@@ -156,10 +176,39 @@ pub fn open_safetensors(paths: &[PathBuf]) -> Result<(Catalog, Vec<ReadAt>), Mod
     Ok((catalog, files))
 }
 
-fn open_directory(path: &Path) -> Result<Model, ModelError> {
+fn read_config(path: &Path) -> Result<DecoderConfig, ModelError> {
     let config_path = path.join("config.json");
     let bytes = std::fs::read(&config_path).map_err(|e| FileError::new(&config_path, "cannot read", e))?;
-    let mut config = hf::config(&bytes).map_err(|e| bad(&config_path, e))?;
+    hf::config(&bytes).map_err(|e| bad(&config_path, e))
+}
+
+/// The shape in which a Hugging Face checkpoint would hold a parameter.
+fn stored_shape(config: &DecoderConfig, param: &weight_map::Param) -> Vec<u64> {
+    let mut shape = param.shape.clone();
+    if config.family == Family::Gpt2 && shape.len() == 2 && param.block.is_some() {
+        shape.reverse();
+    }
+    shape
+}
+
+/// How a new parameter starts: norms at 1, biases at 0, matrices normal with deviation 0.02, those that end a
+/// residual branch smaller by the root of their number. Source: Radford et al. 2019.
+fn initial(name: &str, config: &DecoderConfig) -> Source {
+    const STD: f64 = 0.02;
+    let ends_branch = ["o_proj.weight", "down_proj.weight", "c_proj.weight"].iter().any(|e| name.ends_with(e));
+    if name.ends_with(".bias") {
+        Source::Zero
+    } else if name.contains("norm") || name.contains(".ln_") {
+        Source::Fill(1.0)
+    } else if ends_branch {
+        Source::Normal { std: STD / (2.0 * config.layers as f64).sqrt() }
+    } else {
+        Source::Normal { std: STD }
+    }
+}
+
+fn open_directory(path: &Path) -> Result<Model, ModelError> {
+    let mut config = read_config(path)?;
     let generation = path.join("generation_config.json");
     if let Ok(bytes) = std::fs::read(&generation) {
         hf::apply_generation_config(&mut config, &bytes).map_err(|e| bad(&generation, e))?;
@@ -175,7 +224,15 @@ fn open_directory(path: &Path) -> Result<Model, ModelError> {
         open_safetensors(&[path.join("model.safetensors")])?
     };
     let weights = weight_map::bind_hf(&mut config, &catalog).map_err(|e| bad(path, e))?;
-    Ok(Model { path: path.to_path_buf(), format: Format::HuggingFace, config, weights, files, vocab: None })
+    Ok(Model {
+        path: path.to_path_buf(),
+        format: Format::HuggingFace,
+        config,
+        weights,
+        files,
+        vocab: None,
+        is_new: false,
+    })
 }
 
 /// Parses a GGUF header, reading ever longer prefixes until it is whole.
@@ -210,6 +267,7 @@ fn open_gguf(path: &Path) -> Result<Model, ModelError> {
         merges: t.merges.to_vec(),
         bos: t.bos,
         eos: t.eos,
+        ends: t.eot.into_iter().chain(t.eom).collect(),
         pad: t.pad,
         unk: t.unk,
         add_bos: t.add_bos,
@@ -217,7 +275,15 @@ fn open_gguf(path: &Path) -> Result<Model, ModelError> {
         add_space_prefix: t.add_space_prefix,
         chat_template: t.chat_template.map(str::to_string),
     });
-    Ok(Model { path: path.to_path_buf(), format: Format::Gguf, config, weights, files: vec![file], vocab })
+    Ok(Model {
+        path: path.to_path_buf(),
+        format: Format::Gguf,
+        config,
+        weights,
+        files: vec![file],
+        vocab,
+        is_new: false,
+    })
 }
 
 /// A small float tensor of a file.

@@ -24,6 +24,8 @@ pub struct Settings {
     pub seq: u32,
     /// Tokens of the key/value cache, for entries that generate.
     pub context: u32,
+    /// Whether a training plan can also continue texts.
+    pub sample: bool,
     /// Storage and arithmetic of matrices: f32 or bf16.
     pub dtype: DType,
     /// The update rule.
@@ -90,23 +92,26 @@ fn entries(model: &Model, settings: &Settings, wanted: Wanted, rows: u32) -> Vec
     let compute = if settings.dtype == DType::BF16 { COMPUTE_BF16 } else { COMPUTE_F32 };
     let entry = |name: &str, mode, role| Entry { name: name.to_string(), graph: model.graph(mode, compute), role };
     let (seq, context) = (settings.seq, settings.context);
+    let cached = || {
+        let tokens = PREFILL_TOKENS.min(context);
+        [("prefill", tokens), ("decode", 1)]
+            .map(|(name, tokens)| entry(name, Mode::Cached { tokens, context }, Role::Forward))
+    };
     match wanted {
         Wanted::Train => {
             let micro_batches = settings.batch.div_ceil(rows);
-            vec![
+            let mut entries = vec![
                 entry("train", Mode::Loss { rows, seq }, Role::Train { micro_batches }),
                 entry("eval", Mode::Loss { rows, seq }, Role::Forward),
-            ]
+            ];
+            if settings.sample {
+                entries.extend(cached());
+            }
+            entries
         }
         Wanted::Eval => vec![entry("eval", Mode::Loss { rows, seq }, Role::Forward)],
         Wanted::Logits => vec![entry("logits", Mode::Logits { rows, seq }, Role::Forward)],
-        Wanted::Generate => {
-            let tokens = PREFILL_TOKENS.min(context);
-            vec![
-                entry("prefill", Mode::Cached { tokens, context }, Role::Forward),
-                entry("decode", Mode::Cached { tokens: 1, context }, Role::Forward),
-            ]
-        }
+        Wanted::Generate => cached().into(),
     }
 }
 

@@ -47,6 +47,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         micro_batch: None,
         seq: shape[1] as u32,
         context: shape[1] as u32,
+        sample: false,
         dtype: DType::F32,
         optimizer: Optimizer { rule: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: None },
         recompute: Recompute::Auto,
@@ -57,7 +58,8 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
 }
 
 fn fill(runner: &mut Runner, entry: usize, reference: &Tensors) {
-    let ints = [("tokens", "input_ids"), ("positions", "position_ids"), ("segments", "segment_ids"), ("labels", "labels")];
+    let ints =
+        [("tokens", "input_ids"), ("positions", "position_ids"), ("segments", "segment_ids"), ("labels", "labels")];
     for (name, from) in ints {
         let input = runner.input::<i32>(entry, name);
         if !input.is_empty() {
@@ -97,7 +99,11 @@ fn logits_and_gradients_agree() {
         assert!(off < 1e-5, "{name}: logits differ by {off}");
 
         // With two micro-batches a step the gradients are stored, so that they can be looked at.
-        let mut train = runner(&model, &Settings { micro_batch: Some(settings.batch), batch: 2 * settings.batch, ..settings.clone() }, Wanted::Train);
+        let mut train = runner(
+            &model,
+            &Settings { micro_batch: Some(settings.batch), batch: 2 * settings.batch, ..settings.clone() },
+            Wanted::Train,
+        );
         fill(&mut train, 0, &reference);
         train.run(0).expect("runs");
         let loss: f32 = train.result::<f32>(0, "loss").iter().sum();
@@ -149,7 +155,10 @@ fn twenty_steps_of_adamw_track() {
             train.input::<f32>(0, "hyper").copy_from_slice(&hyper);
             train.run(0).expect("runs");
             let loss: f32 = train.result::<f32>(0, "loss").iter().sum();
-            assert!((loss - wanted).abs() < 1e-4 * wanted, "{name} {key}: step {step} has loss {loss}, {wanted} in PyTorch");
+            assert!(
+                (loss - wanted).abs() < 1e-4 * wanted,
+                "{name} {key}: step {step} has loss {loss}, {wanted} in PyTorch"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::call::Call;
 use super::{Kernel, KernelError, Query, cols, plain, rows};
-use tinyforge_kernels::f32::attention::{self as k, Attention, Saved};
+use tinyforge_kernels::f32::attention::{self as k, Attention, CachedAttention, Saved};
 use tinyforge_kernels::f32::rope::{self, Rope};
 
 pub(super) const KERNELS: &[Kernel] = &[
@@ -26,6 +26,11 @@ pub(super) const KERNELS: &[Kernel] = &[
         run: attention_grad,
         scratch: |q| supported(q).map(|dims| k::attention_grad_scratch_bytes(&dims, q.threads)),
     },
+    plain("kv_write", |c| {
+        let (cols, x, positions, cache) = (c.step.args[0].cols(), c.arg(1), c.arg(2), c.change(0));
+        k::kv_write(cols, x, positions, cache).map_err(|e| c.error(e.to_string()))
+    }),
+    Kernel { name: "attention_cached", run: attention_cached, scratch: attention_cached_scratch_bytes },
 ];
 
 fn rope(c: &mut Call) -> Result<(), KernelError> {
@@ -84,16 +89,25 @@ fn attention(c: &mut Call) -> Result<(), KernelError> {
 
 fn attention_grad(c: &mut Call) -> Result<(), KernelError> {
     let dims = dims(c);
-    let saved = Saved {
-        q: c.arg(0),
-        k: c.arg(1),
-        v: c.arg(2),
-        segments: c.arg(3),
-        o: c.arg(4),
-        lse: c.arg(5),
-        d_o: c.arg(6),
-    };
+    let saved =
+        Saved { q: c.arg(0), k: c.arg(1), v: c.arg(2), segments: c.arg(3), o: c.arg(4), lse: c.arg(5), d_o: c.arg(6) };
     let (dq, dk, dv, scratch) = (c.out(0), c.out(1), c.out(2), c.scratch());
     k::attention_grad(c.par, &dims, &saved, dq, dk, dv, scratch);
     Ok(())
+}
+
+fn cached(Attention { heads, kv_heads, head_dim, scale, window, .. }: Attention) -> CachedAttention {
+    CachedAttention { heads, kv_heads, head_dim, scale, window }
+}
+
+fn attention_cached_scratch_bytes(q: &Query) -> Result<usize, String> {
+    let cached = cached(supported(q)?);
+    Ok(k::attention_cached_scratch_bytes(&cached, rows(&q.args[0]), rows(&q.args[1]), q.threads))
+}
+
+fn attention_cached(c: &mut Call) -> Result<(), KernelError> {
+    let cached = cached(dims(c));
+    let (q, keys, values, positions) = (c.arg(0), c.arg(1), c.arg(2), c.arg(3));
+    let (o, scratch) = (c.out(0), c.scratch());
+    k::attention_cached(c.par, &cached, q, keys, values, positions, o, scratch).map_err(|e| c.error(e.to_string()))
 }

@@ -2,8 +2,8 @@
 
 use super::call::{Call, compute_of};
 use super::{Kernel, KernelError, Query, cols, elems, plain, rows};
-use tinyforge_kernels::f32::loss::{self as k, LinearCrossEntropy, LinearCrossEntropyOut};
 use tinyforge_kernels::f32::dense::Compute;
+use tinyforge_kernels::f32::loss::{self as k, LinearCrossEntropy, LinearCrossEntropyOut};
 
 pub(super) const KERNELS: &[Kernel] = &[
     plain("softmax", |c| {

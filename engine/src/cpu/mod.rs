@@ -133,8 +133,8 @@ struct Bound {
 /// The entries of a plan, bound to kernels.
 pub(crate) struct Code {
     entries: Vec<Vec<Bound>>,
-    /// Nanoseconds spent in every step, where they are counted.
-    times: Option<Vec<Vec<u64>>>,
+    /// Nanoseconds spent in every step, and how often it ran, where they are counted.
+    times: Option<Vec<Vec<(u64, u64)>>>,
 }
 
 impl Code {
@@ -149,7 +149,7 @@ impl Code {
         };
         let entries = plan.entries.iter().map(|e| e.steps.iter().map(bind).collect::<Result<Vec<_>, String>>());
         let entries = entries.collect::<Result<Vec<_>, String>>()?;
-        let times = count_times.then(|| entries.iter().map(|e| vec![0; e.len()]).collect());
+        let times = count_times.then(|| entries.iter().map(|e| vec![(0, 0); e.len()]).collect());
         Ok(Code { entries, times })
     }
 
@@ -164,15 +164,16 @@ impl Code {
             let pieces = arena.pieces(&bound.cuts);
             (bound.run)(&mut Call::new(&bound.step, par, &bound.cuts, pieces))?;
             if let (Some(times), Some(started)) = (times.as_mut(), started) {
-                times[entry][i] += started.elapsed().as_nanos() as u64;
+                times[entry][i].0 += started.elapsed().as_nanos() as u64;
+                times[entry][i].1 += 1;
             }
         }
         Ok(())
     }
 
-    /// Kernel names with nanoseconds and operations so far, where they are counted.
-    pub(crate) fn times(&self) -> impl Iterator<Item = (&Step, u64)> {
+    /// Steps with nanoseconds and runs so far, where they are counted.
+    pub(crate) fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
         let all = self.entries.iter().zip(self.times.iter().flatten());
-        all.flat_map(|(steps, times)| steps.iter().zip(times).map(|(b, &ns)| (&b.step, ns)))
+        all.flat_map(|(steps, times)| steps.iter().zip(times).map(|(b, &(ns, runs))| (&b.step, ns, runs)))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::call::Call;
 use super::{Kernel, KernelError, Query, cols, elems, plain, rows};
+use tinyforge_kernels::f32::batch_norm::{self as batch, BatchNorm, BatchNormSaved, Running};
 use tinyforge_kernels::f32::norm::{self as k, Norm};
 use tinyforge_kernels::par::Par;
 use tinyforge_plan::Step;
@@ -31,7 +32,40 @@ pub(super) const KERNELS: &[Kernel] = &[
         k::layer_norm(c.par, &norm, x, w, Some(b), y);
         Ok(())
     }),
+    plain("batch_norm", batch_norm),
+    plain("batch_norm_grad", batch_norm_grad),
+    plain("batch_norm_eval", |c| {
+        let dims = images(c, 0);
+        let (x, w, b, mean, var) = (c.maybe(0), c.arg(1), c.arg(2), c.arg(3), c.arg(4));
+        let y = c.out(0);
+        batch::batch_norm_eval(c.par, &dims, x, (w, b), (mean, var), y);
+        Ok(())
+    }),
 ];
+
+/// The dims of a batch norm of the images in operand `x`.
+fn images(c: &Call, x: usize) -> BatchNorm {
+    let [images, channels, height, width] = super::conv::image(&c.step.args[x].shape);
+    BatchNorm { images, channels, pixels: height * width, eps: c.step.float("eps") }
+}
+
+fn batch_norm(c: &mut Call) -> Result<(), KernelError> {
+    let dims = images(c, 2);
+    let running = Running { mean: c.change(0), var: c.change(1), momentum: c.step.float("momentum") };
+    let (x, w, b) = (c.arg(2), c.arg(3), c.arg(4));
+    let (y, mean, inverse) = (c.out(0), c.out(1), c.out(2));
+    batch::batch_norm_train(c.par, &dims, x, w, b, running, mean, inverse, y);
+    Ok(())
+}
+
+fn batch_norm_grad(c: &mut Call) -> Result<(), KernelError> {
+    let dims = images(c, 0);
+    let saved = BatchNormSaved { x: c.arg(0), w: c.arg(1), mean: c.arg(2), inverse: c.arg(3), is_batch: true };
+    let dy = c.arg(4);
+    let (dx, dw, db) = (c.out(0), c.out(1), c.out(2));
+    batch::batch_norm_grad(c.par, &dims, &saved, dy, Some(dx), Some(dw), Some(db), false);
+    Ok(())
+}
 
 /// The dims of a norm whose weight is operand `w`.
 fn dims(step: &Step, w: usize) -> Norm {

@@ -10,9 +10,10 @@ use super::inspect::Counts;
 use super::pack::RowSink;
 use super::record::Kind;
 use super::rows::{IGNORED, PADDING_SEGMENT, Row, RowBuf};
+use crate::files::{ReadAt, sync_folder};
 use crate::text::fingerprint::Fingerprint;
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"TFROWS\r\n";
@@ -96,29 +97,25 @@ pub trait RowReader {
 }
 
 /// Rows in a file.
-#[derive(Debug)]
 pub struct RowFile {
-    path: PathBuf,
-    file: File,
+    file: ReadAt,
     header: Header,
 }
 
 impl RowFile {
     /// Opens a row file. `None` when it is absent, damaged, cut short or of another version.
     pub(crate) fn open(path: &Path) -> Result<Option<RowFile>, DataError> {
-        let io = |error| DataError::io(path, error);
-        let mut file = match File::open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(io)?,
+        let file = match ReadAt::open(path) {
+            Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
         };
-        let len = file.metadata().map_err(io)?.len();
         let mut bytes = [0; HEADER_BYTES];
-        if len < HEADER_BYTES as u64 {
+        if file.len() < HEADER_BYTES as u64 {
             return Ok(None);
         }
-        file.read_exact(&mut bytes).map_err(io)?;
-        let header = Header::decode(&bytes).filter(|header| header.file_bytes() == Some(len));
-        Ok(header.map(|header| RowFile { path: path.to_owned(), file, header }))
+        file.read(0, &mut bytes)?;
+        let header = Header::decode(&bytes).filter(|header| header.file_bytes() == Some(file.len()));
+        Ok(header.map(|header| RowFile { file, header }))
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -127,11 +124,11 @@ impl RowFile {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     fn read_part(&self, part: &mut [u8], at: u64, digest: &mut Fingerprint) -> Result<(), DataError> {
-        read_exact_at(&self.file, part, at).map_err(|error| DataError::io(&self.path, error))?;
+        self.file.read(at, part)?;
         digest.update(part);
         Ok(())
     }
@@ -156,10 +153,10 @@ impl RowReader for RowFile {
         self.read_part(bytemuck::cast_slice_mut(buf.loss_weight), at + 2 * part, &mut digest)?;
         self.read_part(bytemuck::cast_slice_mut(buf.segments), at + 3 * part, &mut digest)?;
         let mut stored = [0; DIGEST_BYTES as usize];
-        read_exact_at(&self.file, &mut stored, at + 4 * part).map_err(|error| DataError::io(&self.path, error))?;
+        self.file.read(at + 4 * part, &mut stored)?;
         if u64::from_le_bytes(stored) != digest.finish() {
             let message = format!("row {row} is damaged; delete the file to have it made again");
-            return Err(DataError::file(&self.path, message));
+            return Err(DataError::file(self.path(), message));
         }
         from_little_endian(buf);
         fill_positions(buf);
@@ -188,22 +185,6 @@ fn from_little_endian(buf: &mut RowBuf<'_>) {
         buf.labels.iter_mut().chain(buf.segments.iter_mut()).for_each(|value| *value = i32::from_le(*value));
         buf.loss_weight.iter_mut().for_each(|value| *value = f32::from_bits(u32::from_le(value.to_bits())));
     }
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, buffer: &mut [u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buffer, at)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> std::io::Result<()> {
-    while !buffer.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, buffer, at)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            n => (buffer, at) = (&mut buffer[n..], at + n as u64),
-        }
-    }
-    Ok(())
 }
 
 /// Writes a row file.
@@ -235,6 +216,7 @@ impl RowWriter {
         self.writer.flush().map_err(io)?;
         self.writer.get_ref().sync_all().map_err(io)?;
         std::fs::rename(&self.temporary, &self.path).map_err(io)?;
+        sync_folder(self.path.parent().unwrap_or(Path::new("")))?;
         let reopened = RowFile::open(&self.path)?;
         reopened.ok_or_else(|| DataError::file(&self.path, "the file changed while it was being written"))
     }

@@ -14,6 +14,7 @@ mod cache;
 mod document;
 mod files;
 mod inspect;
+mod making;
 mod pack;
 mod record;
 mod rows;
@@ -26,6 +27,7 @@ pub use record::Kind;
 pub use rows::{IGNORED, PADDING_SEGMENT, Row, RowBuf};
 pub use split::{Permutation, Schedule};
 
+use crate::files::FileError;
 use crate::text::TextError;
 use std::path::{Path, PathBuf};
 
@@ -86,5 +88,11 @@ impl DataError {
 
     pub(crate) fn file(path: &Path, message: impl Into<String>) -> DataError {
         DataError::File { path: path.to_owned(), message: message.into() }
+    }
+}
+
+impl From<FileError> for DataError {
+    fn from(error: FileError) -> DataError {
+        DataError::Io { path: error.path, error: error.source }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A template is the Jinja source that came with the model. What belongs to assistant turns is found by
 //! `{% generation %}` blocks where the template has them; otherwise by rendering with and without each turn; and where
-//! a template renders a turn differently once others follow, by what changes when the turn says something else. Each way
-//! is verified against the plain rendering, and a turn that cannot be located is an error, never a guess.
+//! a template renders a turn differently once others follow, by what changes when the turn says something else. Each
+//! way is verified against the plain rendering, and a turn that cannot be located is an error, never a guess.
 //! Nothing depends on the day: `strftime_now` formats a date that is given, or a fixed one.
 
 use super::python::{json_dumps, strftime};

@@ -7,7 +7,7 @@ use super::TextError;
 use super::bpe::{Bpe, BpeRules, Merge, Vocab};
 use super::fingerprint::Fingerprint;
 use super::huggingface::{added_vocabulary, bad_merge, merge_of, split_merge};
-use super::tokenizer::{Parts, Tokenizer, Words, tokenize_error};
+use super::tokenizer::{END_NAMES, Parts, Tokenizer, TokenizerWarning, Words, tokenize_error};
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::strip::Strip as StripDecoder;
@@ -41,6 +41,8 @@ pub struct GgufVocab {
     pub eos: Option<u32>,
     /// `padding_token_id`.
     pub pad: Option<u32>,
+    /// `eot_token_id`, `eom_token_id`: further tokens at which generation stops.
+    pub ends: Vec<u32>,
     /// `unknown_token_id`.
     pub unk: Option<u32>,
     /// `add_bos_token`.
@@ -83,51 +85,34 @@ struct Pre {
     add_bos: bool,
 }
 
-const PRE: [Pre; 6] = [
+const PLAIN: Pre =
+    Pre { names: &["default"], pattern: GPT2, each_digit: false, nfc: false, ignore_merges: false, add_bos: false };
+
+/// The names in use, as llama.cpp defines them.
+const PRE: [Pre; 9] = [
+    PLAIN,
     Pre {
-        names: &["default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "trillion"],
-        pattern: GPT2,
-        each_digit: false,
-        nfc: false,
-        ignore_merges: false,
-        add_bos: false,
+        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "granite-docling", "mellum"],
+        ..PLAIN
     },
     Pre {
         names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
-        pattern: GPT2,
         each_digit: true,
-        nfc: false,
-        ignore_merges: false,
-        add_bos: false,
+        ..PLAIN
     },
     Pre {
-        names: &["llama-bpe", "llama-v3", "llama3", "dbrx", "smaug-bpe", "falcon3", "pixtral", "lfm2"],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
         pattern: LLAMA3,
-        each_digit: false,
-        nfc: false,
         ignore_merges: true,
         add_bos: true,
+        ..PLAIN
     },
-    Pre {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"],
-        pattern: QWEN2,
-        each_digit: false,
-        nfc: true,
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Pre {
-        names: &["gpt-4o", "llama4", "kanana2"],
-        pattern: GPT4O,
-        each_digit: false,
-        nfc: false,
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Pre { names: &["tekken"], pattern: TEKKEN, each_digit: false, nfc: false, ignore_merges: true, add_bos: true },
+    Pre { names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], pattern: LLAMA3, ..PLAIN },
+    Pre { names: &["qwen2", "deepseek-r1-qwen", "megrez"], pattern: QWEN2, nfc: true, ..PLAIN },
+    Pre { names: &["stablelm2", "hunyuan", "kormo", "grok-2"], pattern: QWEN2, ..PLAIN },
+    Pre { names: &["gpt-4o", "llama4"], pattern: GPT4O, ..PLAIN },
+    Pre { names: &["tekken"], pattern: TEKKEN, ignore_merges: true, add_bos: true, ..PLAIN },
 ];
-
-const PRE_NAMES: &str = "default, gpt-2, phi-2, mpt, olmo, smollm, starcoder, refact, command-r, llama-bpe, dbrx, smaug-bpe, falcon3, qwen2, deepseek-r1-qwen, stablelm2, gpt-4o, llama4, tekken";
 
 impl Tokenizer {
     /// Builds a tokenizer from GGUF metadata.
@@ -143,7 +128,11 @@ impl Tokenizer {
         match gguf.model.as_str() {
             "gpt2" => byte_level(gguf),
             "llama" => sentence_piece(gguf),
-            name => Err(TextError::Unsupported { what: "model", name: name.to_owned(), supported: "gpt2, llama" }),
+            name => Err(TextError::Unsupported {
+                what: "model",
+                name: name.to_owned(),
+                supported: "gpt2, llama".to_owned(),
+            }),
         }
     }
 }
@@ -157,6 +146,8 @@ fn added_tokens(gguf: &GgufVocab) -> Vec<(u32, AddedToken)> {
     for (id, content) in gguf.tokens.iter().enumerate() {
         let is_special = match token_type(gguf, id) {
             TYPE_UNKNOWN | TYPE_CONTROL => true,
+            // Files made by older converters have end-of-turn tokens among the others.
+            TYPE_NORMAL | TYPE_USER if content.starts_with("<|") && END_NAMES.contains(&content.as_str()) => true,
             TYPE_USER => false,
             _ => continue,
         };
@@ -176,7 +167,7 @@ fn fingerprint(gguf: &GgufVocab) -> u64 {
     let mut digest = Fingerprint::new();
     let flags = [gguf.add_bos, gguf.add_eos, gguf.add_space_prefix];
     let ids = [gguf.bos, gguf.eos, gguf.pad, gguf.unk];
-    let head = format!("{} {:?} {flags:?} {ids:?} {:?}", gguf.model, gguf.pre, gguf.chat_template);
+    let head = format!("{} {:?} {flags:?} {ids:?} {:?} {:?}", gguf.model, gguf.pre, gguf.ends, gguf.chat_template);
     digest.field(head.as_bytes());
     for text in gguf.tokens.iter().chain(&gguf.merges) {
         digest.field(text.as_bytes());
@@ -191,7 +182,7 @@ fn byte_level(gguf: &GgufVocab) -> Result<Tokenizer, TextError> {
     let pre = PRE.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| TextError::Unsupported {
         what: "pre-tokenizer",
         name: name.to_owned(),
-        supported: PRE_NAMES,
+        supported: PRE.iter().flat_map(|pre| pre.names).copied().collect::<Vec<_>>().join(", "),
     })?;
     let vocab = Vocab::from_list(&gguf.tokens)?;
     let mut merges = Vec::with_capacity(gguf.merges.len());
@@ -220,9 +211,11 @@ fn byte_level(gguf: &GgufVocab) -> Result<Tokenizer, TextError> {
         suffix,
         bos: gguf.bos,
         eos: gguf.eos,
+        ends: gguf.ends.clone(),
         pad: gguf.pad,
         unk: gguf.unk,
         chat_template: gguf.chat_template.clone(),
+        warning: gguf.pre.is_none().then_some(TokenizerWarning::NoPattern),
         fingerprint: fingerprint(gguf),
     })
 }
@@ -260,9 +253,11 @@ fn sentence_piece(gguf: &GgufVocab) -> Result<Tokenizer, TextError> {
         suffix,
         bos: gguf.bos,
         eos: gguf.eos,
+        ends: gguf.ends.clone(),
         pad: gguf.pad,
         unk: gguf.unk,
         chat_template: gguf.chat_template.clone(),
+        warning: None,
         fingerprint: fingerprint(gguf),
     })
 }

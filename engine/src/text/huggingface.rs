@@ -6,7 +6,7 @@
 use super::TextError;
 use super::bpe::{Bpe, BpeRules, MAX_ID, Merge, Vocab};
 use super::fingerprint::Fingerprint;
-use super::tokenizer::{Added, Parts, Tokenizer, Words, tokenize_error};
+use super::tokenizer::{Added, Parts, Tokenizer, Words, guarded, tokenize_error};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -109,7 +109,7 @@ struct ConfigJson {
 }
 
 fn parse<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, TextError> {
-    serde_json::from_slice(bytes).map_err(|error| TextError::Json { what, message: error.to_string() })
+    guarded(|| serde_json::from_slice(bytes).map_err(|error| TextError::Json { what, message: error.to_string() }))
 }
 
 fn parse_part<'a, T: Deserialize<'a>>(what: &'static str, raw: Option<&'a RawValue>) -> Result<Option<T>, TextError> {
@@ -159,6 +159,8 @@ impl Tokenizer {
             suffix,
             bos,
             eos,
+            ends: Vec::new(),
+            warning: None,
             fingerprint: fingerprint(&files, template.as_deref()),
             chat_template: template,
         })
@@ -195,7 +197,7 @@ fn set_wrapping(ids: &mut Vec<u32>, token: Option<u32>, is_wanted: Option<bool>)
 fn wrapping(post: Option<&PostProcessorWrapper>) -> Result<(Vec<u32>, Vec<u32>), TextError> {
     let Some(post) = post else { return Ok((Vec::new(), Vec::new())) };
     let marked = Encoding::from_tokens(vec![Token::new(u32::MAX, "a".to_owned(), (0, 1))], 0);
-    let encoding = post.process(marked, None, true).map_err(tokenize_error)?;
+    let encoding = guarded(|| post.process(marked, None, true).map_err(tokenize_error))?;
     let ids = encoding.get_ids();
     let at = ids.iter().position(|&id| id == u32::MAX).unwrap_or(ids.len());
     Ok((ids[..at].to_vec(), ids.get(at + 1..).unwrap_or_default().to_vec()))

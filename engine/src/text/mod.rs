@@ -17,7 +17,7 @@ pub use chat::{ChatTemplate, ChatWarning, Conversation, Rendered};
 pub use gguf::GgufVocab;
 pub use huggingface::TokenizerFiles;
 pub use stream::TextStream;
-pub use tokenizer::{Join, Tokenizer};
+pub use tokenizer::{Join, Tokenizer, TokenizerWarning};
 
 /// What can be wrong with a tokenizer or a chat template. The caller knows the file's name and adds it.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum TextError {
         /// The name in the file.
         name: String,
         /// What could be there instead.
-        supported: &'static str,
+        supported: String,
     },
     /// A step of the tokenizer (normalise, split, decode) failed on a text.
     #[error("tokenizer: {0}")]

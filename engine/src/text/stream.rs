@@ -1,12 +1,13 @@
 //! Text from ids that arrive one at a time.
 //!
 //! A character may span several tokens, and a decoder may treat a first token differently; so each step decodes a short
-//! window twice and gives out the difference. The window stays a few tokens long however long the text gets.
+//! window, of which the first tokens are context whose text is out already, and gives out what is new and certain. The
+//! window stays a few tokens long however long the text gets.
 
 use super::{TextError, Tokenizer};
 
-/// After this many tokens that do not end in a whole character the replacement character is given out.
-const PENDING_TOKENS: usize = 8;
+/// After this many tokens that do not end in a whole character replacement characters are given out as they are.
+const PENDING_TOKENS: usize = 64;
 
 /// Incremental decoding: the pieces given out join to the text of all ids.
 #[derive(Debug)]
@@ -14,14 +15,16 @@ pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
     skip_special: bool,
     window: Vec<u32>,
-    /// Tokens at the start of the window whose text is already out; they are context only.
+    /// Tokens at the start of the window whose text is all out.
     shown: usize,
+    /// Text of the window that is out: that of the shown tokens and perhaps more.
+    given: String,
 }
 
 impl<'t> TextStream<'t> {
     /// Starts with nothing; `skip_special` leaves control tokens out of the text.
     pub fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> TextStream<'t> {
-        TextStream { tokenizer, skip_special, window: Vec::new(), shown: 0 }
+        TextStream { tokenizer, skip_special, window: Vec::new(), shown: 0, given: String::new() }
     }
 
     /// Takes one id and returns the text that is now certain, which may be empty.
@@ -36,15 +39,15 @@ impl<'t> TextStream<'t> {
     }
 
     fn advance(&mut self, is_forced: bool) -> Result<String, TextError> {
-        let shown = self.tokenizer.decode(&self.window[..self.shown], self.skip_special)?;
         let all = self.tokenizer.decode(&self.window, self.skip_special)?;
-        if !is_forced && all.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(String::new());
-        }
-        let fresh = all.strip_prefix(shown.as_str()).unwrap_or_default().to_owned();
-        if !fresh.is_empty() || is_forced {
+        let certain = if is_forced { &all } else { all.trim_end_matches(char::REPLACEMENT_CHARACTER) };
+        let fresh = certain.strip_prefix(self.given.as_str()).unwrap_or_default().to_owned();
+        self.given.push_str(&fresh);
+        let is_whole = certain.len() == all.len() && !fresh.is_empty();
+        if is_whole || is_forced {
             self.window.drain(..self.shown);
             self.shown = self.window.len();
+            self.given = self.tokenizer.decode(&self.window, self.skip_special)?;
         }
         Ok(fresh)
     }

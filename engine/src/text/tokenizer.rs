@@ -72,10 +72,12 @@ pub(crate) struct Parts {
     pub(crate) suffix: Vec<u32>,
     pub(crate) bos: Option<u32>,
     pub(crate) eos: Option<u32>,
+    pub(crate) ends: Vec<u32>,
     pub(crate) pad: Option<u32>,
     pub(crate) unk: Option<u32>,
     pub(crate) chat_template: Option<String>,
     pub(crate) fingerprint: u64,
+    pub(crate) warning: Option<TokenizerWarning>,
 }
 
 /// Text to token ids and back.
@@ -100,14 +102,26 @@ pub struct Tokenizer {
     vocab_len: usize,
     chat_template: Option<String>,
     fingerprint: u64,
+    warning: Option<TokenizerWarning>,
     /// Ids of a line break at the start of a text, when a leading space would otherwise be put before a continuation.
     line_break: Option<Vec<u32>>,
 }
 
+/// What the caller may want to tell the user about a tokenizer; nothing is printed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizerWarning {
+    /// A GGUF file of an older converter.
+    #[error(
+        "the file does not name its word pattern; GPT-2's is used, which may split text otherwise than in training"
+    )]
+    NoPattern,
+}
+
 /// Names under which published models end a turn or a text.
-const END_NAMES: [&str; 13] = [
+pub(crate) const END_NAMES: [&str; 14] = [
     "</s>",
     "<end_of_turn>",
+    "<end_of_utterance>",
     "<|end_of_text|>",
     "<|endoftext|>",
     "<|end|>",
@@ -128,12 +142,13 @@ impl Tokenizer {
         let last_added = parts.added_list.iter().map(|added| added.id as usize + 1).max().unwrap_or(0);
         let is_end = |added: &&Added| added.is_special && END_NAMES.contains(&added.content.as_str());
         let mut end_ids: Vec<u32> = parts.added_list.iter().filter(is_end).map(|added| added.id).collect();
-        end_ids.extend(parts.eos);
+        end_ids.extend(parts.eos.iter().chain(&parts.ends));
         end_ids.sort_unstable();
         end_ids.dedup();
         let vocab_len = parts.words.len().max(last_added);
         let named = [("bos", parts.bos), ("eos", parts.eos), ("pad", parts.pad), ("unk", parts.unk)];
-        for (name, id) in named {
+        let ends = parts.ends.iter().map(|&id| ("end", Some(id)));
+        for (name, id) in named.into_iter().chain(ends) {
             if let Some(id) = id.filter(|&id| id as usize >= vocab_len) {
                 let message = format!("the {name} token is {id}, the vocabulary has {vocab_len} tokens");
                 return Err(TextError::Vocabulary(message));
@@ -157,6 +172,7 @@ impl Tokenizer {
             vocab_len,
             chat_template: parts.chat_template,
             fingerprint: parts.fingerprint,
+            warning: parts.warning,
             line_break: None,
         };
         tokenizer.line_break = tokenizer.find_line_break()?;
@@ -228,6 +244,10 @@ impl Tokenizer {
     }
 
     fn encode_part(&self, part: &str, parse_special: bool, out: &mut Vec<u32>) -> Result<(), TextError> {
+        guarded(|| self.encode_unguarded(part, parse_special, out))
+    }
+
+    fn encode_unguarded(&self, part: &str, parse_special: bool, out: &mut Vec<u32>) -> Result<(), TextError> {
         let added = if parse_special { &self.added } else { &self.added_plain };
         let mut pieces = added.extract_and_normalize(self.normalizer.as_ref(), part);
         if let Some(pre) = &self.pre {
@@ -250,9 +270,11 @@ impl Tokenizer {
     /// The text of `ids`; `skip_special` leaves control tokens out. Ids the vocabulary lacks give nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let is_hidden = |id: u32| skip_special && self.is_special(id);
-        let tokens = ids.iter().filter(|&&id| !is_hidden(id)).filter_map(|&id| self.raw_token(id)).collect();
+        let shown = ids.iter().filter(|&&id| !is_hidden(id));
+        let tokens: Vec<String> = shown.filter_map(|&id| self.raw_token(id)).collect();
         match &self.decoder {
-            Some(decoder) => decoder.decode(tokens).map_err(tokenize_error),
+            _ if tokens.is_empty() => Ok(String::new()),
+            Some(decoder) => guarded(|| decoder.decode(tokens).map_err(tokenize_error)),
             None => Ok(tokens.join(" ")),
         }
     }
@@ -322,6 +344,11 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// What the user should hear about the tokenizer.
+    pub fn warning(&self) -> Option<TokenizerWarning> {
+        self.warning
+    }
+
     /// A digest of everything that decides the ids: tokenised data made with another tokenizer is told by it.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
@@ -344,6 +371,13 @@ const OTHER_TOKEN_BYTES: usize = 256;
 const ADDED_TOKEN_BYTES: usize = 1024;
 /// Memory of the compiled splitting patterns, and of splitting a part of a text of which each byte is a word.
 const WORKING_BYTES: usize = 5 << 20;
+
+/// Runs a step of the tokenizers crate, which trusts the file that it was configured by: a panic of its on a malformed
+/// file becomes an error.
+pub(crate) fn guarded<T>(step: impl FnOnce() -> Result<T, TextError>) -> Result<T, TextError> {
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(step));
+    caught.unwrap_or_else(|_| Err(TextError::Tokenize("the tokenizer's own description contradicts itself".to_owned())))
+}
 
 pub(crate) fn tokenize_error(error: Box<dyn std::error::Error + Send + Sync>) -> TextError {
     TextError::Tokenize(error.to_string())

@@ -193,6 +193,11 @@ impl Checkpoint {
         &self.header.progress
     }
 
+    /// Name, storage and shape of every tensor.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &str, &[u32])> {
+        self.header.tensors.iter().map(|t| (t.name.as_str(), t.dtype.as_str(), &t.shape[..]))
+    }
+
     /// What the run was asked for.
     pub fn run(&self) -> &str {
         &self.header.run

@@ -21,7 +21,9 @@ pub enum TrainError {
     #[error(transparent)]
     Run(#[from] RunError),
     /// The loss is NaN or infinite; nothing of this step was saved.
-    #[error("the loss of step {step} is {loss}; training stopped, the last checkpoint stands. A lower --lr or clipping (--clip 1) helps")]
+    #[error(
+        "the loss of step {step} is {loss}; training stopped, the last checkpoint stands. A lower --lr or clipping (--clip 1) helps"
+    )]
     NotFinite {
         /// The step, from 1.
         step: u64,
@@ -241,7 +243,7 @@ fn fill(runner: &mut Runner, entry: usize, rows: &[Row], per_weight: f64) {
             part.copy_from_slice(of(row));
         }
     }
-    gather(runner.input(entry, "tokens"), rows, |r| bytemuck::cast_slice(&r.tokens));
+    gather(runner.input::<u32>(entry, "tokens"), rows, |r| &r.tokens);
     gather(runner.input(entry, "labels"), rows, |r| &r.labels);
     gather(runner.input(entry, "positions"), rows, |r| &r.positions);
     gather(runner.input(entry, "segments"), rows, |r| &r.segments);

@@ -31,6 +31,7 @@ pub(crate) fn byte_tokenizer(add_bos: bool, chat_template: Option<&str>) -> Toke
     token_types.extend([3, 3, 3]);
     let vocab = GgufVocab {
         model: "gpt2".into(),
+        pre: Some("gpt-2".into()),
         tokens,
         token_types,
         eos: Some(EOS),

@@ -19,7 +19,7 @@ use crate::par::Par;
 /// Elements of one task.
 const TASK_ELEMS: usize = 16 * 1024;
 /// Tokens whose logits exist at a time in [`linear_cross_entropy`].
-pub const CHUNK_TOKENS: usize = 64;
+pub const CHUNK_TOKENS: usize = 128;
 
 /// Runs `f(row, y)` for every row of `y`.
 fn each_row(par: &Par, cols: usize, y: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {

@@ -185,7 +185,7 @@ fn update(op: Op, z: Size, r: Rule) -> Sample {
             Op::Update => args.push(m.real(&trained.shape)),
             _ => args.extend([m.real(&[t, n]), m.real(&[t, trained.cols()])]),
         }
-        let hyper = Fill::Values(vec![0.125, 1.0 / (1.0 - 0.9), 1.0 / (1.0 - 0.999), 0.0]);
+        let hyper = Fill::Values(vec![0.125, 1.0 - 0.9, 1.0 - 0.999, 0.0]);
         args.push(m.given(&[4], hyper));
         args.push(m.input(Type::new(DType::U32, &[4]), Fill::Values(vec![7.0, 0.0, 1.0, 0.0])));
         if r.clip {

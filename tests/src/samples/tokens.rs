@@ -48,7 +48,8 @@ fn lookups(op: Op, z: Size) -> Vec<Sample> {
         Op::Embedding => vec![one(op, z, &[], |m| vec![m.real(&[v, d]), m.ints(t, Fill::Below(v))])],
         Op::EmbeddingGrad => {
             let make = |acc: bool, running: bool| {
-                one(op, z, &[("vocab", v.into()), ("running", running.into())], |m| {
+                let attrs = [("vocab", v.into()), ("running", running.into()), ("rows", z.rows.into())];
+                one(op, z, &attrs, |m| {
                     let mut args = vec![m.real(&[t, d]), m.ints(t, Fill::Below(v))];
                     args.extend(acc.then(|| m.real(&[v, d])));
                     args

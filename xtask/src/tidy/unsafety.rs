@@ -13,6 +13,7 @@ const PLACES: &[(&str, &str)] = &[
     ("arena", "casts of arena bytes"),
     ("files", "file mapping and system calls on files"),
     ("abi", "the C ABI"),
+    ("allocator", "an allocator that counts, in tests"),
 ];
 
 /// Crates that forbid it as a whole: the file that must say so.
@@ -83,6 +84,7 @@ fn rows(tree: &Tree, config: &Config, report: &mut Report) {
 
 fn guess(path: &str) -> &'static str {
     match path {
+        p if p.contains("tests/") => "allocator",
         p if p.contains("kernels/") => "simd",
         p if p.contains("gpu") || p.contains("cuda") => "gpu",
         p if p.contains("arena") => "arena",

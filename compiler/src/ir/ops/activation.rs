@@ -39,11 +39,8 @@ pub const RELU: OpDef = OpDef {
 };
 
 /// `dx = dy where y > 0, else 0`; operands `y, dy`.
-pub const RELU_GRAD: OpDef = OpDef {
-    name: "relu_grad",
-    eval: |x, dx, _| slope(x, dx, |y| f64::from(u8::from(y > 0.0))),
-    ..GRADIENT
-};
+pub const RELU_GRAD: OpDef =
+    OpDef { name: "relu_grad", eval: |x, dx, _| slope(x, dx, |y| f64::from(u8::from(y > 0.0))), ..GRADIENT };
 
 /// `y = min(max(x, 0), 6)`. Gradient reads only `y`.
 pub const RELU6: OpDef = OpDef {

@@ -4,8 +4,8 @@
 //! `C` capacity of a cache. Segments: tokens of one packed row see each other when their segment ids are equal;
 //! a negative id is padding, which neither sees nor is seen.
 
-use super::def::{OpDef, ROW, Saves, Tensor, expect, matrix, no_flops};
-use crate::ir::attrs::{Attrs, AttrDef, float, int};
+use super::def::{OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, matrix, no_flops};
+use crate::ir::attrs::{AttrDef, Attrs, float, int};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 
@@ -19,7 +19,7 @@ pub const ROPE: OpDef = OpDef {
     attrs: &[int("heads", 1), int("interleaved", 0), float("factor", 1.0), int("inverse", 0)],
     infer: |x, a| {
         let (t, cols) = matrix(&x[0], "x")?;
-        expect("positions", x[1].elems() as u32, t)?;
+        expect_indices("positions", &x[1], t)?;
         let heads = a.size("heads") as u32;
         if heads == 0 || cols % heads != 0 || 2 * x[2].elems() > u64::from(cols / heads) {
             return Err(format!("{} rotations do not fit {heads} heads of {}", x[2].elems(), x[0]));
@@ -81,7 +81,7 @@ fn same_rows(x: &[Type], a: &Attrs) -> Result<(u32, u32), String> {
     let (t, h) = heads(x, a)?;
     expect("tokens of k", x[1].rows(), t)?;
     expect("tokens of v", x[2].rows(), t)?;
-    expect("segments", x[3].elems() as u32, t)?;
+    expect_indices("segments", &x[3], t)?;
     if a.size("seq") == 0 || t as usize % a.size("seq") != 0 {
         return Err(format!("{t} tokens are not packed rows of {}", a.size("seq")));
     }
@@ -167,7 +167,10 @@ pub const ATTENTION_GRAD: OpDef = OpDef {
     arity: (7, 7),
     attrs: ATTRS,
     infer: |x, a| {
-        same_rows(x, a)?;
+        let (t, h) = same_rows(x, a)?;
+        expect_shape("o", &x[4], &x[0].shape)?;
+        expect_shape("lse", &x[5], &[t, h])?;
+        expect_shape("do", &x[6], &x[0].shape)?;
         Ok(vec![x[0].clone(), x[1].clone(), x[2].clone()])
     },
     eval: attention_grad,
@@ -204,8 +207,9 @@ pub const KV_WRITE: OpDef = OpDef {
     name: "kv_write",
     arity: (3, 3),
     infer: |x, _| {
-        expect("columns of x", x[1].cols(), x[0].cols())?;
-        expect("positions", x[2].elems() as u32, x[1].rows())?;
+        let ((_, n), (t, cols)) = (matrix(&x[0], "cache")?, matrix(&x[1], "x")?);
+        expect("columns of x", cols, n)?;
+        expect_indices("positions", &x[2], t)?;
         Ok(vec![])
     },
     eval: |x, _, _| {
@@ -230,7 +234,7 @@ pub const ATTENTION_CACHED: OpDef = OpDef {
     infer: |x, a| {
         let (t, _) = heads(x, a)?;
         expect("rows of the value cache", x[2].rows(), x[1].rows())?;
-        expect("positions", x[3].elems() as u32, t)?;
+        expect_indices("positions", &x[3], t)?;
         Ok(vec![x[0].clone()])
     },
     eval: |x, y, a| {

@@ -15,10 +15,12 @@ fn dims(ty: &Type, what: &str) -> Result<[u32; 4], String> {
 
 /// Length of one side of the result.
 pub fn out_len(len: u32, kernel: u32, stride: u32, pad: u32) -> Result<u32, String> {
-    if kernel == 0 || stride == 0 || len + 2 * pad < kernel {
+    let padded = u64::from(len) + 2 * u64::from(pad);
+    if kernel == 0 || stride == 0 || padded < u64::from(kernel) {
         return Err(format!("window {kernel}/{stride} does not fit length {len} padded by {pad}"));
     }
-    Ok((len + 2 * pad - kernel) / stride + 1)
+    let len = (padded - u64::from(kernel)) / u64::from(stride) + 1;
+    u32::try_from(len).map_err(|_| format!("padding {pad} is too wide"))
 }
 
 fn out_type(x: &Type, w: &Type, a: &Attrs) -> Result<Type, String> {
@@ -68,7 +70,7 @@ pub const CONV2D: OpDef = OpDef {
     infer: |x, a| {
         let ty = out_type(&x[0], &x[1], a)?;
         if let Some(b) = x.get(2) {
-            expect("length of the bias", b.elems() as u32, ty.shape[1])?;
+            expect("length of the bias", b.elems(), ty.shape[1])?;
         }
         Ok(vec![ty])
     },
@@ -111,7 +113,8 @@ pub const CONV2D_GRAD_X: OpDef = OpDef {
     attrs: &[int("stride", 1), int("pad", 0), int("groups", 1), int("h", 1), int("w", 1)],
     infer: |x, a| {
         let ([b, ..], [_, ci, ..]) = (dims(&x[0], "dy")?, dims(&x[1], "w")?);
-        let ty = Type::f32(&[b, ci * a.size("groups") as u32, a.size("h") as u32, a.size("w") as u32]);
+        let channels = ci.checked_mul(a.size("groups") as u32).ok_or("the groups have too many channels")?;
+        let ty = Type::f32(&[b, channels, a.size("h") as u32, a.size("w") as u32]);
         let dy = out_type(&ty, &x[1], a)?;
         if dy.shape == x[0].shape { Ok(vec![ty]) } else { Err(format!("dy is {}, must be {dy}", x[0])) }
     },

@@ -4,6 +4,7 @@ use crate::ir::attrs::{Attr, AttrDef, Attrs};
 use crate::ir::graph::{Builder, Value};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
+use tinyforge_plan::DType;
 
 /// A tensor of the reference interpreter: every storage type is held as f64.
 #[derive(Clone, PartialEq, Debug)]
@@ -147,8 +148,28 @@ pub fn matrix(ty: &Type, what: &str) -> Result<(u32, u32), String> {
 }
 
 /// Refuses unless `found == wanted`.
-pub fn expect(what: &str, found: u32, wanted: u32) -> Result<(), String> {
+pub fn expect(what: &str, found: impl Into<u64>, wanted: impl Into<u64>) -> Result<(), String> {
+    let (found, wanted) = (found.into(), wanted.into());
     if found == wanted { Ok(()) } else { Err(format!("{what} is {found}, must be {wanted}")) }
+}
+
+/// Refuses a tensor of another shape.
+pub fn expect_shape(what: &str, found: &Type, wanted: &[u32]) -> Result<(), String> {
+    let wanted = found.with_shape(wanted);
+    if *found == wanted { Ok(()) } else { Err(format!("{what} is {found}, must be {wanted}")) }
+}
+
+/// Refuses what are not `count` indices.
+pub fn expect_indices(what: &str, found: &Type, count: u32) -> Result<(), String> {
+    if found.dtype != DType::I32 {
+        return Err(format!("{what} must be i32, found {found}"));
+    }
+    expect(what, found.elems(), count)
+}
+
+/// The number of elements of a list.
+pub fn list_len(ty: &Type) -> Result<u32, String> {
+    u32::try_from(ty.elems()).map_err(|_| format!("{ty} is too long for a list"))
 }
 
 /// What a gradient is written with: the saved values, the results' gradients, and a builder.
@@ -198,9 +219,11 @@ impl Vjp<'_, '_> {
         self.grads[0].expect("a node is differentiated only when a result has a gradient")
     }
 
-    /// Packed rows of a micro-batch.
+    /// Packed rows that the gradient of the first result holds: the micro-batch's, or 1 where they do not divide it
+    /// because what it is of has no tokens.
     pub fn rows(&self) -> u32 {
-        self.builder.graph.rows
+        let (rows, tokens) = (self.builder.graph.rows, self.builder.graph.ty(self.dy()).rows());
+        if rows > 0 && tokens.is_multiple_of(rows) { rows } else { 1 }
     }
 
     /// Appends an op with one result, named after operand `i`'s gradient.

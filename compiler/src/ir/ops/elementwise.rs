@@ -2,12 +2,14 @@
 //!
 //! Shapes: `T` tokens (or samples), `N` columns.
 
-use super::def::{Acc, OpDef, ROW, Vjp, all_same, expect, matrix, no_flops, same};
+use super::def::{
+    Acc, OpDef, ROW, Vjp, all_same, expect, expect_indices, expect_shape, list_len, matrix, no_flops, same,
+};
 use crate::ir::attrs::{Attrs, float, int};
 use crate::ir::graph::Value;
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
-use tinyforge_plan::DType;
+use crate::ir::verify::check_type;
 
 fn pass_to_both(v: &mut Vjp) -> Vec<Option<Value>> {
     vec![Some(v.dy()), Some(v.dy())]
@@ -54,7 +56,7 @@ pub const ADD_ROW: OpDef = OpDef {
     name: "add_row",
     arity: (2, 2),
     infer: |x, _| {
-        expect("length of the row", x[1].elems() as u32, x[0].cols())?;
+        expect("length of the row", x[1].elems(), x[0].cols())?;
         Ok(vec![x[0].clone()])
     },
     eval: |x, y, _| {
@@ -148,9 +150,9 @@ pub const RESHAPE: OpDef = OpDef {
     name: "reshape",
     attrs: &[int("d0", 0), int("d1", 0), int("d2", 0), int("d3", 0)],
     infer: |x, a| {
-        let shape: Vec<u32> =
-            ["d0", "d1", "d2", "d3"].iter().map(|d| a.size(d) as u32).filter(|&d| d > 0).collect();
+        let shape: Vec<u32> = ["d0", "d1", "d2", "d3"].iter().map(|d| a.size(d) as u32).filter(|&d| d > 0).collect();
         let ty = Type::new(x[0].dtype, &shape);
+        check_type(&ty)?;
         if ty.elems() == x[0].elems() { Ok(vec![ty]) } else { Err(format!("{} has not the elements of {ty}", x[0])) }
     },
     eval: |x, y, _| y[0].data.copy_from_slice(&x[0].data),
@@ -209,11 +211,9 @@ pub const GATHER_COLS: OpDef = OpDef {
     name: "gather_cols",
     arity: (2, 2),
     infer: |x, _| {
-        let (t, _) = matrix(&x[0], "x")?;
-        if x[1].dtype != DType::I32 {
-            return Err(format!("index must be i32, found {}", x[1]));
-        }
-        Ok(vec![Type::f32(&[t, x[1].elems() as u32])])
+        let ((t, _), len) = (matrix(&x[0], "x")?, list_len(&x[1])?);
+        expect_indices("index", &x[1], len)?;
+        Ok(vec![Type::f32(&[t, len])])
     },
     eval: |x, y, _| {
         for t in 0..x[0].rows() {
@@ -236,7 +236,11 @@ pub const SCATTER_COLS: OpDef = OpDef {
     name: "scatter_cols",
     arity: (2, 2),
     attrs: &[int("cols", 1)],
-    infer: |x, a| Ok(vec![Type::f32(&[x[0].rows(), a.size("cols") as u32])]),
+    infer: |x, a| {
+        let (t, n) = matrix(&x[0], "x")?;
+        expect_indices("index", &x[1], n)?;
+        Ok(vec![Type::f32(&[t, a.size("cols") as u32])])
+    },
     eval: |x, y, _| {
         for t in 0..x[0].rows() {
             for (j, &k) in x[1].data.iter().enumerate() {
@@ -302,10 +306,10 @@ pub const CONCAT_COLS: OpDef = OpDef {
     infer: |x, a: &Attrs| {
         let _ = a;
         let rows = x[0].rows();
-        let mut cols = 0;
+        let mut cols = 0u32;
         for part in x {
             expect("rows of a part", matrix(part, "a part")?.0, rows)?;
-            cols += part.cols();
+            cols = cols.checked_add(part.cols()).ok_or("the parts have more than 2^32 columns")?;
         }
         Ok(vec![Type::f32(&[rows, cols])])
     },
@@ -334,8 +338,6 @@ pub const CONCAT_COLS: OpDef = OpDef {
 
 /// The shape rule of ops whose second operand is the gradient of the result: `(x, dy) -> dx`.
 pub fn like_first(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
-    if x[0].elems() != x[1].elems() {
-        return Err(format!("gradient is {}, must have the elements of {}", x[1], x[0]));
-    }
+    expect_shape("gradient", &x[1], &x[0].shape)?;
     same(x, a)
 }

@@ -1,11 +1,10 @@
 //! Row lookups and their gradient.
 
-use super::def::{Acc, OpDef, ROW, Saves, matrix};
+use super::def::{Acc, OpDef, ROW, Saves, expect_indices, list_len, matrix};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::int;
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
-use tinyforge_plan::DType;
 
 /// `y[t] = w[index[t]]`. `w`: `[V,D]` in any storage, `index`: `i32[T]`, each in `0..V`.
 /// Gradient: `dw[v] = Σ_{t: index[t] = v} dy[t]`; reads the indices only.
@@ -13,11 +12,9 @@ pub const EMBEDDING: OpDef = OpDef {
     name: "embedding",
     arity: (2, 2),
     infer: |x, _| {
-        let (_, d) = matrix(&x[0], "w")?;
-        if x[1].dtype != DType::I32 {
-            return Err(format!("indices must be i32, found {}", x[1]));
-        }
-        Ok(vec![Type::f32(&[x[1].elems() as u32, d])])
+        let ((_, d), len) = (matrix(&x[0], "w")?, list_len(&x[1])?);
+        expect_indices("indices", &x[1], len)?;
+        Ok(vec![Type::f32(&[len, d])])
     },
     eval: |x, y, _| {
         for (t, &v) in x[1].data.iter().enumerate() {
@@ -41,7 +38,14 @@ pub const EMBEDDING_GRAD: OpDef = OpDef {
     name: "embedding_grad",
     arity: (2, 3),
     attrs: &[int("vocab", 1), int("running", 0), int("rows", 1)],
-    infer: |x, a| accumulates(x, 2, Type::f32(&[a.size("vocab") as u32, matrix(&x[0], "dy")?.1])),
+    infer: |x, a| {
+        let (t, d) = matrix(&x[0], "dy")?;
+        expect_indices("indices", &x[1], t)?;
+        if a.size("rows") == 0 || t as usize % a.size("rows") != 0 {
+            return Err(format!("{t} tokens are not {} packed rows", a.size("rows")));
+        }
+        accumulates(x, 2, Type::f32(&[a.size("vocab") as u32, d]))
+    },
     eval: |x, y, _| {
         start_from(x, 2, y);
         for (t, &v) in x[1].data.iter().enumerate() {

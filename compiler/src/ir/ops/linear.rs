@@ -55,7 +55,7 @@ pub const LINEAR: OpDef = OpDef {
     infer: |x, _| {
         let ty = product(x)?;
         if let Some(b) = x.get(2) {
-            expect("length of the bias", b.elems() as u32, ty.cols())?;
+            expect("length of the bias", b.elems(), ty.cols())?;
         }
         Ok(vec![ty])
     },
@@ -98,7 +98,7 @@ pub const LINEAR_SUB: OpDef = OpDef {
     infer: |x, _| {
         expect("tokens of xs", matrix(&x[2], "xs")?.0, x[0].rows())?;
         if let Some(b) = x.get(3) {
-            expect("length of the bias", b.elems() as u32, x[1].rows())?;
+            expect("length of the bias", b.elems(), x[1].rows())?;
         }
         Ok(vec![product(x)?])
     },

@@ -4,7 +4,7 @@
 //! Shapes: `T` tokens or samples, `V` classes, `D` features. A label below 0 is ignored. Weights are normalised
 //! by whoever fills them (`w / Σ w` over all of a step's tokens), so that micro-batches add up.
 
-use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, matrix};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, matrix};
 use super::elementwise::{accumulates, like_first};
 use crate::ir::attrs::{Attrs, int};
 use crate::ir::ops::Op;
@@ -51,8 +51,8 @@ pub const SOFTMAX_GRAD: OpDef = OpDef {
 
 fn labelled(x: &[Type]) -> Result<u32, String> {
     let (t, _) = matrix(&x[0], "logits")?;
-    expect("labels", x[1].elems() as u32, t)?;
-    expect("weights", x[2].elems() as u32, t)?;
+    expect_indices("labels", &x[1], t)?;
+    expect("weights", x[2].elems(), t)?;
     Ok(t)
 }
 
@@ -85,7 +85,8 @@ pub const CROSS_ENTROPY_GRAD: OpDef = OpDef {
     name: "cross_entropy_grad",
     arity: (4, 4),
     infer: |x, _| {
-        labelled(x)?;
+        let t = labelled(x)?;
+        expect("gradient of the loss", x[3].elems(), t)?;
         Ok(vec![x[0].clone()])
     },
     eval: |x, y, _| {
@@ -107,11 +108,14 @@ fn logits_grad(logits: &[f64], label: f64, scale: f64, out: &mut [f64]) {
     out[label as usize] -= scale;
 }
 
-fn head(x: &[Type]) -> Result<u32, String> {
+fn head(x: &[Type], a: &Attrs) -> Result<u32, String> {
     let ((t, d), (_, d2)) = (matrix(&x[0], "h")?, matrix(&x[1], "w")?);
     expect("inputs of w", d2, d)?;
-    expect("labels", x[2].elems() as u32, t)?;
-    expect("weights", x[3].elems() as u32, t)?;
+    expect_indices("labels", &x[2], t)?;
+    expect("weights", x[3].elems(), t)?;
+    if a.size("seq") == 0 || t as usize % a.size("seq") != 0 {
+        return Err(format!("{t} tokens are not packed rows of {}", a.size("seq")));
+    }
     Ok(t)
 }
 
@@ -125,7 +129,7 @@ pub const LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     name: "linear_cross_entropy",
     arity: (4, 4),
     attrs: &[int("compute", 0), int("seq", 1)],
-    infer: |x, _| Ok(vec![Type::f32(&[head(x)?])]),
+    infer: |x, a| Ok(vec![Type::f32(&[head(x, a)?])]),
     eval: |x, y, _| {
         for t in 0..x[0].rows() {
             y[0].data[t] = nll(&logits(&x[0], &x[1], t), x[2].data[t]) * x[3].data[t];
@@ -142,9 +146,11 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
     arity: (4, 5),
     attrs: &[int("compute", 0), int("seq", 1), int("grad_w", 0)],
     infer: |x, a| {
-        let mut outs = vec![Type::f32(&[head(x)?]), x[0].clone()];
+        let mut outs = vec![Type::f32(&[head(x, a)?]), x[0].clone()];
         if a.flag("grad_w") {
             outs.extend(accumulates(x, 4, Type::f32(&x[1].shape))?);
+        } else if x.len() > 4 {
+            return Err("there is an accumulator, but no gradient of w to add to it".to_string());
         }
         Ok(outs)
     },
@@ -171,15 +177,18 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
     ..ROW
 };
 
+fn targeted(x: &[Type]) -> Result<u32, String> {
+    let t = x[0].rows();
+    expect_shape("target", &x[1], &x[0].shape)?;
+    expect("weights", x[2].elems(), t)?;
+    Ok(t)
+}
+
 /// `loss[t] = weights[t] mean_k (x[t,k] - target[t,k])²`. Operands `x[T,D], target[T,D], weights[T]`.
 pub const MSE_LOSS: OpDef = OpDef {
     name: "mse_loss",
     arity: (3, 3),
-    infer: |x, _| {
-        expect("elements of the target", x[1].elems() as u32, x[0].elems() as u32)?;
-        expect("weights", x[2].elems() as u32, x[0].rows())?;
-        Ok(vec![Type::f32(&[x[0].rows()])])
-    },
+    infer: |x, _| targeted(x).map(|t| vec![Type::f32(&[t])]),
     eval: |x, y, _| {
         for t in 0..x[0].rows() {
             let sum: f64 = x[0].row(t).iter().zip(x[1].row(t)).map(|(x, z)| (x - z) * (x - z)).sum();
@@ -199,6 +208,11 @@ pub const MSE_LOSS: OpDef = OpDef {
 pub const MSE_LOSS_GRAD: OpDef = OpDef {
     name: "mse_loss_grad",
     arity: (4, 4),
+    infer: |x, _| {
+        let t = targeted(x)?;
+        expect("gradient of the loss", x[3].elems(), t)?;
+        Ok(vec![x[0].clone()])
+    },
     eval: |x, y, _| {
         for t in 0..x[0].rows() {
             let scale = x[2].data[t] * x[3].data[t] * 2.0 / x[0].cols() as f64;

@@ -3,7 +3,7 @@
 //! Shapes: `T` tokens, `D` features, `H` groups (heads) of a token's features that are normalised apart with one
 //! shared weight; images are `[B,C,H,W]`.
 
-use super::def::{Acc, OpDef, ROW, Saves, Tensor, Vjp, expect};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, Vjp, expect, expect_shape};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::{Attrs, float, int};
 use crate::ir::graph::Value;
@@ -11,8 +11,7 @@ use crate::ir::ops::Op;
 use crate::ir::types::Type;
 
 fn group_len(x: &Type, w: &Type, a: &Attrs) -> Result<(), String> {
-    let groups = a.size("groups").max(1) as u32;
-    expect("length of the weight times groups", w.elems() as u32 * groups, x.cols())
+    expect("length of the weight times groups", w.elems() * a.size("groups").max(1) as u64, x.cols())
 }
 
 /// Calls `f(group's x, offset of the group in x.data)` for every normalised vector.
@@ -75,6 +74,7 @@ pub const RMS_NORM_GRAD_X: OpDef = OpDef {
     attrs: &[float("eps", 1e-5), int("groups", 1)],
     infer: |x, a| {
         group_len(&x[0], &x[1], a)?;
+        expect_shape("dy", &x[2], &x[0].shape)?;
         accumulates(x, 3, x[0].clone())
     },
     eval: |x, y, a| {
@@ -93,7 +93,8 @@ pub const RMS_NORM_GRAD_X: OpDef = OpDef {
 };
 
 fn norm_weight_grad(x: &[Type], a: &Attrs, acc: usize) -> Result<Vec<Type>, String> {
-    expect("tokens of dy", x[1].elems() as u32, x[0].elems() as u32)?;
+    expect_shape("dy", &x[1], &x[0].shape)?;
+    expect("len times groups", a.size("len") as u64 * a.size("groups").max(1) as u64, x[0].cols())?;
     if a.size("rows") == 0 || x[0].rows() as usize % a.size("rows") != 0 {
         return Err(format!("{} tokens are not {} packed rows", x[0].rows(), a.size("rows")));
     }
@@ -127,7 +128,7 @@ pub const ADD_RMS_NORM: OpDef = OpDef {
     attrs: &[float("eps", 1e-5), int("groups", 1)],
     infer: |x, a| {
         group_len(&x[0], &x[2], a)?;
-        expect("elements of b", x[1].elems() as u32, x[0].elems() as u32)?;
+        expect_shape("b", &x[1], &x[0].shape)?;
         Ok(vec![x[0].clone(), x[0].clone()])
     },
     eval: |x, y, a| {
@@ -156,7 +157,7 @@ pub const LAYER_NORM: OpDef = OpDef {
     attrs: &[float("eps", 1e-5), int("groups", 1)],
     infer: |x, a| {
         group_len(&x[0], &x[1], a)?;
-        expect("length of b", x[2].elems() as u32, x[1].elems() as u32)?;
+        expect("length of b", x[2].elems(), x[1].elems())?;
         Ok(vec![x[0].clone()])
     },
     eval: |x, y, a| {
@@ -242,7 +243,7 @@ pub const BATCH_NORM: OpDef = OpDef {
     infer: |x, _| {
         let c = channels(&x[2])?;
         for i in [0, 1, 3, 4] {
-            expect("channels", x[i].elems() as u32, c)?;
+            expect("channels", x[i].elems(), c)?;
         }
         Ok(vec![x[2].clone(), Type::f32(&[c]), Type::f32(&[c])])
     },
@@ -277,6 +278,10 @@ pub const BATCH_NORM_GRAD: OpDef = OpDef {
     arity: (5, 5),
     infer: |x, _| {
         let c = channels(&x[0])?;
+        for part in &x[1..4] {
+            expect("channels", part.elems(), c)?;
+        }
+        expect_shape("dy", &x[4], &x[0].shape)?;
         Ok(vec![x[0].clone(), Type::f32(&[c]), Type::f32(&[c])])
     },
     eval: |x, y, _| {
@@ -303,7 +308,10 @@ pub const BATCH_NORM_EVAL: OpDef = OpDef {
     arity: (5, 5),
     attrs: &[float("eps", 1e-5)],
     infer: |x, _| {
-        channels(&x[0])?;
+        let c = channels(&x[0])?;
+        for part in &x[1..] {
+            expect("channels", part.elems(), c)?;
+        }
         Ok(vec![x[0].clone()])
     },
     eval: |x, y, a| {

@@ -1,7 +1,7 @@
 //! Pooling over windows of images `[B,C,H,W]`, `kernel x kernel`, zero padding that no window counts.
 
 use super::conv::out_len;
-use super::def::{OpDef, ROW, Saves, Tensor, Vjp};
+use super::def::{OpDef, ROW, Saves, Tensor, Vjp, expect_shape, matrix};
 use crate::ir::attrs::{AttrDef, Attrs, int};
 use crate::ir::graph::Value;
 use crate::ir::ops::Op;
@@ -25,9 +25,7 @@ fn pooled(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
 /// Calls `f(index in y, indices in x of the window)`.
 fn for_windows(x: &[usize], y: &[usize], a: &Attrs, mut f: impl FnMut(usize, &[usize])) {
     let (kernel, stride, pad) = (a.size("kernel"), a.size("stride"), a.size("pad"));
-    for (plane, i, j) in
-        (0..y[0] * y[1]).flat_map(|p| (0..y[2]).flat_map(move |i| (0..y[3]).map(move |j| (p, i, j))))
-    {
+    for (plane, i, j) in (0..y[0] * y[1]).flat_map(|p| (0..y[2]).flat_map(move |i| (0..y[3]).map(move |j| (p, i, j)))) {
         let mut window = Vec::new();
         for (r, s) in (0..kernel).flat_map(|r| (0..kernel).map(move |s| (r, s))) {
             let (h, w) = (i * stride + r, j * stride + s);
@@ -71,7 +69,12 @@ const GRAD_ATTRS: &[AttrDef] = &[int("kernel", 2), int("stride", 2), int("pad", 
 
 fn unpooled(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
     let [b, c, ..] = image(&x[0])?;
-    Ok(vec![Type::f32(&[b, c, a.size("h") as u32, a.size("w") as u32])])
+    let ty = Type::f32(&[b, c, a.size("h") as u32, a.size("w") as u32]);
+    expect_shape("dy", &x[0], &pooled(std::slice::from_ref(&ty), a)?[0].shape)?;
+    if let Some(read) = x.get(1) {
+        expect_shape("x", read, &ty.shape)?;
+    }
+    Ok(vec![ty])
 }
 
 /// `dx` of `max_pool`; operands `dy, x`.
@@ -141,7 +144,8 @@ pub const GLOBAL_AVG_POOL_GRAD: OpDef = OpDef {
     name: "global_avg_pool_grad",
     attrs: &[int("h", 1), int("w", 1)],
     infer: |x, a| {
-        Ok(vec![Type::f32(&[x[0].rows(), x[0].cols(), a.size("h") as u32, a.size("w") as u32])])
+        let (b, c) = matrix(&x[0], "dy")?;
+        Ok(vec![Type::f32(&[b, c, a.size("h") as u32, a.size("w") as u32])])
     },
     eval: |x, y, a| {
         let area = a.size("h") * a.size("w");

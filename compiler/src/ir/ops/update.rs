@@ -5,7 +5,8 @@
 //! the tensor. `clip`: `f32[2]`, whose first element multiplies the gradient. `index`: `i32[J]`, the trained
 //! columns of a tensor of which the gradient and the states hold only those.
 
-use super::def::{OpDef, ROW, Tensor, no_flops};
+use super::def::{OpDef, ROW, Tensor, expect_indices, expect_shape, list_len, no_flops};
+use super::elementwise::accumulates;
 use super::linear::weight_grad;
 use crate::ir::attrs::{AttrDef, Attrs, float, int};
 use crate::ir::types::Type;
@@ -31,12 +32,21 @@ const ATTRS: &[AttrDef] = &[
 fn check(args: &[Type], after: usize, grad: &Type, a: &Attrs) -> Result<Vec<Type>, String> {
     let rule = RULES.get(a.size("rule")).ok_or_else(|| format!("there is no rule {}", a.size("rule")))?;
     let (w, clip, sub) = (&args[0], a.size("clip"), a.size("sub"));
-    if a.size("states") != (rule.states)(a).len() || args.len() != after + 2 + clip + sub {
+    if a.size("states") != (rule.states)(a).len() || args.len() != after + 2 + clip + sub || clip > 1 || sub > 1 {
         return Err(format!("{} operands do not suit rule {}", args.len(), rule.name));
+    }
+    expect_shape("hyper", &args[after], &[4])?;
+    expect_shape("rng", &args[after + 1], &[4])?;
+    if clip == 1 {
+        expect_shape("clip", &args[after + 2], &[2])?;
     }
     let trained = match sub {
         0 => Type::f32(&w.shape),
-        _ => Type::f32(&[w.rows(), args[after + 2 + clip].elems() as u32]),
+        _ => {
+            let len = list_len(&args[after + 2 + clip])?;
+            expect_indices("index", &args[after + 2 + clip], len)?;
+            Type::f32(&[w.rows(), len])
+        }
     };
     if *grad != trained {
         return Err(format!("gradient is {grad}, must be {trained}"));
@@ -124,7 +134,7 @@ pub const LINEAR_GRAD_W_UPDATE: OpDef = OpDef {
 pub const NORM_SQ: OpDef = OpDef {
     name: "norm_sq",
     arity: (1, 2),
-    infer: |_, _| Ok(vec![Type::new(DType::F64, &[1])]),
+    infer: |x, _| accumulates(x, 1, Type::new(DType::F64, &[1])),
     eval: |x, y, _| {
         y[0].data[0] = x.get(1).map_or(0.0, |acc| acc.data[0]) + x[0].data.iter().map(|x| x * x).sum::<f64>();
     },
@@ -138,7 +148,10 @@ pub const NORM_SQ: OpDef = OpDef {
 pub const CLIP_SCALE: OpDef = OpDef {
     name: "clip_scale",
     attrs: &[float("max_norm", 1.0)],
-    infer: |_, _| Ok(vec![Type::f32(&[2])]),
+    infer: |x, _| {
+        expect_shape("sum of squares", &x[0], &[1])?;
+        Ok(vec![Type::f32(&[2])])
+    },
     eval: |x, y, a| {
         let norm = x[0].data[0].sqrt();
         y[0].data[0] = (a.float("max_norm") / (norm + 1e-6)).min(1.0);

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "SIMD and the system call that asks for it")]
 
 use super::avx512;
-use super::set::{KernelSet, Tile};
+use super::set::{KernelSet, Right, Tile};
 use core::arch::asm;
 use core::arch::x86_64::*;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -23,6 +23,7 @@ pub(super) static BF16: KernelSet = KernelSet {
     left_by_lane: true,
     word_unit: UNIT,
     strip,
+    thin: None,
     transpose: avx512::transpose,
     copy: avx512::copy,
     pair_run: avx512::pair_run,
@@ -100,7 +101,7 @@ struct Sums([[f32; NR]; MR]);
 /// # Safety
 /// AMX is available; see [`super::set::StripFn`].
 #[target_feature(enable = "avx512f")]
-unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+unsafe fn strip(rows: usize, words: usize, a: *const u32, right: Right, strip: &Tile) {
     let shapes = Shapes::new(rows);
     let mut sums = Sums([[0.0; NR]; MR]);
     // SAFETY: AMX is available, and `shapes` is a valid configuration.
@@ -110,8 +111,8 @@ unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: 
         // SAFETY: the registers are configured for `rows`; both panels hold `words` steps, a multiple of `UNIT`.
         unsafe {
             match rows > 16 {
-                true => sum_two(words, a, b.wrapping_add(col * words), &mut sums),
-                false => sum_one(words, a, b.wrapping_add(col * words), &mut sums),
+                true => sum_two(words, a, right.at.wrapping_add(col / NR * right.panel), &mut sums),
+                false => sum_one(words, a, right.at.wrapping_add(col / NR * right.panel), &mut sums),
             }
         }
         for (r, sums) in sums.0.iter().enumerate().take(rows) {

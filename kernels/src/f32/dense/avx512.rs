@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "SIMD")]
 
 use super::portable;
-use super::set::{KernelSet, Tile, TileFn, Words, strip_of_tiles};
+use super::set::{KernelSet, Right, THIN_ROWS, Tile, TileFn, Words, strip_of_tiles};
 use core::arch::x86_64::*;
 
 const NR: usize = 32;
@@ -39,6 +39,7 @@ pub(super) static F32: KernelSet = KernelSet {
     left_by_lane: false,
     word_unit: 1,
     strip,
+    thin: Some(thin),
     transpose,
     copy,
     pair_run: portable::pair_run,
@@ -54,6 +55,7 @@ pub(super) static BF16: KernelSet = KernelSet {
     left_by_lane: false,
     word_unit: 1,
     strip: strip_of_pairs,
+    thin: Some(thin_pairs),
     transpose,
     copy,
     pair_run,
@@ -63,16 +65,16 @@ pub(super) static BF16: KernelSet = KernelSet {
 
 /// # Safety
 /// See [`super::set::StripFn`].
-unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+unsafe fn strip(rows: usize, words: usize, a: *const u32, right: Right, strip: &Tile) {
     // SAFETY: forwarded contract.
-    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, b, strip) }
+    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, right, strip) }
 }
 
 /// # Safety
 /// See [`super::set::StripFn`].
-unsafe fn strip_of_pairs(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+unsafe fn strip_of_pairs(rows: usize, words: usize, a: *const u32, right: Right, strip: &Tile) {
     // SAFETY: forwarded contract.
-    unsafe { strip_of_tiles((&rows!(pair_tile, 2), &rows!(pair_tile, 1), NR), (rows, words), a, b, strip) }
+    unsafe { strip_of_tiles((&rows!(pair_tile, 2), &rows!(pair_tile, 1), NR), (rows, words), a, right, strip) }
 }
 
 /// Lanes below `count` of the vector that starts at lane `from`.
@@ -86,11 +88,11 @@ fn mask(count: usize, from: usize) -> __mmask16 {
 /// # Safety
 /// AVX-512F; see [`TileFn`].
 #[target_feature(enable = "avx512f")]
-unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *const u32, tile: &Tile) {
+unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *const u32, step: usize, tile: &Tile) {
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
     for _ in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and `NR` words (contract of `TileFn`).
+        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`).
         unsafe {
             let mut right = [_mm512_setzero_ps(); V];
             for (v, right) in right.iter_mut().enumerate() {
@@ -103,7 +105,7 @@ unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *
                 }
             }
             a = a.add(R);
-            b = b.add(NR);
+            b = b.add(step);
         }
     }
     for (r, &sums) in sums.iter().enumerate() {
@@ -115,11 +117,17 @@ unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *
 /// # Safety
 /// AVX-512F and AVX512-BF16; see [`TileFn`].
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn pair_tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *const u32, tile: &Tile) {
+unsafe fn pair_tile<const R: usize, const V: usize>(
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    step: usize,
+    tile: &Tile,
+) {
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
     for _ in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and `NR` words (contract of `TileFn`); any 512 bits are a
+        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`); any 512 bits are a
         // vector of bf16.
         unsafe {
             let mut right = [_mm512_setzero_si512(); V];
@@ -137,7 +145,7 @@ unsafe fn pair_tile<const R: usize, const V: usize>(words: usize, a: *const u32,
                 }
             }
             a = a.add(R);
-            b = b.add(NR);
+            b = b.add(step);
         }
     }
     for (r, &sums) in sums.iter().enumerate() {
@@ -145,6 +153,95 @@ unsafe fn pair_tile<const R: usize, const V: usize>(words: usize, a: *const u32,
         unsafe { finish(sums, tile, r) }
     }
 }
+
+/// One step of sixteen columns.
+///
+/// # Safety
+/// AVX-512F; `a` is readable.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn multiply(sum: __m512, a: *const u32, words: __m512i) -> __m512 {
+    // SAFETY: forwarded contract.
+    let left = unsafe { _mm512_set1_ps(*a.cast()) };
+    _mm512_fmadd_ps(left, _mm512_castsi512_ps(words), sum)
+}
+
+/// One step of sixteen columns, in pairs.
+///
+/// # Safety
+/// AVX-512F and AVX512-BF16; `a` is readable.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn multiply_pairs(sum: __m512, a: *const u32, words: __m512i) -> __m512 {
+    // SAFETY: forwarded contract; any 512 bits are a vector of bf16.
+    unsafe {
+        let left = _mm512_set1_epi32(*a.cast());
+        _mm512_dpbf16_ps(
+            sum,
+            core::mem::transmute::<__m512i, __m512bh>(left),
+            core::mem::transmute::<__m512i, __m512bh>(words),
+        )
+    }
+}
+
+macro_rules! thin {
+    ($name:ident, $multiply:ident, $features:literal) => {
+        /// See [`super::set::ThinFn`].
+        ///
+        /// # Safety
+        /// The instruction set is there; the source has at most 16 rows, `a` as many words for each of its columns as
+        /// the product has rows, `rows` of them.
+        unsafe fn $name(rows: usize, src: Words, a: *const u32, sums: &mut [[f32; 16]; THIN_ROWS]) {
+            #[target_feature(enable = $features)]
+            unsafe fn by_rows<const R: usize>(src: Words, a: *const u32, sums: &mut [[f32; 16]; THIN_ROWS]) {
+                let mut acc = [_mm512_setzero_ps(); R];
+                for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                    // SAFETY: sixteen sums.
+                    *acc = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+                }
+                for step in (0..src.cols).step_by(16) {
+                    // SAFETY: forwarded contract; `left` stays below `R` words for each column.
+                    unsafe {
+                        let steps = load_16(src, step);
+                        let left = a.add(step * R);
+                        if step + 16 <= src.cols {
+                            for i in 0..16 {
+                                for r in 0..R {
+                                    acc[r] = $multiply(acc[r], left.add(i * R + r), steps[i]);
+                                }
+                            }
+                        } else {
+                            for (i, &words) in steps.iter().enumerate().take(src.cols - step) {
+                                for r in 0..R {
+                                    acc[r] = $multiply(acc[r], left.add(i * R + r), words);
+                                }
+                            }
+                        }
+                    }
+                }
+                for (acc, sums) in acc.iter().zip(sums) {
+                    // SAFETY: sixteen sums.
+                    unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *acc) };
+                }
+            }
+            // SAFETY: forwarded contract.
+            unsafe {
+                match rows {
+                    1 => by_rows::<1>(src, a, sums),
+                    2 => by_rows::<2>(src, a, sums),
+                    3 => by_rows::<3>(src, a, sums),
+                    4 => by_rows::<4>(src, a, sums),
+                    5 => by_rows::<5>(src, a, sums),
+                    6 => by_rows::<6>(src, a, sums),
+                    7 => by_rows::<7>(src, a, sums),
+                    _ => by_rows::<8>(src, a, sums),
+                }
+            }
+        }
+    };
+}
+thin!(thin, multiply, "avx512f");
+thin!(thin_pairs, multiply_pairs, "avx512f,avx512bf16");
 
 /// Row `r` of the tile: `C = (C or 0) + alpha * sums (+ bias)`.
 ///
@@ -176,21 +273,32 @@ pub(super) unsafe fn transpose(src: Words, out: *mut u32, pitch: usize, fill: us
     let keep = mask(fill, 0);
     let mut step = 0;
     while step < src.cols {
-        let columns = mask(src.cols, step);
-        let mut rows = [_mm512_setzero_si512(); 16];
-        for (r, row) in rows.iter_mut().enumerate() {
-            let columns = if r < src.rows { columns } else { 0 };
-            let at = src.at.wrapping_byte_add(r * src.stride).wrapping_add(step);
-            // SAFETY: the mask keeps the load inside row `r < rows` of the source; nothing is read of other rows.
-            *row = unsafe { _mm512_maskz_loadu_epi32(columns, at.cast()) };
-        }
-        let steps = transpose_16(rows);
+        // SAFETY: forwarded contract.
+        let steps = unsafe { load_16(src, step) };
         for (i, &words) in steps.iter().enumerate().take(src.cols - step) {
             // SAFETY: the mask keeps the store inside the `fill` lanes of a step that exists.
             unsafe { _mm512_mask_storeu_epi32(out.add((step + i) * pitch).cast(), keep, words) };
         }
         step += 16;
     }
+}
+
+/// Steps `step..step + 16` of at most 16 source rows, transposed; zeros where there is nothing.
+///
+/// # Safety
+/// AVX-512F; the source is readable.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load_16(src: Words, step: usize) -> [__m512i; 16] {
+    let columns = mask(src.cols, step);
+    let mut rows = [_mm512_setzero_si512(); 16];
+    for (r, row) in rows.iter_mut().enumerate() {
+        let columns = if r < src.rows { columns } else { 0 };
+        let at = src.at.wrapping_byte_add(r * src.stride).wrapping_add(step);
+        // SAFETY: the mask keeps the load inside row `r < rows` of the source; nothing is read of other rows.
+        *row = unsafe { _mm512_maskz_loadu_epi32(columns, at.cast()) };
+    }
+    transpose_16(rows)
 }
 
 /// Transposes 16 x 16 words: pairs, then quads within 128 bits, then the 128-bit parts.

@@ -5,8 +5,8 @@
 #![expect(unsafe_code, reason = "workers fill and read disjoint parts of shared scratch and of C")]
 
 use super::chunk::{CHUNK_MAX, Chunk, chunk_at};
-use super::pack::{BUFFER_WORDS, Cut, Panels, Side, pack};
-use super::set::{KernelSet, Tile};
+use super::pack::{BUFFER_WORDS, Cut, Panels, Side, lanes, pack};
+use super::set::{KernelSet, Right, THIN_ROWS, ThinFn, Tile};
 use super::{Compute, Gemm, MatData};
 use crate::par::{Par, piece};
 use core::ops::Range;
@@ -19,6 +19,8 @@ const RIGHT_COLS_MAX: usize = 256;
 const NR_MAX: usize = 32;
 /// No set's `word_unit` is larger.
 const WORD_UNIT_MAX: usize = 16;
+/// Columns of a product of few rows that are summed together.
+const THIN_COLS: usize = 16;
 /// Left panels packed by one task.
 const PACK_PANELS: usize = 4;
 /// Multiply-adds below which a product is not worth handing to other workers.
@@ -214,12 +216,14 @@ impl Job<'_> {
         let grid = self.grid(par.threads(), rows.len(), n, round);
         let task = |index: usize, worker: usize| {
             let cols = piece(n, grid.unit, grid.col_parts, index % grid.col_parts);
-            let panels = piece(self.left_panels(rows.len()), 1, grid.row_parts, index / grid.col_parts);
+            let total = self.left_panels(rows.len());
+            let panels = piece(total, 1, grid.row_parts, index / grid.col_parts);
+            let part = Part { rows: rows.clone(), total, panels };
             let mut from = cols.start;
             while from < cols.end {
                 let to = cols.end.min(from + grid.inner);
                 for (chunk, offset) in self.chunks(rows.len(), round) {
-                    self.block(rows, panels.clone(), from..to, chunk, offset, worker);
+                    self.block(&part, from..to, chunk, offset, worker);
                 }
                 from = to;
             }
@@ -230,21 +234,36 @@ impl Job<'_> {
         }
     }
 
-    /// Packs the right panels of `cols` for one chunk and multiplies the left panels with them.
-    fn block(
-        &self,
-        rows: &Range<usize>,
-        panels: Range<usize>,
-        cols: Range<usize>,
-        chunk: Chunk,
-        left_offset: usize,
-        worker: usize,
-    ) {
+    /// Multiplies the left panels with the columns `cols` for one chunk, the way that suits their number.
+    fn block(&self, part: &Part, cols: Range<usize>, chunk: Chunk, left: usize, worker: usize) {
+        if let Some(thin) = self.set.thin
+            && part.rows.len() <= THIN_ROWS
+            && self.right.steps_contiguous
+        {
+            return self.thin(thin, part, cols, chunk, left, worker);
+        }
+        let in_place = self.right.in_place(self.set, cols.start, chunk.start);
+        let packed_from = match in_place {
+            Some(right) if part.total == 1 => {
+                let full = cols.start..cols.end - cols.len() % self.set.nr;
+                // SAFETY: full panels of the chunk are inside the matrix.
+                unsafe { self.strips(part, full.clone(), chunk, left, right) };
+                full.end
+            }
+            _ => cols.start,
+        };
+        if packed_from < cols.end {
+            let cols = packed_from..cols.end;
+            let right = self.pack_right(&cols, chunk, worker);
+            // SAFETY: the panels hold the columns' words, just packed.
+            unsafe { self.strips(part, cols, chunk, left, right) };
+        }
+    }
+
+    /// Packs the right panels of `cols` into the worker's own part of scratch.
+    fn pack_right(&self, cols: &Range<usize>, chunk: Chunk, worker: usize) -> Right {
         let set = self.set;
-        let right = self.right_panels(worker);
-        // SAFETY: the task that calls this is the one that `worker` runs.
-        let buffer = unsafe { self.buffer(worker) };
-        let words = set.words(chunk.len);
+        let at = self.right_panels(worker);
         let to = Panels {
             lane: cols.start,
             lanes: cols.len(),
@@ -252,19 +271,53 @@ impl Job<'_> {
             steps: chunk.len,
             count: cols.len().div_ceil(set.nr),
             cut: Cut::Width(set.nr),
-            out: right,
+            out: at,
         };
+        // SAFETY: the task that calls this is the one that `worker` runs.
+        let buffer = unsafe { self.buffer(worker) };
         // SAFETY: the set is available, lanes and steps are in the matrix, and at most `RIGHT_COLS_MAX` columns of
         // one chunk fit the worker's own part.
         unsafe { pack(set, &self.right, &to, buffer) };
-        let total = self.left_panels(rows.len());
-        for panel in panels {
-            let lanes = piece(rows.len(), 1, total, panel);
-            let left = self.scratch.at(left_offset + lanes.start * words);
-            let strip = self.strip(rows.start + lanes.start, &cols, chunk);
-            // SAFETY: the panels hold `words` steps, packed above and by `pack_left`; the strip is in `C`, and in no
-            // other task's rows and columns.
-            unsafe { (set.strip)(lanes.len(), words, left, right, &strip) };
+        Right { at, step: set.nr, panel: set.words(chunk.len) * set.nr }
+    }
+
+    /// Multiplies left panels with right ones.
+    ///
+    /// # Safety
+    /// The right panels hold the chunk's words of all of `cols`.
+    unsafe fn strips(&self, part: &Part, cols: Range<usize>, chunk: Chunk, left: usize, right: Right) {
+        let words = self.set.words(chunk.len);
+        for panel in part.panels.clone() {
+            let lanes = piece(part.rows.len(), 1, part.total, panel);
+            let left = self.scratch.at(left + lanes.start * words);
+            let strip = self.strip(part.rows.start + lanes.start, &cols, chunk);
+            // SAFETY: the panels hold `words` steps, the left ones packed by `pack_left`; the strip is in `C`, and in
+            // no other task's rows and columns.
+            unsafe { (self.set.strip)(lanes.len(), words, left, right, &strip) };
+        }
+    }
+
+    /// The block of a product of few rows: the right factor's words are used as they come.
+    fn thin(&self, thin: ThinFn, part: &Part, cols: Range<usize>, chunk: Chunk, left: usize, worker: usize) {
+        let left = self.scratch.at(left);
+        let rows = part.rows.len();
+        for col in cols.clone().step_by(THIN_COLS) {
+            let cols = col..cols.end.min(col + THIN_COLS);
+            let mut sums = [[0.0; THIN_COLS]; THIN_ROWS];
+            // SAFETY: the task that calls this is the one that `worker` runs.
+            let buffer = unsafe { self.buffer(worker) };
+            let sum = |src, word| {
+                // SAFETY: the set is available; `src` has at most 16 rows; the one left panel holds the chunk's words.
+                unsafe { thin(rows, src, left.add(word * rows), &mut sums) }
+            };
+            let steps = chunk.start..chunk.start + chunk.len;
+            // SAFETY: the set is available; lanes and steps are in the matrix.
+            unsafe { lanes(self.set, &self.right, cols.clone(), steps, buffer, sum) };
+            for (r, sums) in sums.iter().enumerate().take(rows) {
+                let tile = self.strip(part.rows.start + r, &cols, chunk);
+                // SAFETY: the tile's row is in `C`, and in no other task's rows and columns.
+                unsafe { tile.finish(sums) };
+            }
         }
     }
 
@@ -299,6 +352,16 @@ impl Job<'_> {
         let row_parts = wanted.div_ceil(col_parts).min(panels.div_ceil(4));
         Grid { unit, inner, col_parts, row_parts }
     }
+}
+
+/// The left panels of a task.
+struct Part {
+    /// The rows of all panels.
+    rows: Range<usize>,
+    /// All panels.
+    total: usize,
+    /// The task's.
+    panels: Range<usize>,
 }
 
 /// How rows and columns are divided among tasks.

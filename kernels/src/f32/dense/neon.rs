@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "SIMD")]
 
 use super::portable;
-use super::set::{KernelSet, Tile, TileFn, strip_of_tiles};
+use super::set::{KernelSet, Right, Tile, TileFn, strip_of_tiles};
 use core::arch::aarch64::*;
 
 const NR: usize = 8;
@@ -36,6 +36,7 @@ pub(super) static F32: KernelSet = KernelSet {
     left_by_lane: false,
     word_unit: 1,
     strip,
+    thin: None,
     transpose: portable::transpose,
     copy: portable::copy,
     pair_run: portable::pair_run,
@@ -45,19 +46,19 @@ pub(super) static F32: KernelSet = KernelSet {
 
 /// # Safety
 /// See [`super::set::StripFn`].
-unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+unsafe fn strip(rows: usize, words: usize, a: *const u32, right: Right, strip: &Tile) {
     // SAFETY: forwarded contract.
-    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, b, strip) }
+    unsafe { strip_of_tiles((&rows!(tile, 2), &rows!(tile, 1), NR), (rows, words), a, right, strip) }
 }
 
 /// # Safety
 /// NEON, which every aarch64 machine has; see [`TileFn`].
 #[target_feature(enable = "neon")]
-unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *const u32, tile: &Tile) {
+unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *const u32, step: usize, tile: &Tile) {
     let mut sums = [[vdupq_n_f32(0.0); V]; R];
     let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
     for _ in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and `NR` words (contract of `TileFn`).
+        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`).
         unsafe {
             let mut right = [vdupq_n_f32(0.0); V];
             for (v, right) in right.iter_mut().enumerate() {
@@ -70,7 +71,7 @@ unsafe fn tile<const R: usize, const V: usize>(words: usize, a: *const u32, b: *
                 }
             }
             a = a.add(R);
-            b = b.add(NR);
+            b = b.add(step);
         }
     }
     for (r, sums) in sums.iter().enumerate() {

@@ -5,10 +5,11 @@
 #![expect(unsafe_code, reason = "packing works on raw panels that several workers fill side by side")]
 
 use super::portable::bf16_bits;
-use super::set::{KernelSet, Words};
+use super::set::{KernelSet, Right, Words};
 use super::{Mat, MatData};
 use crate::f32::quant;
 use crate::par::piece;
+use core::ops::Range;
 use half::slice::HalfFloatSliceExt;
 
 /// Rows that are transposed together.
@@ -108,6 +109,9 @@ unsafe fn pack_by_lane(set: &KernelSet, side: &Side, panels: &Panels, buffer: &m
         for lane in (0..panel.width).step_by(GROUP) {
             let rows = GROUP.min(panel.len.saturating_sub(lane));
             let from = panels.lane + panel.start + lane;
+            if direct.is_none() {
+                side.prefetch(from + GROUP..from + 2 * GROUP, panels.step, panels.steps);
+            }
             let mut step = 0;
             while step < panels.steps {
                 let steps = if direct.is_some() { panels.steps } else { RUN.min(panels.steps - step) };
@@ -136,7 +140,12 @@ unsafe fn pack_by_step(set: &KernelSet, side: &Side, panels: &Panels, buffer: &m
             MatData::F32(_) if !set.pairs && !side.round => {
                 side.words_at(4, panels.step + word, panels.lane, count, panels.lanes)
             }
-            _ => side.fetch_steps(set, panels, word, count, buffer),
+            _ => {
+                let rows = if set.pairs { 2 * STEPS } else { STEPS };
+                let next = panels.step + rows * (word / STEPS + 1);
+                side.prefetch(next..next + rows, panels.lane, panels.lanes);
+                side.fetch_steps(set, panels, word, count, buffer)
+            }
         };
         for index in 0..panels.count {
             let panel = panels.panel(index);
@@ -148,6 +157,29 @@ unsafe fn pack_by_step(set: &KernelSet, side: &Side, panels: &Panels, buffer: &m
     for index in 0..panels.count {
         // SAFETY: the panel is writable.
         unsafe { Sheet::new(set, side, panels, &panels.panel(index)).finish() };
+    }
+}
+
+/// Goes through the words of at most 16 lanes, without packing them: `each(src, word)` gets a run of source rows whose
+/// first word is the chunk's number `word`.
+///
+/// # Safety
+/// See [`pack`].
+pub(super) unsafe fn lanes(
+    set: &KernelSet,
+    side: &Side,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    buffer: &mut [u32],
+    mut each: impl FnMut(Words, usize),
+) {
+    if let Some(size) = side.direct(set, steps.len()) {
+        return each(side.words_at(size, lanes.start, steps.start, lanes.len(), set.words_used(steps.len())), 0);
+    }
+    side.prefetch(lanes.end..lanes.end + GROUP, steps.start, steps.len());
+    for step in steps.clone().step_by(RUN) {
+        let run = RUN.min(steps.end - step);
+        each(side.fetch_lanes(set, lanes.clone(), step, run, buffer), set.words_used(step - steps.start));
     }
 }
 
@@ -221,12 +253,41 @@ impl Sheet {
 }
 
 impl Side<'_> {
+    /// The words of some steps of all lanes from `lane` on, where they are stored, if they are words as they are.
+    pub(super) fn in_place(&self, set: &KernelSet, lane: usize, step: usize) -> Option<Right> {
+        match self.mat.data {
+            MatData::F32(_) if !self.steps_contiguous && !set.pairs && !self.round => {
+                Some(Right { at: self.words_at(4, step, lane, 1, 1).at, step: self.mat.stride, panel: set.nr })
+            }
+            _ => None,
+        }
+    }
+
     /// Bytes of a stored element when `steps` stored steps of a lane are the set's words as they are.
     fn direct(&self, set: &KernelSet, steps: usize) -> Option<usize> {
         match self.mat.data {
             MatData::F32(_) if !set.pairs && !self.round => Some(4),
             MatData::BF16(_) if set.pairs && steps.is_multiple_of(2) => Some(2),
             _ => None,
+        }
+    }
+
+    /// Asks for columns `col..col + cols` of some rows, which will be read next, one row after the other: their
+    /// pieces are too short for the processor to foresee. (Reads of 16 rows side by side it does foresee.)
+    fn prefetch(&self, rows: Range<usize>, col: usize, cols: usize) {
+        let (base, elems, bytes) = match self.mat.data {
+            MatData::F32(data) => (data.as_ptr().cast::<i8>(), 1, 4),
+            MatData::BF16(data) => (data.as_ptr().cast(), 1, 2),
+            MatData::F16(data) => (data.as_ptr().cast(), 1, 2),
+            MatData::Blocks(dtype, data) => {
+                (data.as_ptr().cast(), dtype.block_elems() as usize, dtype.block_bytes() as usize)
+            }
+        };
+        for row in rows.start..rows.end.min(self.mat.rows) {
+            let start = (row * self.mat.stride + col) / elems * bytes;
+            for line in 0..(cols / elems * bytes).div_ceil(64) {
+                prefetch_line(base.wrapping_add(start + 64 * line));
+            }
         }
     }
 
@@ -243,20 +304,12 @@ impl Side<'_> {
     }
 
     /// Fetches `steps <= RUN` steps of some lanes (stored rows) as words.
-    fn fetch_lanes(
-        &self,
-        set: &KernelSet,
-        rows: core::ops::Range<usize>,
-        step: usize,
-        steps: usize,
-        buffer: &mut [u32],
-    ) -> Words {
+    fn fetch_lanes(&self, set: &KernelSet, rows: Range<usize>, step: usize, steps: usize, buffer: &mut [u32]) -> Words {
         let (words, row_buffer) = buffer.split_at_mut(GROUP * RUN);
         let count = rows.len();
         for (row, words) in rows.zip(words.chunks_exact_mut(RUN)) {
             if set.pairs {
-                let values = bytemuck::cast_slice_mut(&mut row_buffer[..steps]);
-                read_row(&self.mat, row, step, values);
+                let values = row_values(&self.mat, row, step, &mut row_buffer[..steps]);
                 // SAFETY: the set's instructions exist (contract of `pack`).
                 unsafe { (set.pair_run)(values, words) };
             } else {
@@ -276,13 +329,16 @@ impl Side<'_> {
         let (even, odd) = row_buffer.split_at_mut(RUN);
         for (word, words) in (word..word + count).zip(words.chunks_exact_mut(RUN)) {
             if set.pairs {
-                let even: &mut [f32] = bytemuck::cast_slice_mut(&mut even[..panels.lanes]);
-                let odd: &mut [f32] = bytemuck::cast_slice_mut(&mut odd[..panels.lanes]);
-                read_row(&self.mat, panels.step + 2 * word, panels.lane, even);
-                match 2 * word + 1 < panels.steps {
-                    true => read_row(&self.mat, panels.step + 2 * word + 1, panels.lane, odd),
-                    false => odd.fill(0.0),
-                }
+                let row = panels.step + 2 * word;
+                let even = row_values(&self.mat, row, panels.lane, &mut even[..panels.lanes]);
+                let odd = &mut odd[..panels.lanes];
+                let odd = match 2 * word + 1 < panels.steps {
+                    true => row_values(&self.mat, row + 1, panels.lane, odd),
+                    false => {
+                        odd.fill(0);
+                        bytemuck::cast_slice(odd)
+                    }
+                };
                 // SAFETY: the set's instructions exist (contract of `pack`).
                 unsafe { (set.pair_steps)(even, odd, words) };
             } else {
@@ -295,6 +351,28 @@ impl Side<'_> {
         }
         Words { at: words.as_ptr(), stride: 4 * RUN, rows: count, cols: panels.lanes }
     }
+}
+
+/// Asks for a line of memory, where the instruction set can.
+#[inline(always)]
+fn prefetch_line(at: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching reads nothing and never faults.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Elements `col..col + buffer.len()` of a stored row: where they are, or read into the buffer.
+fn row_values<'a>(mat: &Mat<'a>, row: usize, col: usize, buffer: &'a mut [u32]) -> &'a [f32] {
+    if let MatData::F32(data) = mat.data {
+        return &data[row * mat.stride + col..][..buffer.len()];
+    }
+    let values = bytemuck::cast_slice_mut(buffer);
+    read_row(mat, row, col, values);
+    values
 }
 
 /// Reads elements `col..col + out.len()` of a stored row.

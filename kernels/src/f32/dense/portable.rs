@@ -1,9 +1,10 @@
 //! Tiles in plain Rust, for machines without a set of their own: products are rounded before they are added.
+//! Rows are summed one after the other: sixteen sums are what compilers keep in registers everywhere.
 #![expect(unsafe_code, reason = "tiles and packing work on raw panels, like the SIMD sets")]
 
-use super::set::{KernelSet, Tile, TileFn, Words, strip_of_tiles};
+use super::set::{KernelSet, Right, Tile, TileFn, Words, strip_of_tiles};
 
-const NR: usize = 8;
+const NR: usize = 16;
 
 pub(super) static F32: KernelSet = KernelSet {
     name: "portable",
@@ -13,6 +14,7 @@ pub(super) static F32: KernelSet = KernelSet {
     left_by_lane: false,
     word_unit: 1,
     strip,
+    thin: None,
     transpose,
     copy,
     pair_run,
@@ -24,35 +26,26 @@ const TILES: [TileFn; 4] = [tile::<1>, tile::<2>, tile::<3>, tile::<4>];
 
 /// # Safety
 /// See [`super::set::StripFn`].
-unsafe fn strip(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile) {
+unsafe fn strip(rows: usize, words: usize, a: *const u32, right: Right, strip: &Tile) {
     // SAFETY: forwarded contract.
-    unsafe { strip_of_tiles((&TILES, &TILES, NR), (rows, words), a, b, strip) }
+    unsafe { strip_of_tiles((&TILES, &TILES, NR), (rows, words), a, right, strip) }
 }
 
 /// # Safety
 /// See [`TileFn`].
-unsafe fn tile<const R: usize>(words: usize, a: *const u32, b: *const u32, tile: &Tile) {
-    let mut sums = [[0.0f32; NR]; R];
-    for step in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and `NR` words (contract of `TileFn`).
-        let (a, b) = unsafe { (&*a.add(step * R).cast::<[f32; R]>(), &*b.add(step * NR).cast::<[f32; NR]>()) };
-        for (sums, &a) in sums.iter_mut().zip(a) {
-            for (sum, &b) in sums.iter_mut().zip(b) {
+unsafe fn tile<const R: usize>(words: usize, a: *const u32, b: *const u32, step: usize, tile: &Tile) {
+    for r in 0..R {
+        let mut sums = [0.0f32; NR];
+        for word in 0..words {
+            // SAFETY: the panels hold `words` steps of `R` and of `NR` words (contract of `TileFn`).
+            let (a, b) = unsafe { (*a.add(word * R + r).cast::<f32>(), &*b.add(word * step).cast::<[f32; NR]>()) };
+            for (sum, b) in sums.iter_mut().zip(b) {
                 *sum += a * b;
             }
         }
-    }
-    for (r, sums) in sums.iter().enumerate() {
-        for (j, &sum) in sums.iter().enumerate().take(tile.cols) {
-            // SAFETY: row `r < R` and column `j < cols` of the tile are in `C` (contract of `TileFn`).
-            let at = unsafe { &mut *tile.c.add(r * tile.stride + j) };
-            let mut value = (if tile.load { *at } else { 0.0 }) + tile.alpha * sum;
-            if !tile.bias.is_null() {
-                // SAFETY: a bias that is not null has `cols` values.
-                value += unsafe { *tile.bias.add(j) };
-            }
-            *at = value;
-        }
+        let row = Tile { c: tile.c.wrapping_add(r * tile.stride), ..*tile };
+        // SAFETY: row `r < R` of the tile is in `C` (contract of `TileFn`).
+        unsafe { row.finish(&sums) };
     }
 }
 

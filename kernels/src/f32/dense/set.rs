@@ -23,15 +23,36 @@ pub(super) struct Tile {
     pub(super) bias: *const f32,
 }
 
-/// Sums `words` steps of a left and a right panel from zero and adds the result to `C`.
+/// Right panels: packed, or full panels of a matrix where it is stored.
+#[derive(Clone, Copy)]
+pub(super) struct Right {
+    /// First word of the first panel.
+    pub(super) at: *const u32,
+    /// Words from one step to the next.
+    pub(super) step: usize,
+    /// Words from one panel to the next.
+    pub(super) panel: usize,
+}
+
+/// Sums `words` steps of a left and a right panel (whose steps are `step` words apart) from zero and adds the result
+/// to `C`.
 ///
 /// Safety: the set's instructions exist; the panels hold `words` steps; `C` and the bias are valid for the tile.
-pub(super) type TileFn = unsafe fn(words: usize, a: *const u32, b: *const u32, tile: &Tile);
+pub(super) type TileFn = unsafe fn(words: usize, a: *const u32, b: *const u32, step: usize, tile: &Tile);
 
 /// Multiplies one left panel of `rows` rows with all right panels of a block; `strip.cols` counts all columns.
 ///
-/// Safety: as for [`TileFn`], with right panels of `words` steps one behind the other.
-pub(super) type StripFn = unsafe fn(rows: usize, words: usize, a: *const u32, b: *const u32, strip: &Tile);
+/// Safety: as for [`TileFn`].
+pub(super) type StripFn = unsafe fn(rows: usize, words: usize, a: *const u32, right: Right, strip: &Tile);
+
+/// Goes on with the sums of at most [`THIN_ROWS`] rows and 16 columns: `src` holds the next words of the columns, one
+/// source row each, `a` those of the left panel, `sums` 16 sums a row. The order is the tiles'.
+///
+/// Safety: the set's instructions exist; source, left panel and sums are valid.
+pub(super) type ThinFn = unsafe fn(rows: usize, src: Words, a: *const u32, sums: &mut [[f32; 16]; THIN_ROWS]);
+
+/// Most rows of a product that goes without right panels.
+pub(super) const THIN_ROWS: usize = 8;
 
 impl Tile {
     /// The part of a strip that starts at column `col` and is at most `nr` wide.
@@ -41,6 +62,26 @@ impl Tile {
             cols: nr.min(self.cols - col),
             bias: if self.bias.is_null() { self.bias } else { self.bias.wrapping_add(col) },
             ..*self
+        }
+    }
+}
+
+impl Tile {
+    /// `C = (C or 0) + alpha * sums (+ bias)` for the tile's first row.
+    ///
+    /// # Safety
+    /// `C` and the bias are valid for the row.
+    pub(super) unsafe fn finish(&self, sums: &[f32]) {
+        for (j, &sum) in sums.iter().enumerate().take(self.cols) {
+            // SAFETY: column `j < cols` of the tile is in `C`; a bias that is not null has `cols` values.
+            unsafe {
+                let at = self.c.add(j);
+                let mut value = (if self.load { *at } else { 0.0 }) + self.alpha * sum;
+                if !self.bias.is_null() {
+                    value += *self.bias.add(j);
+                }
+                *at = value;
+            }
         }
     }
 }
@@ -55,14 +96,14 @@ pub(super) unsafe fn strip_of_tiles(
     (tiles, narrow, nr): (&[TileFn], &[TileFn], usize),
     (rows, words): (usize, usize),
     a: *const u32,
-    b: *const u32,
+    right: Right,
     strip: &Tile,
 ) {
     for col in (0..strip.cols).step_by(nr) {
         let tile = strip.part(col, nr);
         let tiles = if tile.cols <= nr / 2 { narrow } else { tiles };
-        // SAFETY: forwarded contract; a right panel has `words * nr` words.
-        unsafe { tiles[rows - 1](words, a, b.wrapping_add(col * words), &tile) };
+        // SAFETY: forwarded contract.
+        unsafe { tiles[rows - 1](words, a, right.at.wrapping_add(col / nr * right.panel), right.step, &tile) };
     }
 }
 
@@ -99,6 +140,8 @@ pub struct KernelSet {
     /// Panels are filled with zeros to a multiple of this many words.
     pub(super) word_unit: usize,
     pub(super) strip: StripFn,
+    /// For few rows, if there is one: every right factor is used but once, so panels do not pay.
+    pub(super) thin: Option<ThinFn>,
     /// `out[i][j] = src[j][i]`, for at most 16 source rows.
     pub(super) transpose: LayFn,
     /// `out[i][j] = src[i][j]`.
