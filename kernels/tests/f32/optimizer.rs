@@ -204,6 +204,21 @@ fn stochastic_rounding_is_unbiased_and_stays_next_door() {
     assert_eq!(round_stochastic(f32::INFINITY, u16::MAX), bf16::INFINITY);
 }
 
+#[test]
+fn bf16_weights_are_full_ones_rounded_by_the_place_in_the_tensor() {
+    let (len, offset) = (5000, 7 * BLOCK as u64);
+    let g = values(2, len);
+    let start: Vec<bf16> = values(1, len).iter().map(|&w| bf16::from_f32(w)).collect();
+    let (mut w, mut full) = (start.clone(), start.iter().map(|w| w.to_f32()).collect::<Vec<_>>());
+    let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
+    update_adamw(&one(), &ADAMW, plain(&mut full), &g, &mut m, &mut v);
+    let target = Target { weights: Weights::Bf16(&mut w, STREAM), columns: None, offset };
+    update_adamw(&one(), &ADAMW, target, &g, &mut vec![0.0; len], &mut vec![0.0; len]);
+    for (i, (&w, &full)) in w.iter().zip(&full).enumerate() {
+        assert_eq!(w, round_stochastic(full, STREAM.bits16(offset + i as u64)), "element {i}");
+    }
+}
+
 /// A learning rate too small for a bf16 weight to see it in one step still moves the mean.
 #[test]
 fn small_updates_are_not_lost_in_bf16() {
