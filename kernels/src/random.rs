@@ -57,10 +57,13 @@ impl Stream {
         philox([self.seed as u32, (self.seed >> 32) as u32], counter)
     }
 
-    /// Sixteen random bits for element `index`: half a word, eight elements a block.
+    /// Sixteen random bits for element `index`: half a word. Of 256 elements that belong together the first 32 take
+    /// the low halves of the first words of 32 blocks, the next 32 their high halves, and so on, so that neighbours
+    /// are computed side by side.
     pub fn bits16(&self, index: u64) -> u16 {
-        let word = self.block(index / 8)[(index % 8 / 2) as usize];
-        (word >> (16 * (index % 2))) as u16
+        let (group, part, lane) = (index / 256, index % 256 / 32, index % 32);
+        let word = self.block(32 * group + lane)[(part / 2) as usize];
+        (word >> (16 * (part % 2))) as u16
     }
 
     /// A number in `0..1` for element `index`, a multiple of 2^-24.

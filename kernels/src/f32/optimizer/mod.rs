@@ -292,15 +292,6 @@ impl Encode<bf16> for Stochastic {
     #[expect(clippy::needless_range_loop, reason = "element and random number at once")]
     #[inline(always)]
     fn encode(&self, w: &mut [bf16; BLOCK], x: &Block, at: usize) {
-<<<<<<< HEAD
-        let words = self.stream.blocks::<{ BLOCK / 8 }>((self.offset + at as u64) / 8);
-        let mut pairs = [0; BLOCK / 2];
-        for (i, pairs) in pairs.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *pairs = [words[0][i], words[1][i], words[2][i], words[3][i]];
-        }
-        for ((w, x), pair) in w.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0).zip(pairs) {
-            *w = [round_stochastic(x[0], pair as u16), round_stochastic(x[1], (pair >> 16) as u16)];
-=======
         const LANES: usize = BLOCK / 8;
         let words = self.stream.blocks::<LANES>((self.offset + at as u64) / 8);
         for part in 0..8 {
@@ -308,7 +299,6 @@ impl Encode<bf16> for Stochastic {
             for i in 0..LANES {
                 w[i] = round_stochastic(x[i], (words[part / 2][i] >> (16 * (part % 2))) as u16);
             }
->>>>>>> ops
         }
     }
 }
