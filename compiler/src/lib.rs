@@ -1,1 +1,13 @@
-//! TODO
+//! The compiler: a model, an update scheme and a target in; a plan out.
+//!
+//! Invariants: no device, no thread, no unsafe code; importers take bytes; a pass never calls a pass; what the
+//! verifier accepted panics nowhere later.
+#![forbid(unsafe_code)]
+
+pub mod compile;
+pub mod import;
+pub mod ir;
+mod lower;
+pub mod optimizer;
+pub mod passes;
+pub mod scheme;

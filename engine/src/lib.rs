@@ -1,1 +1,14 @@
-//! TODO
+//! Tinyforge: the library that runs plans.
+//!
+//! Invariants: it never sees IR, the plan is the only bridge to the compiler; nothing is allocated after load;
+//! nothing is printed.
+
+pub mod arena;
+pub mod cpu;
+pub mod data;
+pub mod files;
+pub mod generate;
+pub mod load;
+pub mod runner;
+pub mod text;
+pub mod train;

@@ -8,3 +8,4 @@
 pub mod f32;
 #[cfg(feature = "std")]
 pub mod par;
+pub mod random;

@@ -1,1 +1,10 @@
-//! Tests that cross crates.
+//! Tests that cross crates, and what they share.
+//!
+//! Not for anything that another crate needs: nothing depends on this one.
+#![forbid(unsafe_code)]
+
+pub mod golden;
+pub mod graphs;
+pub mod random;
+pub mod samples;
+pub mod script;

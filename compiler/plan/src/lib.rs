@@ -8,6 +8,10 @@
 
 extern crate alloc;
 
+pub mod check;
 mod dtype;
+pub mod encode;
+mod plan;
 
 pub use dtype::DType;
+pub use plan::*;

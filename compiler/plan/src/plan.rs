@@ -1,0 +1,339 @@
+//! The data of a plan.
+
+use crate::DType;
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// A compiled run: what is stored where, and the straight-line code of every entry.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// What was planned, in a word or two: model and scheme.
+    pub name: String,
+    /// The memories; the first is the near one, whose arena all offsets are in.
+    pub spaces: Vec<Space>,
+    /// The model's files, as they were named to the compiler.
+    pub files: Vec<String>,
+    /// Weights, state and constants: they keep their place from load to end.
+    pub stored: Vec<Stored>,
+    /// `train`, `eval`, `prefill`, `decode`, ...: one arena serves all, one at a time.
+    pub entries: Vec<Entry>,
+    /// What the process needs beside the arena.
+    pub fixed: Vec<Fixed>,
+    /// Worker threads that scratch was planned for.
+    pub threads: u32,
+}
+
+/// A memory and how much of it the plan takes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Space {
+    /// `ram`, `vram`, `sram`, ...
+    pub name: String,
+    /// Size of the arena.
+    pub arena_bytes: u64,
+}
+
+/// A part of the process's memory that is not in the arena.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Fixed {
+    /// What it is.
+    pub name: String,
+    /// An upper bound.
+    pub bytes: u64,
+}
+
+/// What a stored tensor is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum StoredKind {
+    /// A parameter.
+    Weight,
+    /// Outlives a step beside the parameters; saved in checkpoints.
+    State,
+    /// Computed at load.
+    Const,
+}
+
+/// A tensor that keeps its place.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Stored {
+    /// The name.
+    pub name: String,
+    /// What it is.
+    pub kind: StoredKind,
+    /// Whether any entry changes it.
+    pub changes: bool,
+    /// Storage, shape and place.
+    pub tensor: Tensor,
+    /// What it holds after load.
+    pub source: Source,
+}
+
+/// What a stored tensor holds after load.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Source {
+    /// All zero.
+    Zero,
+    /// Part of a model's file, converted to the stored type.
+    File {
+        /// Index into [`Plan::files`].
+        file: u32,
+        /// First byte in the file.
+        offset: u64,
+        /// How the file stores the elements.
+        dtype: DType,
+        /// Whether the file holds the transpose.
+        transpose: bool,
+    },
+    /// Numbers known when the plan was made.
+    Table(Vec<f32>),
+    /// Uniform in `-bound..bound`, from the run's seed.
+    Uniform {
+        /// The largest magnitude.
+        bound: f64,
+    },
+    /// Normal with mean 0, from the run's seed.
+    Normal {
+        /// The standard deviation.
+        std: f64,
+    },
+    /// One number everywhere.
+    Fill(f32),
+    /// Indices of the columns of the stored tensor `of` with the largest L2 norm, ascending.
+    TopColumns {
+        /// The stored tensor's name.
+        of: String,
+    },
+}
+
+/// A tensor's storage, shape and place in the near arena.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tensor {
+    /// How the elements are stored.
+    pub dtype: DType,
+    /// Lengths of the dimensions, outermost first.
+    pub shape: Vec<u32>,
+    /// First byte in the arena.
+    pub offset: u64,
+    /// Which value it holds: the same number wherever the same contents are meant.
+    pub value: u32,
+}
+
+impl Tensor {
+    /// The number of elements.
+    pub fn elems(&self) -> u64 {
+        self.shape.iter().map(|&d| u64::from(d)).product()
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> u64 {
+        self.elems().div_ceil(self.dtype.block_elems()) * self.dtype.block_bytes()
+    }
+
+    /// First byte past the tensor.
+    pub fn end(&self) -> u64 {
+        self.offset + self.bytes()
+    }
+
+    /// Product of all dimensions but the last.
+    pub fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).map(|&d| d as usize).product()
+    }
+
+    /// The last dimension.
+    pub fn cols(&self) -> usize {
+        self.shape.last().map_or(1, |&d| d as usize)
+    }
+}
+
+/// A number that belongs to a kernel call.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Number {
+    /// A size, a count or a flag.
+    Int(i64),
+    /// A real number.
+    Float(f64),
+}
+
+/// Which part of a step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Part {
+    /// Outputs and losses.
+    Forward,
+    /// Gradients.
+    Backward,
+    /// Weights and state.
+    Update,
+}
+
+/// One kernel launch.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Step {
+    /// The kernel's name: the op's.
+    pub kernel: String,
+    /// Operands, in the op's order.
+    pub args: Vec<Tensor>,
+    /// Results. One may lie where an operand lies that dies here.
+    pub outs: Vec<Tensor>,
+    /// How many of the leading operands are changed in place.
+    pub changes: u32,
+    /// The op's numbers, in the order of its row.
+    pub attrs: Vec<(String, Number)>,
+    /// First byte of scratch.
+    pub scratch_offset: u64,
+    /// Bytes of scratch.
+    pub scratch_bytes: u64,
+    /// Index into [`Entry::blocks`].
+    pub block: u32,
+    /// Which part of a step.
+    pub part: Part,
+    /// Arithmetic of this launch.
+    pub flops: u64,
+    /// Name of the first result, or of what is changed.
+    pub label: String,
+}
+
+impl Step {
+    /// The int attribute of this name, 0 where there is none.
+    pub fn int(&self, name: &str) -> i64 {
+        match self.attr(name) {
+            Some(Number::Int(v)) => v,
+            _ => 0,
+        }
+    }
+
+    /// The int attribute of this name as a size.
+    pub fn size(&self, name: &str) -> usize {
+        usize::try_from(self.int(name)).unwrap_or(0)
+    }
+
+    /// The float attribute of this name, 0 where there is none.
+    pub fn float(&self, name: &str) -> f32 {
+        match self.attr(name) {
+            Some(Number::Float(v)) => v as f32,
+            Some(Number::Int(v)) => v as f32,
+            None => 0.0,
+        }
+    }
+
+    fn attr(&self, name: &str) -> Option<Number> {
+        self.attrs.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+}
+
+/// A named tensor of an entry.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// Storage, shape and place.
+    pub tensor: Tensor,
+}
+
+/// Straight-line code over the arena.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Entry {
+    /// `train`, `update`, `eval`, `prefill`, `decode`, ...
+    pub name: String,
+    /// Filled by the caller before a run.
+    pub inputs: Vec<Named>,
+    /// Valid after a run.
+    pub results: Vec<Named>,
+    /// The code.
+    pub steps: Vec<Step>,
+    /// Names of the blocks.
+    pub blocks: Vec<String>,
+    /// Where memory is fullest.
+    pub peak: Peak,
+}
+
+impl Entry {
+    /// The input of this name.
+    pub fn input(&self, name: &str) -> Option<&Tensor> {
+        self.inputs.iter().find(|n| n.name == name).map(|n| &n.tensor)
+    }
+
+    /// The result of this name.
+    pub fn result(&self, name: &str) -> Option<&Tensor> {
+        self.results.iter().find(|n| n.name == name).map(|n| &n.tensor)
+    }
+
+    /// Arithmetic of one run.
+    pub fn flops(&self) -> u64 {
+        self.steps.iter().map(|s| s.flops).sum()
+    }
+}
+
+/// Where an entry's memory is fullest, and what fills it.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Peak {
+    /// Highest byte of the arena that the entry touches.
+    pub bytes: u64,
+    /// Bytes of tensors that are live at the fullest step: no placement can do with less.
+    pub lower_bound_bytes: u64,
+    /// The fullest step.
+    pub step: u32,
+    /// What is live there, largest first.
+    pub holders: Vec<Holder>,
+}
+
+/// Something that is live at the peak.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Holder {
+    /// The value's name, or `scratch`.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// The entry of this name.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+
+    /// The stored tensor of this name.
+    pub fn find(&self, name: &str) -> Option<&Stored> {
+        self.stored.iter().find(|s| s.name == name)
+    }
+
+    /// Size of the near arena.
+    pub fn arena_bytes(&self) -> u64 {
+        self.spaces.first().map_or(0, |s| s.arena_bytes)
+    }
+
+    /// Bytes of the parts outside the arena.
+    pub fn fixed_bytes(&self) -> u64 {
+        self.fixed.iter().map(|f| f.bytes).sum()
+    }
+
+    /// What the process takes of the near memory: arena and fixed parts.
+    pub fn total_bytes(&self) -> u64 {
+        self.arena_bytes() + self.fixed_bytes()
+    }
+
+    /// Bytes of the stored tensors that `wanted` picks.
+    pub fn stored_bytes(&self, wanted: impl Fn(&Stored) -> bool) -> u64 {
+        self.stored.iter().filter(|s| wanted(s)).map(|s| s.tensor.bytes()).sum()
+    }
+}
+
+/// Storage and shape, where a place plays no part.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape<'a> {
+    /// How the elements are stored.
+    pub dtype: DType,
+    /// Lengths of the dimensions.
+    pub dims: &'a [u32],
+}
+
+/// What a device's kernels can do: asked by the compiler before it plans.
+pub trait Kernels {
+    /// Bytes of scratch for a call, or why there is no kernel for it.
+    fn scratch_bytes(
+        &self,
+        kernel: &str,
+        args: &[Shape],
+        outs: &[Shape],
+        attrs: &[(String, Number)],
+    ) -> Result<u64, String>;
+}

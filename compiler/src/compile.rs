@@ -1,0 +1,329 @@
+//! From imported graphs to a plan: the one place that knows the order of the passes.
+//!
+//! ```text
+//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> recompute -> order -> place -> lower
+//! ```
+//! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
+//! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
+
+use crate::ir::graph::Graph;
+use crate::ir::text::print_graph;
+use crate::ir::verify::{self, Finding};
+use crate::lower::{self, Input, Placed};
+use crate::passes::parameterize::{Parameters, Storage};
+use crate::passes::place::Placement;
+use crate::passes::update::{ClipBy, Optimizer};
+use crate::passes::{differentiate, fuse, fuse_update, order, parameterize, place, prune, recompute, update};
+use crate::scheme::{Scheme, SchemeError};
+use tinyforge_plan::{Kernels, Peak, Plan, Source};
+
+/// What an entry is made for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Forward, backward and update; the updates are an entry of their own, `update`, when a step has several
+    /// micro-batches.
+    Train {
+        /// Micro-batches a step.
+        micro_batches: u32,
+    },
+    /// Forward alone.
+    Forward,
+}
+
+/// An entry to be compiled.
+pub struct Entry {
+    /// Its name in the plan.
+    pub name: String,
+    /// The forward graph, as imported.
+    pub graph: Graph,
+    /// What it is made for.
+    pub role: Role,
+}
+
+/// How much is recomputed.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Recompute {
+    /// As little as the budget allows.
+    Auto,
+    /// Nothing.
+    Nothing,
+    /// Everything that can be.
+    All,
+    /// A step of the ladder, for tests: `0..=steps`.
+    Step(u32),
+}
+
+/// All that a plan is made from.
+pub struct Request<'a> {
+    /// Name of the plan.
+    pub name: String,
+    /// Entries; they share weights and state by name.
+    pub entries: Vec<Entry>,
+    /// What is trained.
+    pub scheme: Scheme,
+    /// Active group of a `cycle`.
+    pub group: u32,
+    /// Storage of parameters.
+    pub storage: Storage,
+    /// The update rule.
+    pub optimizer: Optimizer,
+    /// How clipping knows the norm; `None` leaves the choice to the budget.
+    pub clip_by: Option<ClipBy>,
+    /// How much is recomputed.
+    pub recompute: Recompute,
+    /// The largest arena.
+    pub arena_bytes_max: Option<u64>,
+    /// What the device's kernels can do.
+    pub kernels: &'a dyn Kernels,
+    /// Where a weight or constant comes from.
+    pub source: &'a dyn Fn(&str) -> Source,
+    /// The model's files.
+    pub files: Vec<String>,
+    /// Worker threads.
+    pub threads: u32,
+    /// Receives every stage's text, where asked for: `(entry, stage, text)`.
+    pub dump: Option<&'a dyn Fn(&str, &str, &str)>,
+}
+
+/// What was chosen to meet the budget.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Choice {
+    /// Step of the recomputation ladder that was taken.
+    pub recompute_step: u32,
+    /// Steps of the ladder.
+    pub recompute_steps: u32,
+    /// How clipping knows the norm, where gradients are clipped.
+    pub clip_by: Option<ClipBy>,
+}
+
+/// A plan with what was decided on the way.
+pub struct Compiled {
+    /// The plan.
+    pub plan: Plan,
+    /// What the scheme meant.
+    pub parameters: Parameters,
+    /// What the budget led to.
+    pub choice: Choice,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The scheme does not suit the model.
+    #[error(transparent)]
+    Scheme(#[from] SchemeError),
+    /// The model asks for something that cannot be compiled.
+    #[error("{entry}: {}", list(.findings))]
+    Model {
+        /// The entry.
+        entry: String,
+        /// All that is wrong.
+        findings: Vec<Finding>,
+    },
+    /// The device has no kernel for something.
+    #[error("{entry}: no kernel: {why}")]
+    NoKernel {
+        /// The entry.
+        entry: String,
+        /// What, and why not.
+        why: String,
+    },
+    /// The budget cannot be met.
+    #[error("plan needs an arena of {} bytes, the budget leaves {} ({} over)", .need, .limit, .need - .limit)]
+    Budget {
+        /// The smallest arena that was found.
+        need: u64,
+        /// What the budget leaves.
+        limit: u64,
+        /// The entry whose peak it is.
+        entry: String,
+        /// Where memory is fullest.
+        peak: Box<Peak>,
+        /// The step there: kernel and name.
+        at: String,
+        /// How many steps the entry has.
+        steps: u32,
+        /// Bytes of stored tensors, below everything.
+        stored: u64,
+    },
+}
+
+fn list(findings: &[Finding]) -> String {
+    findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+/// An entry on its way through the passes.
+struct Stage {
+    name: String,
+    graph: Graph,
+}
+
+impl Stage {
+    /// Runs a pass and verifies what it left.
+    fn pass<R>(&mut self, request: &Request, pass: &str, run: impl FnOnce(&mut Graph) -> R) -> R {
+        let result = run(&mut self.graph);
+        let findings = verify::verify(&self.graph);
+        let first = &findings[..findings.len().min(3)];
+        assert!(findings.is_empty(), "pass {pass} broke {}: {}", self.name, list(first));
+        if let Some(dump) = request.dump {
+            dump(&self.name, pass, &print_graph(&self.graph));
+        }
+        result
+    }
+}
+
+/// Compiles a plan.
+///
+/// # Errors
+/// See [`CompileError`]; nothing is allocated for the run before this returns.
+pub fn compile(request: &Request) -> Result<Compiled, CompileError> {
+    let (stages, parameters) = front(request)?;
+    let mut smallest: Option<CompileError> = None;
+    for clip_by in clip_choices(request) {
+        match fit(request, &stages, &parameters, clip_by) {
+            Ok((plan, mut choice)) => {
+                choice.clip_by = request.optimizer.clip.map(|_| clip_by);
+                return Ok(Compiled { plan, parameters, choice });
+            }
+            Err(error @ CompileError::Budget { .. }) => {
+                let need = |e: &CompileError| if let CompileError::Budget { need, .. } = e { *need } else { u64::MAX };
+                if smallest.as_ref().is_none_or(|s| need(&error) < need(s)) {
+                    smallest = Some(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(smallest.expect("at least one way of clipping was tried"))
+}
+
+fn clip_choices(request: &Request) -> Vec<ClipBy> {
+    let several = request.entries.iter().any(|e| matches!(e.role, Role::Train { micro_batches } if micro_batches > 1));
+    match request.clip_by {
+        Some(by) => vec![by],
+        None if request.optimizer.clip.is_some() && !several => vec![ClipBy::Keeping, ClipBy::SecondBackward],
+        None => vec![ClipBy::Keeping],
+    }
+}
+
+/// The passes before anything depends on the budget.
+fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
+    let mut stages = Vec::new();
+    let mut parameters = Parameters::default();
+    for entry in &request.entries {
+        let findings = verify::verify(&entry.graph);
+        if !findings.is_empty() {
+            return Err(CompileError::Model { entry: entry.name.clone(), findings });
+        }
+        let mut stage = Stage { name: entry.name.clone(), graph: entry.graph.clone() };
+        let found = stage
+            .pass(request, "parameterize", |g| parameterize::run(g, &request.scheme, request.storage, request.group))?;
+        if let Role::Train { .. } = entry.role {
+            stage
+                .pass(request, "differentiate", differentiate::run)
+                .map_err(|findings| CompileError::Model { entry: entry.name.clone(), findings })?;
+            stage.pass(request, "prune", |g| prune::run(g, |name| found.trained.iter().any(|t| t == name)));
+        }
+        stage.pass(request, "fuse", fuse::run);
+        parameters = found;
+        stages.push(stage);
+    }
+    Ok((stages, parameters))
+}
+
+/// Emits updates and finds the cheapest recomputation that fits.
+fn fit(
+    request: &Request,
+    stages: &[Stage],
+    parameters: &Parameters,
+    clip_by: ClipBy,
+) -> Result<(Plan, Choice), CompileError> {
+    let mut ready = Vec::new();
+    for (entry, stage) in request.entries.iter().zip(stages) {
+        let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
+        if let Role::Train { micro_batches } = entry.role {
+            let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
+            stage.pass(request, "fuse_update", fuse_update::run);
+            ready.push(stage);
+            ready.extend(finish.map(|graph| Stage { name: "update".to_string(), graph }));
+        } else {
+            ready.push(stage);
+        }
+    }
+    let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
+    let at = |step: u32| back(request, &ready, parameters, step);
+    let choice = |step| Choice { recompute_step: step, recompute_steps: steps, clip_by: None };
+    match request.recompute {
+        Recompute::Nothing => Ok((bounded(request, at(0)?)?, choice(0))),
+        Recompute::All => Ok((bounded(request, at(steps)?)?, choice(steps))),
+        Recompute::Step(step) => Ok((bounded(request, at(step.min(steps))?)?, choice(step.min(steps)))),
+        Recompute::Auto => {
+            let (mut low, mut high) = (0, steps);
+            let first = at(0)?;
+            let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
+            if first.arena_bytes() <= limit {
+                return Ok((first, choice(0)));
+            }
+            let mut best = bounded(request, at(steps)?)?;
+            // Invariant: step `high` fits, step `low` does not.
+            while high - low > 1 {
+                let middle = low + (high - low) / 2;
+                let plan = at(middle)?;
+                if plan.arena_bytes() <= limit {
+                    (high, best) = (middle, plan);
+                } else {
+                    low = middle;
+                }
+            }
+            Ok((best, choice(high)))
+        }
+    }
+}
+
+/// Steps of the recomputation ladder: for every rung, one step a block.
+fn ladder_steps(graph: &Graph) -> u32 {
+    (recompute::ladder(graph).len() as u32 - 1) * graph.blocks.len() as u32
+}
+
+/// The passes that depend on the budget, and the plan they lead to.
+fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32) -> Result<Plan, CompileError> {
+    let mut placed: Vec<(Stage, Vec<u64>, Placement)> = Vec::new();
+    for stage in stages {
+        let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
+        let rungs = recompute::ladder(&stage.graph);
+        let blocks = stage.graph.blocks.len() as u32;
+        let (rung, extra) = ((step / blocks) as usize, step % blocks);
+        let at = |block: u32| rungs[(rung + usize::from(block < extra)).min(rungs.len() - 1)];
+        stage.pass(request, "recompute", |g| recompute::run(g, at));
+        stage.pass(request, "order", order::run);
+        let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
+        let scratch = lower::scratch(&stage.graph, request.kernels).map_err(no_kernel)?;
+        let placement = place::run(&stage.graph, &scratch);
+        placed.push((stage, scratch, placement));
+    }
+    let entries: Vec<Placed> = placed
+        .iter()
+        .map(|(stage, scratch, placement)| Placed { name: &stage.name, graph: &stage.graph, scratch, placement })
+        .collect();
+    let source = |name: &str| parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
+    let (name, threads, files) = (&request.name, request.threads, &request.files);
+    Ok(lower::run(&Input { name, entries, source: &source, threads, files }))
+}
+
+fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
+    let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
+    if plan.arena_bytes() <= limit {
+        return Ok(plan);
+    }
+    let fullest = plan.entries.iter().max_by_key(|e| e.peak.bytes).expect("a plan has entries");
+    let step = fullest.steps.get(fullest.peak.step as usize);
+    Err(CompileError::Budget {
+        need: plan.arena_bytes(),
+        limit,
+        entry: fullest.name.clone(),
+        peak: Box::new(fullest.peak.clone()),
+        at: step.map_or(String::new(), |s| format!("{} {}", s.kernel, s.label)),
+        steps: fullest.steps.len() as u32,
+        stored: plan.stored_bytes(|_| true),
+    })
+}

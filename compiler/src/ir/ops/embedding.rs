@@ -1,0 +1,59 @@
+//! Row lookups and their gradient.
+
+use super::def::{Acc, OpDef, ROW, Saves, expect_indices, list_len, matrix};
+use super::elementwise::{accumulates, start_from};
+use crate::ir::attrs::int;
+use crate::ir::ops::Op;
+use crate::ir::types::Type;
+
+/// `y[t] = w[index[t]]`. `w`: `[V,D]` in any storage, `index`: `i32[T]`, each in `0..V`.
+/// Gradient: `dw[v] = Σ_{t: index[t] = v} dy[t]`; reads the indices only.
+pub const EMBEDDING: OpDef = OpDef {
+    name: "embedding",
+    arity: (2, 2),
+    infer: |x, _| {
+        let ((_, d), len) = (matrix(&x[0], "w")?, list_len(&x[1])?);
+        expect_indices("indices", &x[1], len)?;
+        Ok(vec![Type::f32(&[len, d])])
+    },
+    eval: |x, y, _| {
+        for (t, &v) in x[1].data.iter().enumerate() {
+            y[0].row_mut(t).copy_from_slice(x[0].row(v as usize));
+        }
+    },
+    saves: &[Saves::Arg(1)],
+    vjp: Some(|v| {
+        let (dy, index, vocab, rows) = (v.dy(), v.arg(1), v.arg_ty(0).rows(), v.rows());
+        let attrs = [("vocab", vocab.into()), ("rows", rows.into())];
+        vec![v.needs[0].then(|| v.push(0, Op::EmbeddingGrad, &[dy, index], &attrs)), None]
+    }),
+    flops: super::def::no_flops,
+    ..ROW
+};
+
+/// `dw[v] = acc[v] + Σ_{t: index[t] = v} dy[t]`, the sum taken packed row by packed row and
+/// then added; with `running` the sum starts from `acc[v]` instead, so that several micro-batches make one sum.
+/// Operands `dy[T,D], index[T]`, and `acc[vocab,D]` or none.
+pub const EMBEDDING_GRAD: OpDef = OpDef {
+    name: "embedding_grad",
+    arity: (2, 3),
+    attrs: &[int("vocab", 1), int("running", 0), int("rows", 1)],
+    infer: |x, a| {
+        let (t, d) = matrix(&x[0], "dy")?;
+        expect_indices("indices", &x[1], t)?;
+        if a.size("rows") == 0 || t as usize % a.size("rows") != 0 {
+            return Err(format!("{t} tokens are not {} packed rows", a.size("rows")));
+        }
+        accumulates(x, 2, Type::f32(&[a.size("vocab") as u32, d]))
+    },
+    eval: |x, y, _| {
+        start_from(x, 2, y);
+        for (t, &v) in x[1].data.iter().enumerate() {
+            x[0].row(t).iter().zip(y[0].row_mut(v as usize)).for_each(|(dy, dw)| *dw += dy);
+        }
+    },
+    in_place: &[(2, 0)],
+    flops: |x, _, _| x[0].elems(),
+    acc: Some(Acc { arg: 2, out: 0, whole: true }),
+    ..ROW
+};

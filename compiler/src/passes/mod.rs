@@ -1,0 +1,13 @@
+//! The passes: one a file, one contract a pass, and none calls another. `pipeline` in `compile.rs` is the only place
+//! that knows their order.
+
+pub mod differentiate;
+pub mod fuse;
+pub mod fuse_update;
+pub mod live;
+pub mod order;
+pub mod parameterize;
+pub mod place;
+pub mod prune;
+pub mod recompute;
+pub mod update;

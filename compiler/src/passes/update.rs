@@ -1,0 +1,255 @@
+//! Emits the optimizer: one `update` for every trained tensor.
+//!
+//! Before: a pruned and fused graph with a `grad:` result per trained tensor. After: no `grad:` results; every
+//! trained tensor is updated, its states are declared, and the inputs `hyper` and `rng` exist.
+//!
+//! With one micro-batch a step the updates stand in the same graph. With several, gradients are added to states and
+//! a second graph, run once a step, updates from them and clears them; every use of a shared weight has a sum of its
+//! own there, so that sums are added in one order whatever the number of micro-batches.
+
+use super::differentiate::GRAD;
+use crate::ir::attrs::Attr;
+use crate::ir::graph::{Builder, Graph, Kind, Node, Region, Value, ValueInfo};
+use crate::ir::ops::Op;
+use crate::ir::types::Type;
+use crate::optimizer::RULES;
+use std::collections::HashMap;
+use tinyforge_plan::DType;
+
+/// What the optimizer is asked to do.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Optimizer {
+    /// Index into the optimizer table.
+    pub rule: usize,
+    /// Decay of the first moment, or momentum.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decay of matrices; vectors (biases, norms) are not decayed.
+    pub weight_decay: f64,
+    /// The largest global gradient norm; `None` does not clip.
+    pub clip: Option<f64>,
+}
+
+/// How global-norm clipping knows the norm before the first update.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ClipBy {
+    /// All gradients are kept until the norm is known.
+    Keeping,
+    /// The gradients are computed twice: once for the norm, once for the updates.
+    SecondBackward,
+}
+
+/// Emits updates into `graph`; with several micro-batches, returns the graph that updates.
+pub fn run(graph: &mut Graph, optimizer: &Optimizer, clip_by: ClipBy, micro_batches: u32) -> Option<Graph> {
+    let grads: Vec<(String, Value)> = take_gradients(graph);
+    let order = backward_order(graph, &grads);
+    if micro_batches > 1 {
+        let mut finish = Graph::new(1);
+        let sums = accumulate(graph, &mut finish, &grads);
+        emit(&mut finish, optimizer, &sums, &order);
+        clear(&mut finish);
+        return Some(finish);
+    }
+    match (optimizer.clip, clip_by) {
+        (Some(_), ClipBy::SecondBackward) => twice(graph, optimizer, &grads, &order),
+        _ => emit(graph, optimizer, &grads, &order),
+    }
+    None
+}
+
+fn take_gradients(graph: &mut Graph) -> Vec<(String, Value)> {
+    let all = std::mem::take(&mut graph.results);
+    let (grads, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| name.starts_with(GRAD));
+    graph.results = others;
+    grads.into_iter().map(|(name, v)| (name[GRAD.len()..].to_string(), v)).collect()
+}
+
+/// Indices of the gradients in the order in which backward has them, so that each can be added to the norm when it
+/// appears. The order is that of one micro-batch, whatever their number.
+fn backward_order(graph: &Graph, grads: &[(String, Value)]) -> Vec<usize> {
+    let defs = graph.definitions();
+    let mut order: Vec<usize> = (0..grads.len()).collect();
+    order.sort_by_key(|&i| defs[grads[i].1.index()]);
+    order
+}
+
+/// Norm, factor and updates from gradients that are all there.
+fn emit(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], order: &[usize]) {
+    let clip = optimizer.clip.map(|max_norm| clip_scale(graph, max_norm, grads, order));
+    updates(graph, optimizer, grads, clip);
+}
+
+fn clip_scale(graph: &mut Graph, max_norm: f64, grads: &[(String, Value)], order: &[usize]) -> Value {
+    let mut b = Builder::new(graph);
+    b.at(0, Region::Update);
+    let mut sum: Option<Value> = None;
+    for (name, grad) in order.iter().map(|&i| &grads[i]) {
+        let args: Vec<Value> = [Some(*grad), sum].into_iter().flatten().collect();
+        sum = Some(b.push1(&format!("{name}.norm_sq"), Op::NormSq, &args, &[]));
+    }
+    let sum = sum.expect("a scheme trains at least one tensor");
+    let scale = b.push1("clip", Op::ClipScale, &[sum], &[("max_norm", max_norm.into())]);
+    graph.results.push(("clip".to_string(), scale));
+    scale
+}
+
+/// A second copy of all backward nodes gives the gradients that the updates read.
+fn twice(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], order: &[usize]) {
+    let max_norm = optimizer.clip.expect("called for clipping");
+    let backward: Vec<Node> = graph.nodes.iter().filter(|n| n.region == Region::Backward).cloned().collect();
+    let clip = clip_scale(graph, max_norm, grads, order);
+    let mut copies: HashMap<Value, Value> = HashMap::new();
+    for node in backward {
+        let args = node.args.iter().map(|a| copies.get(a).copied().unwrap_or(*a)).collect();
+        let mut outs = Vec::new();
+        for out in &node.outs {
+            let info = graph.info(*out).clone();
+            let copy = graph.add_value(ValueInfo { name: format!("{}'", info.name), ..info });
+            copies.insert(*out, copy);
+            outs.push(copy);
+        }
+        graph.nodes.push(Node { args, outs, ..node });
+    }
+    let again: Vec<_> = grads.iter().map(|(name, v)| (name.clone(), copies[v])).collect();
+    updates(graph, optimizer, &again, Some(clip));
+}
+
+fn find_or_declare(b: &mut Builder, kind: Kind, name: &str, ty: Type) -> Value {
+    match b.graph.find(name) {
+        Some(v) => v,
+        None => b.declare(kind, name, ty),
+    }
+}
+
+fn updates(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], clip: Option<Value>) {
+    let blocks = graph.nodes.iter().fold(HashMap::new(), |mut map, n| {
+        n.args.iter().filter(|a| graph.info(**a).decl == Some(Kind::Weight)).for_each(|&a| {
+            map.insert(a, n.block);
+        });
+        map
+    });
+    let mut b = Builder::new(graph);
+    let hyper = find_or_declare(&mut b, Kind::Input, "hyper", Type::f32(&[4]));
+    let rng = find_or_declare(&mut b, Kind::Input, "rng", Type::new(DType::U32, &[4]));
+    for (stream, (name, grad)) in grads.iter().enumerate() {
+        let w = b.graph.find(name).expect("a gradient belongs to a declared weight");
+        let trained = b.graph.ty(*grad).clone();
+        let index = b.graph.find(&format!("{name}.index"));
+        let is_matrix = b.graph.ty(w).shape.len() > 1;
+        let mut attrs: Vec<(&str, Attr)> = vec![
+            ("rule", optimizer.rule.into()),
+            ("beta1", optimizer.beta1.into()),
+            ("beta2", optimizer.beta2.into()),
+            ("eps", optimizer.eps.into()),
+            ("weight_decay", if is_matrix { optimizer.weight_decay } else { 0.0 }.into()),
+            ("stream", stream.into()),
+            ("clip", clip.is_some().into()),
+            ("sub", index.is_some().into()),
+        ];
+        let resolved = crate::ir::attrs::Attrs::of(Op::Update.def().attrs, &attrs);
+        let states = (RULES[optimizer.rule].states)(&resolved);
+        attrs.push(("states", states.len().into()));
+        let mut args = vec![w];
+        for state in states {
+            args.push(b.declare(Kind::State, &format!("{name}.{}", state.name), (state.ty)(&trained)));
+        }
+        args.extend([*grad, hyper, rng]);
+        args.extend(clip);
+        args.extend(index);
+        b.at(blocks.get(&w).copied().unwrap_or(0), Region::Update);
+        b.push(name, Op::Update, &args, &attrs);
+    }
+}
+
+/// Adds each gradient to states of `graph`, declares those in `finish`, and returns their sums there.
+fn accumulate(graph: &mut Graph, finish: &mut Graph, grads: &[(String, Value)]) -> Vec<(String, Value)> {
+    let mut sums = Vec::new();
+    let reads = reads(graph, grads);
+    for (name, grad) in grads {
+        let w = graph.find(name).expect("a gradient belongs to a declared weight");
+        let index = graph.find(&format!("{name}.index")).map(|v| graph.info(v).clone());
+        finish.declare(Kind::Weight, name, graph.ty(w).clone());
+        if let Some(info) = index {
+            finish.declare(Kind::Const, &info.name, info.ty);
+        }
+        let leaves = leaves(graph, &reads, *grad);
+        let mut sum: Option<Value> = None;
+        for (i, leaf) in leaves.into_iter().enumerate() {
+            let state = format!("{name}.grad_sum{}", if i == 0 { String::new() } else { format!(".{i}") });
+            accumulate_leaf(graph, leaf, &state, reads[leaf.index()] == 1);
+            let part = finish.declare(Kind::State, &state, graph.ty(leaf).clone());
+            sum = Some(match sum {
+                None => part,
+                Some(sum) => Builder::new(finish).push1(&format!("{name}.grad"), Op::Add, &[sum, part], &[]),
+            });
+        }
+        sums.push((name.clone(), sum.expect("a gradient has at least one part")));
+    }
+    finish.nodes.iter_mut().for_each(|n| n.region = Region::Update);
+    graph.sweep(|info| info.decl == Some(Kind::Input));
+    sums
+}
+
+/// How often each value is read, by nodes, as a gradient or as a result.
+fn reads(graph: &Graph, grads: &[(String, Value)]) -> Vec<usize> {
+    let mut reads = vec![0; graph.values.len()];
+    let by_nodes = graph.nodes.iter().flat_map(|n| &n.args);
+    let by_name = grads.iter().chain(&graph.results).map(|(_, v)| v);
+    by_nodes.chain(by_name).for_each(|v| reads[v.index()] += 1);
+    reads
+}
+
+/// The contributions that `add` nodes (or an accumulator operand) put together into a gradient. What something else
+/// reads too is one contribution.
+fn leaves(graph: &Graph, reads: &[usize], grad: Value) -> Vec<Value> {
+    let def = graph.nodes.iter().find(|n| n.outs.contains(&grad) && reads[grad.index()] == 1);
+    match def {
+        Some(node) if node.op == Op::Add => node.args.iter().flat_map(|&a| leaves(graph, reads, a)).collect(),
+        Some(node) => match node.op.def().acc {
+            Some(acc) if acc.arg < node.args.len() && node.outs[acc.out] == grad => {
+                let mut parts = leaves(graph, reads, node.args[acc.arg]);
+                parts.push(grad);
+                parts
+            }
+            _ => vec![grad],
+        },
+        None => vec![grad],
+    }
+}
+
+/// Makes `leaf` start from the state where nothing else reads it, or adds it, and stores the sum there.
+fn accumulate_leaf(graph: &mut Graph, leaf: Value, state: &str, read_once: bool) {
+    let s = graph.declare(Kind::State, state, graph.ty(leaf).clone());
+    let at = graph.nodes.iter().position(|n| n.outs.contains(&leaf)).expect("a gradient is a node's result");
+    let node = &mut graph.nodes[at];
+    let mut stored = leaf;
+    match node.op.def().acc {
+        Some(acc) if read_once && node.outs[acc.out] == leaf => {
+            node.args.truncate(acc.arg);
+            node.args.push(s);
+            // Only sums that are otherwise taken whole have this attribute.
+            node.attrs.set("running", true.into());
+        }
+        _ => {
+            let mut b = Builder::new(graph);
+            b.at(0, Region::Backward);
+            stored = b.push1(&format!("{state}.new"), Op::Add, &[s, leaf], &[]);
+        }
+    }
+    let mut b = Builder::new(graph);
+    b.at(0, Region::Backward);
+    b.push(state, Op::Assign, &[s, stored], &[]);
+}
+
+fn clear(finish: &mut Graph) {
+    let sums: Vec<Value> =
+        finish.declared(Kind::State).filter(|v| finish.info(*v).name.contains(".grad_sum")).collect();
+    let mut b = Builder::new(finish);
+    b.at(0, Region::Update);
+    for s in sums {
+        b.push("clear", Op::Zero, &[s], &[]);
+    }
+}

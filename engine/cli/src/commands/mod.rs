@@ -1,0 +1,15 @@
+//! The commands, one a file.
+
+pub mod eval;
+pub mod inspect;
+pub mod plan;
+pub mod resume;
+pub mod train;
+
+/// What every command takes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Common {
+    /// One JSON object as the last line of stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+}

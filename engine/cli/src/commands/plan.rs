@@ -1,0 +1,72 @@
+//! `tinyforge plan`: what a run would take, before anything is allocated for it.
+
+use super::Common;
+use crate::error::CommandError;
+use crate::knobs::Knobs;
+use crate::planning::Wanted;
+use crate::report;
+use crate::request;
+use std::path::PathBuf;
+
+/// Prints what training would take
+#[derive(clap::Args, Debug)]
+pub struct PlanArgs {
+    /// A model: a Hugging Face directory, a GGUF file, or a run's configuration (.toml)
+    pub model: PathBuf,
+    #[command(flatten)]
+    knobs: Knobs,
+    /// key=value: sets one key of the configuration
+    #[arg(long = "set")]
+    set: Vec<String>,
+    /// Write the plan to this file
+    #[arg(long)]
+    emit: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Plans and prints.
+///
+/// # Errors
+/// The request cannot be met.
+pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
+    let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
+    let settings = knobs.settings()?;
+    let model = request::open(&path, &knobs)?;
+    let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
+    let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
+    let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+    let largest = plans.iter().max_by_key(|p| p.compiled.plan.arena_bytes()).expect("a run has a phase");
+    print!("{}", report::plan(largest, settings.memory));
+    if plans.len() > 1 {
+        println!("  {} phases take turns; the largest is shown", plans.len());
+    }
+    if let Some(out) = &args.emit {
+        let bytes = tinyforge_plan::encode::encode(&largest.compiled.plan);
+        tinyforge::files::write_atomic(out, |file| file.write_all(&bytes))?;
+    }
+    if args.common.json {
+        let plan = &largest.compiled.plan;
+        let entries: Vec<_> = plan
+            .entries
+            .iter()
+            .map(|e| {
+                serde_json::json!({
+                    "name": e.name, "peak_bytes": e.peak.bytes, "lower_bound_bytes": e.peak.lower_bound_bytes,
+                    "steps": e.steps.len(), "flops": e.flops(),
+                })
+            })
+            .collect();
+        let fixed: Vec<_> =
+            plan.fixed.iter().map(|f| serde_json::json!({ "name": f.name, "bytes": f.bytes })).collect();
+        println!(
+            "{}",
+            serde_json::json!({
+                "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
+                "micro_rows": largest.micro_rows, "recompute_step": largest.compiled.choice.recompute_step,
+                "recompute_steps": largest.compiled.choice.recompute_steps,
+            })
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! What the process needs beside the arena, each part with an upper bound, so that `--memory` bounds the total.
+
+use tinyforge::load::BUFFER_BYTES;
+use tinyforge_plan::Fixed;
+
+/// Stack that a thread touches.
+const STACK_TOUCHED_BYTES: u64 = 256 << 10;
+/// Freed heap that the allocator keeps, and what is too small to list.
+const HEAP_SLACK_BYTES: u64 = 4 << 20;
+
+/// The sizes that the parts depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sizes {
+    /// Worker threads.
+    pub threads: u32,
+    /// What the tokenizer takes.
+    pub tokenizer_bytes: u64,
+    /// Tokens a row, and rows a step.
+    pub seq: u32,
+    /// Rows a step.
+    pub batch: u32,
+    /// Blocks of the model: the plan's own size grows with them.
+    pub layers: u32,
+}
+
+/// The parts.
+pub fn parts(sizes: &Sizes) -> Vec<Fixed> {
+    let fixed = |name: &str, bytes: u64| Fixed { name: name.to_string(), bytes };
+    let rows = 20 * u64::from(sizes.seq) * u64::from(sizes.batch);
+    vec![
+        fixed("code", code_bytes()),
+        fixed("thread stacks", u64::from(sizes.threads + 1) * STACK_TOUCHED_BYTES),
+        fixed("tokenizer", sizes.tokenizer_bytes),
+        fixed("data buffers", rows + 2 * BUFFER_BYTES as u64),
+        // A block's steps with their operands, twice: in the plan and bound to kernels.
+        fixed("plan", u64::from(sizes.layers + 2) * 100 * 1024),
+        fixed("heap", HEAP_SLACK_BYTES),
+    ]
+}
+
+/// Bytes of the mapped files of this process: the program and its libraries.
+fn code_bytes() -> u64 {
+    const FALLBACK_BYTES: u64 = 16 << 20;
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return FALLBACK_BYTES };
+    let mapped = maps.lines().filter(|line| line.contains(" /")).filter_map(|line| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        u64::from_str_radix(end, 16).ok()?.checked_sub(u64::from_str_radix(start, 16).ok()?)
+    });
+    mapped.sum()
+}
+
+/// The most memory that this process has had, in bytes, where the system tells.
+pub fn peak_rss_bytes() -> Option<u64> {
+    status_kib("VmHWM:")
+}
+
+/// The memory that this process has now, in bytes, where the system tells.
+pub fn rss_bytes() -> Option<u64> {
+    status_kib("VmRSS:")
+}
+
+fn status_kib(key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

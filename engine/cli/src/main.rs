@@ -1,0 +1,36 @@
+//! The `tinyforge` command. Progress goes to stderr, results to stdout; exit code 0 done, 1 the run failed, 2 the
+//! request was wrong.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use std::process::ExitCode;
+use tinyforge_cli::commands::{eval, inspect, plan, resume, train};
+
+/// Trains neural networks where the memory is too small for it
+#[derive(Parser)]
+#[command(name = "tinyforge", version)]
+enum Cli {
+    Plan(plan::PlanArgs),
+    Train(train::TrainArgs),
+    Resume(resume::ResumeArgs),
+    Eval(eval::EvalArgs),
+    Inspect(inspect::InspectArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli {
+        Cli::Plan(args) => plan::run(args),
+        Cli::Train(args) => train::run(args),
+        Cli::Resume(args) => resume::run(args),
+        Cli::Eval(args) => eval::run(args),
+        Cli::Inspect(args) => inspect::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.code())
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What a plan looks like to a person.
+
+use crate::planning::Planned;
+use crate::sizes::show;
+use std::fmt::Write;
+use tinyforge_compiler::compile::CompileError;
+use tinyforge_compiler::passes::update::ClipBy;
+use tinyforge_plan::{Part, Plan, StoredKind};
+
+/// A plan in words: totals, peaks, what holds them, and the fixed parts.
+pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
+    let plan = &planned.compiled.plan;
+    let mut out = String::new();
+    let _ = writeln!(out, "plan {}: {} threads, {} rows a micro-batch", plan.name, plan.threads, planned.micro_rows);
+    let total = plan.total_bytes();
+    let _ = write!(out, "  ram total   {total:>14} bytes  ({})", show(total));
+    match memory {
+        Some(limit) => {
+            let _ = writeln!(out, " of {} asked for", show(limit));
+        }
+        None => out.push('\n'),
+    }
+    let _ = writeln!(out, "    arena     {:>14} bytes", plan.arena_bytes());
+    let kinds = [("weights", StoredKind::Weight), ("states", StoredKind::State), ("constants", StoredKind::Const)];
+    for (name, kind) in kinds {
+        let bytes = plan.stored_bytes(|s| s.kind == kind);
+        let changed = plan.stored_bytes(|s| s.kind == kind && s.changes);
+        let _ = writeln!(out, "      {name:<9} {bytes:>12} bytes, {changed} of them change");
+    }
+    for part in &plan.fixed {
+        let _ = writeln!(out, "    {:<13} {:>10} bytes", part.name, part.bytes);
+    }
+    entries(&mut out, plan);
+    let choice = &planned.compiled.choice;
+    let _ = writeln!(out, "  recomputation: step {} of {}", choice.recompute_step, choice.recompute_steps);
+    if let Some(by) = choice.clip_by {
+        let how = if by == ClipBy::Keeping { "keeping gradients" } else { "a second backward" };
+        let _ = writeln!(out, "  clipping: by {how}");
+    }
+    let trained = &planned.compiled.parameters.trained;
+    let elems: u64 = trained.iter().filter_map(|n| plan.find(n)).map(|s| trained_elems(plan, &s.name)).sum();
+    let _ = writeln!(out, "  trained: {} tensors, {elems} elements", trained.len());
+    out
+}
+
+/// Elements of a stored weight that are trained: all, or its chosen columns.
+fn trained_elems(plan: &Plan, name: &str) -> u64 {
+    let Some(weight) = plan.find(name) else { return 0 };
+    match plan.find(&format!("{name}.index")) {
+        Some(index) => weight.tensor.rows() as u64 * index.tensor.elems(),
+        None => weight.tensor.elems(),
+    }
+}
+
+fn entries(out: &mut String, plan: &Plan) {
+    for entry in &plan.entries {
+        let peak = &entry.peak;
+        let step = entry.steps.get(peak.step as usize);
+        let at = step.map_or(String::new(), |s| {
+            format!("{} {} in {}", s.kernel, s.label, entry.blocks.get(s.block as usize).map_or("", String::as_str))
+        });
+        let _ = writeln!(
+            out,
+            "  {}: peak {} bytes at step {} of {} ({at}), lower bound {}",
+            entry.name,
+            peak.bytes,
+            peak.step + 1,
+            entry.steps.len(),
+            peak.lower_bound_bytes
+        );
+        let held: Vec<String> = peak.holders.iter().take(6).map(|h| format!("{} {}", h.name, show(h.bytes))).collect();
+        if !held.is_empty() {
+            let _ = writeln!(out, "    held there: {}", held.join(", "));
+        }
+        if entry.name == "train" {
+            let count = |part| entry.steps.iter().filter(|s| s.part == part).count();
+            let _ = writeln!(
+                out,
+                "    {} steps forward, {} backward, {} update; {:.1} GFLOP; backward reaches down to {}",
+                count(Part::Forward),
+                count(Part::Backward),
+                count(Part::Update),
+                entry.flops() as f64 / 1e9,
+                lowest_block(plan)
+            );
+        }
+    }
+}
+
+/// Name of the lowest block for which the training entry has backward steps.
+pub fn lowest_block(plan: &Plan) -> String {
+    let Some(entry) = plan.entry("train") else { return String::new() };
+    let blocks = entry.steps.iter().filter(|s| s.part != Part::Forward).map(|s| s.block);
+    let lowest = blocks.filter(|&b| b > 0).min();
+    lowest.and_then(|b| entry.blocks.get(b as usize)).cloned().unwrap_or_default()
+}
+
+/// A budget that cannot be met, in words; other errors as they are.
+pub fn refusal(error: &CompileError, fixed_bytes: u64, hints: &[String]) -> String {
+    let CompileError::Budget { need, limit, entry, peak, at, steps, stored } = error else {
+        return error.to_string();
+    };
+    let (need_all, limit_all) = (need + fixed_bytes, limit + fixed_bytes);
+    let mut out = format!(
+        "plan needs {}, the budget is {} ({} over)\n  peak at {at} (step {} of {steps} of {entry}): stored tensors {}",
+        show(need_all),
+        show(limit_all),
+        show(need_all - limit_all),
+        peak.step + 1,
+        show(*stored)
+    );
+    for holder in peak.holders.iter().take(4) {
+        let _ = write!(out, ", {} {}", holder.name, show(holder.bytes));
+    }
+    let _ = write!(out, "; outside the arena {}", show(fixed_bytes));
+    for hint in hints {
+        let _ = write!(out, "\n  help: {hint}");
+    }
+    out
+}

@@ -1,0 +1,343 @@
+//! A training run: what was asked for, where it writes, and the loop around the steps.
+//!
+//! The output folder holds `run.json` (what was asked, versions, machine), `metrics.jsonl` (one line a step or
+//! evaluation), `checkpoint.bin`, the rows of the data, and at the end `adapter/` or `model/`.
+
+use crate::debug;
+use crate::error::CommandError;
+use crate::fixed;
+use crate::knobs::Knobs;
+use crate::model::Model;
+use crate::output;
+use crate::planning::{Settings, Wanted};
+use crate::progress::Bar;
+use crate::request;
+use crate::sampling;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tinyforge::data::{self, DataOptions, DataSet};
+use tinyforge::files::{FileError, write_atomic};
+use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::text::Tokenizer;
+use tinyforge::train::checkpoint;
+use tinyforge::train::{StepReport, TrainOptions, Trainer};
+
+/// What a run was asked for, as `run.json` keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The model's path.
+    pub model: PathBuf,
+    /// The settings as given.
+    pub config: Knobs,
+    /// Version of Tinyforge.
+    pub version: String,
+    /// Operating system and architecture.
+    pub platform: String,
+    /// The processor's name and number of cores.
+    pub processor: String,
+    /// The plan's bytes: arena and total.
+    pub plan_bytes: [u64; 2],
+    /// Steps of the whole run.
+    pub steps: u64,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Steps done, of the steps asked for.
+    pub steps: [u64; 2],
+    /// Validation loss before and after; the training loss's first and last where nothing is held out.
+    pub loss: [f64; 2],
+    /// Whether the two are of held-out data.
+    pub is_validation: bool,
+    /// Trained tokens a second.
+    pub tokens_per_second: f64,
+    /// Peak resident memory, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+    /// The plan's total.
+    pub plan_total_bytes: u64,
+    /// Where the result lies; absent when the run was interrupted.
+    pub output: Option<PathBuf>,
+}
+
+/// A run, ready to go.
+pub struct Run {
+    model: Model,
+    tokenizer: Tokenizer,
+    data: DataSet,
+    knobs: Knobs,
+    settings: Settings,
+    trainer: Trainer,
+    out: PathBuf,
+    run_key: String,
+    plan_total: u64,
+}
+
+/// Name of the run's record in its folder.
+pub const RECORD: &str = "run.json";
+const METRICS: &str = "metrics.jsonl";
+const CHECKPOINT: &str = "checkpoint.bin";
+
+/// Steps between checkpoints where nothing else is asked for.
+const CHECKPOINT_EVERY: u64 = 100;
+
+impl Run {
+    /// Opens the model and the data, plans, and loads.
+    ///
+    /// # Errors
+    /// The request cannot be met; nothing has been written but rows of data.
+    pub fn prepare(model_path: &Path, knobs: &Knobs, is_resumed: bool) -> Result<Run, CommandError> {
+        let mut settings = knobs.settings()?;
+        let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
+            return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
+        };
+        let model = request::open(model_path, knobs)?;
+        let tokenizer = model.tokenizer()?;
+        let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
+        // The plan comes first: a budget that cannot be met is refused before anything is written.
+        let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
+        settings.micro_batch = Some(plans[0].micro_rows);
+        let data = read_data(&data_path, &out, knobs, &settings, &tokenizer)?;
+        let schedule = knobs.lr_schedule(data.train.rows(), settings.batch)?;
+        let options = TrainOptions {
+            batch: settings.batch as usize,
+            micro_rows: plans[0].micro_rows as usize,
+            seq: settings.seq as usize,
+            schedule,
+            beta1: settings.optimizer.beta1,
+            beta2: settings.optimizer.beta2,
+            seed: knobs.seed.unwrap_or(0),
+            phase_steps: knobs.cycle_steps.unwrap_or(50),
+        };
+        let plan_total = plans.iter().map(|p| p.compiled.plan.total_bytes()).max().unwrap_or(0);
+        let plans: Vec<_> = plans.into_iter().map(|p| p.compiled.plan).collect();
+        let record = RunRecord {
+            model: model_path.to_path_buf(),
+            config: knobs.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            processor: processor(),
+            plan_bytes: [plans.iter().map(|p| p.arena_bytes()).max().unwrap_or(0), plan_total],
+            steps: schedule.steps,
+        };
+        let run_key = run_key(&record)?;
+        if !is_resumed {
+            let json = serde_json::to_vec_pretty(&record).map_err(CommandError::run)?;
+            write_atomic(&out.join(RECORD), |file| file.write_all(&json))?;
+        }
+        let mut runner = Runner::with_phases(plans, RunOptions { count_times: debug::level() >= 2 })?;
+        runner.load(&model.files, options.seed)?;
+        let rows = data.train.rows();
+        let trainer = Trainer::new(runner, options, rows);
+        Ok(Run { model, tokenizer, data, knobs: knobs.clone(), settings, trainer, out, run_key, plan_total })
+    }
+
+    /// Takes the run up where its last checkpoint left it, if there is one.
+    ///
+    /// # Errors
+    /// The checkpoint is damaged or of another run.
+    pub fn restore(&mut self) -> Result<u64, CommandError> {
+        let path = self.out.join(CHECKPOINT);
+        if !path.exists() {
+            return Ok(0);
+        }
+        let found = checkpoint::open(&path)?;
+        if found.run() != self.run_key {
+            return Err(CommandError::request(format!("{} is of another run", path.display())));
+        }
+        let progress = found.progress().clone();
+        let runner = self.trainer.runner_mut();
+        runner.activate(progress.phase as usize);
+        runner.clear_states();
+        let list = checkpoint::tensors(runner.plans(), runner.phase());
+        found.restore(&list, runner.arena_mut())?;
+        trim_metrics(&self.out.join(METRICS), progress.step)?;
+        self.trainer.progress = progress;
+        Ok(self.trainer.progress.step)
+    }
+
+    fn save_checkpoint(&self) -> Result<(), CommandError> {
+        let runner = self.trainer.runner();
+        let list = checkpoint::tensors(runner.plans(), runner.phase());
+        let path = self.out.join(CHECKPOINT);
+        Ok(checkpoint::save(&path, &self.run_key, &self.trainer.progress, &list, runner.arena())?)
+    }
+
+    /// Trains to the end, or until interrupted.
+    ///
+    /// # Errors
+    /// The loss is not finite, or the disk fails; the last checkpoint stands.
+    pub fn go(&mut self, interrupted: &Arc<AtomicBool>) -> Result<Outcome, CommandError> {
+        let steps = self.trainer.options().schedule.steps;
+        let mut metrics = open_metrics(&self.out.join(METRICS))?;
+        let before = self.validate(&mut metrics)?;
+        self.sample("before")?;
+        let mut bar = Bar::new(steps, self.trainer.progress.step);
+        let mut losses: Option<[f64; 2]> = None;
+        let (started, first_tokens) = (Instant::now(), self.trainer.progress.seen_tokens);
+        while self.trainer.progress.step < steps && !interrupted.load(Ordering::Relaxed) {
+            let report = self.trainer.step(&*self.data.train)?;
+            losses = Some([losses.map_or(report.loss, |l| l[0]), report.loss]);
+            write_metrics(&mut metrics, &step_line(&report, started.elapsed().as_secs_f64()))?;
+            bar.step(&report, fixed::rss_bytes());
+            self.between(&report, &mut metrics, &mut bar)?;
+        }
+        bar.finish();
+        debug::print_times(self.trainer.runner());
+        let seconds = started.elapsed().as_secs_f64();
+        let seen = self.trainer.progress.seen_tokens - first_tokens;
+        let done = self.trainer.progress.step;
+        self.save_checkpoint()?;
+        let after = self.validate(&mut metrics)?;
+        let output = if done == steps {
+            self.sample("after")?;
+            Some(self.save_result(&self.out)?)
+        } else {
+            None
+        };
+        let is_validation = before.is_some();
+        let train = losses.unwrap_or([f64::NAN; 2]);
+        Ok(Outcome {
+            steps: [done, steps],
+            loss: [before.unwrap_or(train[0]), after.unwrap_or(train[1])],
+            is_validation,
+            tokens_per_second: seen as f64 / seconds.max(1e-9),
+            peak_rss_bytes: fixed::peak_rss_bytes(),
+            plan_total_bytes: self.plan_total,
+            output,
+        })
+    }
+
+    /// What is due between steps: evaluation, samples, checkpoint.
+    fn between(&mut self, report: &StepReport, metrics: &mut File, bar: &mut Bar) -> Result<(), CommandError> {
+        let due = |every: Option<u64>, default: u64| {
+            let every = every.unwrap_or(default);
+            every > 0 && report.step.is_multiple_of(every) && report.step < self.trainer.options().schedule.steps
+        };
+        let (evaluate, sample) = (due(self.knobs.eval_every, 50), due(self.knobs.sample_every, 0));
+        let checkpoint = due(self.knobs.checkpoint_every, CHECKPOINT_EVERY);
+        if evaluate && let Some(loss) = self.validate(metrics)? {
+            bar.note(&format!("step {}: validation loss {loss:.4}", report.step));
+            let best = self.trainer.progress.best_valid_bits.map_or(f64::INFINITY, f64::from_bits);
+            if loss < best {
+                self.trainer.progress.best_valid_bits = Some(loss.to_bits());
+                if self.knobs.keep_best.unwrap_or(false) {
+                    self.save_result(&self.out.join("best"))?;
+                }
+            }
+        }
+        if sample {
+            self.sample(&format!("step {}", report.step))?;
+        }
+        if checkpoint {
+            self.save_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn validate(&mut self, metrics: &mut File) -> Result<Option<f64>, CommandError> {
+        let Some(valid) = &self.data.valid else { return Ok(None) };
+        let most = self.knobs.eval_rows.unwrap_or(64);
+        let loss = self.trainer.evaluate(&**valid, most)?;
+        let line = serde_json::json!({ "step": self.trainer.progress.step, "valid_loss": loss });
+        write_metrics(metrics, &line)?;
+        Ok(Some(loss))
+    }
+
+    fn sample(&mut self, when: &str) -> Result<(), CommandError> {
+        let tokens = self.knobs.sample_tokens.unwrap_or(48);
+        for prompt in self.knobs.sample.clone().unwrap_or_default() {
+            let text = sampling::continue_text(self.trainer.runner_mut(), &self.tokenizer, &prompt, tokens)?;
+            eprintln!("[{when}] {prompt}{text}");
+        }
+        Ok(())
+    }
+
+    fn save_result(&self, folder: &Path) -> Result<PathBuf, CommandError> {
+        output::save(&self.model, self.trainer.runner(), &self.settings.scheme, folder)
+    }
+}
+
+/// What makes two runs the same run: everything but where they write and how often they save.
+fn run_key(record: &RunRecord) -> Result<String, CommandError> {
+    let mut config = record.config.clone();
+    (config.out, config.overwrite, config.checkpoint_every, config.threads) = (None, None, None, None);
+    (config.memory, config.micro_batch, config.recompute) = (None, None, None);
+    let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
+    Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))
+}
+
+fn make_folder(out: &Path, overwrite: bool, is_resumed: bool) -> Result<(), CommandError> {
+    if out.join(RECORD).exists() && !is_resumed {
+        if !overwrite {
+            let why = format!("{} holds a run already: `tinyforge resume {0}`, or --overwrite", out.display());
+            return Err(CommandError::request(why));
+        }
+        for name in [CHECKPOINT, METRICS] {
+            // What is not there need not be removed.
+            let _ = std::fs::remove_file(out.join(name));
+        }
+    }
+    Ok(std::fs::create_dir_all(out).map_err(|e| FileError::new(out, "cannot make the folder", e))?)
+}
+
+fn read_data(
+    path: &Path,
+    out: &Path,
+    knobs: &Knobs,
+    settings: &Settings,
+    tokenizer: &Tokenizer,
+) -> Result<DataSet, CommandError> {
+    let options = DataOptions {
+        pack: knobs.pack.unwrap_or(true),
+        mask_prompt: knobs.mask_prompt.unwrap_or(true),
+        valid_fraction: knobs.valid_fraction.unwrap_or(0.0),
+        seed: knobs.seed.unwrap_or(0),
+        ..DataOptions::new(settings.seq as usize)
+    };
+    let mut quiet = |_| ControlFlow::Continue(());
+    let set = data::prepare(path, knobs.valid.as_deref(), Some(out), &options, tokenizer, &mut quiet)?;
+    if let Some(warning) = &set.warning {
+        eprintln!("warning: {warning}");
+    }
+    Ok(set)
+}
+
+fn processor() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown processor");
+    format!("{}, {cores} cores", name.trim_start_matches([' ', '\t', ':']))
+}
+
+fn open_metrics(path: &Path) -> Result<File, CommandError> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    Ok(file.map_err(|e| FileError::new(path, "cannot write", e))?)
+}
+
+fn write_metrics(file: &mut File, line: &serde_json::Value) -> Result<(), CommandError> {
+    writeln!(file, "{line}").map_err(|e| CommandError::run(format!("{METRICS}: {e}")))
+}
+
+fn step_line(report: &StepReport, seconds: f64) -> serde_json::Value {
+    serde_json::json!({
+        "step": report.step, "loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm,
+        "trained_tokens": report.trained_tokens, "seen_tokens": report.seen_tokens, "seconds": seconds,
+    })
+}
+
+/// Drops the lines of steps after `step`, which a resumed run does again.
+fn trim_metrics(path: &Path, step: u64) -> Result<(), CommandError> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    let of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64();
+    let kept: Vec<String> =
+        BufReader::new(file).lines().map_while(Result::ok).filter(|l| of(l).is_some_and(|s| s <= step)).collect();
+    Ok(write_atomic(path, |out| kept.iter().try_for_each(|l| writeln!(out, "{l}")))?)
+}

@@ -1,0 +1,30 @@
+//! Row lookups and their gradient.
+
+use super::call::Call;
+use super::{Kernel, KernelError, elems, plain};
+use tinyforge_kernels::f32::embedding::{self as k, Onto};
+
+pub(super) const KERNELS: &[Kernel] = &[
+    plain("embedding", |c| {
+        let (w, tokens, y) = (c.mat(0), c.arg(1), c.out(0));
+        k::embedding(c.par, &w, tokens, y).map_err(|e| c.error(e.to_string()))
+    }),
+    Kernel {
+        name: "embedding_grad",
+        run: embedding_grad,
+        scratch: |q| Ok(k::embedding_grad_scratch_bytes(elems(&q.args[1]), q.threads)),
+    },
+];
+
+fn embedding_grad(c: &mut Call) -> Result<(), KernelError> {
+    let (cols, tokens) = (c.step.args[0].cols(), c.step.args[1].elems() as usize);
+    let seq = tokens / c.step.size("rows").max(1);
+    let (dx, index, scratch) = (c.arg(0), c.arg(1), c.scratch());
+    let (dw, given) = c.accumulator(2, 0);
+    let onto = match (given, c.step.int("running") != 0) {
+        (false, _) => Onto::Zero,
+        (true, true) => Onto::Running,
+        (true, false) => Onto::Whole,
+    };
+    k::embedding_grad(c.par, dx, index, seq, cols, onto, dw, scratch).map_err(|e| c.error(e.to_string()))
+}

@@ -1,0 +1,83 @@
+//! Losses and softmax.
+
+use super::call::{Call, compute_of};
+use super::{Kernel, KernelError, Query, cols, elems, plain, rows};
+use tinyforge_kernels::f32::dense::Compute;
+use tinyforge_kernels::f32::loss::{self as k, LinearCrossEntropy, LinearCrossEntropyOut};
+
+pub(super) const KERNELS: &[Kernel] = &[
+    plain("softmax", |c| {
+        let cols = c.step.args[0].cols();
+        let (x, y) = (c.maybe(0), c.out(0));
+        k::softmax(c.par, cols, x, y);
+        Ok(())
+    }),
+    plain("softmax_grad", |c| {
+        let cols = c.step.args[0].cols();
+        let (y, dy, dx) = (c.arg(0), c.maybe(1), c.out(0));
+        k::softmax_grad(c.par, cols, y, dy, dx);
+        Ok(())
+    }),
+    plain("cross_entropy", |c| {
+        let (x, labels, weights, loss) = (c.arg(0), c.arg(1), c.arg(2), c.out(0));
+        k::cross_entropy(c.par, x, labels, weights, loss).map_err(|e| c.error(e.to_string()))
+    }),
+    Kernel { name: "cross_entropy_grad", run: cross_entropy_grad, scratch: weights_scratch },
+    plain("mse_loss", |c| {
+        let (x, target, weights, loss) = (c.arg(0), c.arg(1), c.arg(2), c.out(0));
+        k::mse_loss(c.par, x, target, weights, loss);
+        Ok(())
+    }),
+    Kernel { name: "mse_loss_grad", run: mse_loss_grad, scratch: weights_scratch },
+    Kernel { name: "linear_cross_entropy", run: linear_cross_entropy, scratch: linear_scratch },
+    Kernel { name: "linear_cross_entropy_grad", run: linear_cross_entropy, scratch: linear_scratch },
+];
+
+/// Room for the products of weights and the loss's gradients.
+fn weights_scratch(q: &Query) -> Result<usize, String> {
+    Ok(4 * elems(&q.args[2]))
+}
+
+/// `weights * dloss`, in scratch.
+fn scaled_weights<'a>(c: &mut Call<'a>) -> &'a [f32] {
+    let (weights, dloss) = (c.arg::<f32>(2), c.arg::<f32>(3));
+    let scaled: &mut [f32] = bytemuck::cast_slice_mut(c.scratch());
+    for (out, (w, d)) in scaled.iter_mut().zip(weights.iter().zip(dloss)) {
+        *out = w * d;
+    }
+    scaled
+}
+
+fn cross_entropy_grad(c: &mut Call) -> Result<(), KernelError> {
+    let weights = scaled_weights(c);
+    let (x, labels, dx) = (c.maybe(0), c.arg(1), c.out(0));
+    k::cross_entropy_grad(c.par, x, labels, weights, dx).map_err(|e| c.error(e.to_string()))
+}
+
+fn mse_loss_grad(c: &mut Call) -> Result<(), KernelError> {
+    let weights = scaled_weights(c);
+    let (x, target, dx) = (c.maybe(0), c.arg(1), c.out(0));
+    k::mse_loss_grad(c.par, x, target, weights, dx);
+    Ok(())
+}
+
+fn dims(tokens: usize, width: usize, vocab: usize, seq: usize, compute: Compute) -> LinearCrossEntropy {
+    LinearCrossEntropy { rows: tokens / seq.max(1), seq: seq.max(1), width, vocab, logit_scale: 1.0, compute }
+}
+
+fn linear_scratch(q: &Query) -> Result<usize, String> {
+    let compute = compute_of(q.int("compute"));
+    let dims = dims(rows(&q.args[0]), cols(&q.args[0]), rows(&q.args[1]), q.size("seq"), compute);
+    Ok(k::linear_cross_entropy_scratch_bytes(&dims, q.threads))
+}
+
+fn linear_cross_entropy(c: &mut Call) -> Result<(), KernelError> {
+    let (h_ty, w_ty) = (&c.step.args[0], &c.step.args[1]);
+    let dims = dims(h_ty.rows(), h_ty.cols(), w_ty.rows(), c.step.size("seq"), c.compute());
+    let (h, w, labels, weights) = (c.arg(0), c.mat(1), c.arg(2), c.arg(3));
+    let (loss, scratch) = (c.out(0), c.scratch());
+    let dh = (c.step.outs.len() > 1).then(|| c.out(1));
+    let dw = (c.step.outs.len() > 2).then(|| c.accumulator(4, 2));
+    let out = LinearCrossEntropyOut { loss, dh, dw };
+    k::linear_cross_entropy(c.par, &dims, h, &w, labels, weights, out, scratch).map_err(|e| c.error(e.to_string()))
+}

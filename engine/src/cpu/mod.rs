@@ -1,0 +1,179 @@
+//! The CPU device: one row a kernel, each a thin call of `tinyforge-kernels`.
+//!
+//! A row's file has the stem of the kernel's family. The registry is what the compiler asks for scratch, and what a
+//! plan's steps are bound to at load; a step never searches for its kernel.
+
+mod activation;
+mod attention;
+mod call;
+mod conv;
+mod elementwise;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod pool;
+mod update;
+
+pub use call::KernelError;
+pub(crate) use call::matrix;
+
+use crate::arena::{Arena, Cuts};
+use call::Call;
+use std::time::Instant;
+use tinyforge_kernels::par::Par;
+use tinyforge_plan::{Kernels, Number, Plan, Shape, Step};
+
+/// A kernel of this device.
+pub(crate) struct Kernel {
+    /// The op's name.
+    name: &'static str,
+    /// Runs one step.
+    run: fn(&mut Call) -> Result<(), KernelError>,
+    /// Bytes of scratch, or why the shapes are not supported.
+    scratch: fn(&Query) -> Result<usize, String>,
+}
+
+/// A kernel that needs no scratch and takes every shape.
+const fn plain(name: &'static str, run: fn(&mut Call) -> Result<(), KernelError>) -> Kernel {
+    Kernel { name, run, scratch: |_| Ok(0) }
+}
+
+/// A call that is being planned.
+pub(crate) struct Query<'a> {
+    args: &'a [Shape<'a>],
+    outs: &'a [Shape<'a>],
+    attrs: &'a [(String, Number)],
+    threads: usize,
+}
+
+impl Query<'_> {
+    fn int(&self, name: &str) -> i64 {
+        match self.attrs.iter().find(|(n, _)| n == name) {
+            Some((_, Number::Int(v))) => *v,
+            _ => 0,
+        }
+    }
+
+    fn size(&self, name: &str) -> usize {
+        usize::try_from(self.int(name)).unwrap_or(0)
+    }
+
+    fn float(&self, name: &str) -> f32 {
+        match self.attrs.iter().find(|(n, _)| n == name) {
+            Some((_, Number::Float(v))) => *v as f32,
+            _ => 0.0,
+        }
+    }
+}
+
+fn rows(shape: &Shape) -> usize {
+    shape.dims.iter().rev().skip(1).map(|&d| d as usize).product()
+}
+
+fn cols(shape: &Shape) -> usize {
+    shape.dims.last().map_or(1, |&d| d as usize)
+}
+
+fn elems(shape: &Shape) -> usize {
+    rows(shape) * cols(shape)
+}
+
+const FAMILIES: &[&[Kernel]] = &[
+    activation::KERNELS,
+    attention::KERNELS,
+    conv::KERNELS,
+    elementwise::KERNELS,
+    embedding::KERNELS,
+    linear::KERNELS,
+    loss::KERNELS,
+    norm::KERNELS,
+    pool::KERNELS,
+    update::KERNELS,
+];
+
+fn find(name: &str) -> Option<&'static Kernel> {
+    FAMILIES.iter().flat_map(|f| f.iter()).find(|k| k.name == name)
+}
+
+/// What the CPU's kernels can do with so many worker threads.
+pub struct CpuKernels {
+    /// Worker threads.
+    pub threads: u32,
+}
+
+impl CpuKernels {
+    /// Names of all kernels.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        FAMILIES.iter().flat_map(|f| f.iter()).map(|k| k.name)
+    }
+}
+
+impl Kernels for CpuKernels {
+    fn scratch_bytes(
+        &self,
+        kernel: &str,
+        args: &[Shape],
+        outs: &[Shape],
+        attrs: &[(String, Number)],
+    ) -> Result<u64, String> {
+        let found = find(kernel).ok_or_else(|| "the CPU has no such kernel".to_string())?;
+        let query = Query { args, outs, attrs, threads: self.threads.max(1) as usize };
+        (found.scratch)(&query).map(|bytes| bytes as u64)
+    }
+}
+
+/// A step bound to its kernel.
+struct Bound {
+    step: Step,
+    cuts: Cuts,
+    run: fn(&mut Call) -> Result<(), KernelError>,
+}
+
+/// The entries of a plan, bound to kernels.
+pub(crate) struct Code {
+    entries: Vec<Vec<Bound>>,
+    /// Nanoseconds spent in every step, and how often it ran, where they are counted.
+    times: Option<Vec<Vec<(u64, u64)>>>,
+}
+
+impl Code {
+    /// Binds every step of a plan.
+    ///
+    /// # Errors
+    /// A kernel is unknown, or the plan is damaged.
+    pub(crate) fn bind(plan: &Plan, count_times: bool) -> Result<Code, String> {
+        let bind = |step: &Step| {
+            let kernel = find(&step.kernel).ok_or_else(|| format!("the CPU has no kernel `{}`", step.kernel))?;
+            Ok(Bound { step: step.clone(), cuts: Cuts::of(step, plan.arena_bytes())?, run: kernel.run })
+        };
+        let entries = plan.entries.iter().map(|e| e.steps.iter().map(bind).collect::<Result<Vec<_>, String>>());
+        let entries = entries.collect::<Result<Vec<_>, String>>()?;
+        let times = count_times.then(|| entries.iter().map(|e| vec![(0, 0); e.len()]).collect());
+        Ok(Code { entries, times })
+    }
+
+    /// Runs an entry.
+    ///
+    /// # Errors
+    /// A kernel refused its data; the arena is then as that step left it.
+    pub(crate) fn run(&mut self, entry: usize, arena: &mut Arena, par: &Par) -> Result<(), KernelError> {
+        let Code { entries, times } = self;
+        for (i, bound) in entries[entry].iter().enumerate() {
+            let started = times.is_some().then(Instant::now);
+            let pieces = arena.pieces(&bound.cuts);
+            (bound.run)(&mut Call::new(&bound.step, par, &bound.cuts, pieces))?;
+            if let (Some(times), Some(started)) = (times.as_mut(), started) {
+                times[entry][i].0 += started.elapsed().as_nanos() as u64;
+                times[entry][i].1 += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps with nanoseconds and runs so far, where they are counted.
+    pub(crate) fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
+        let all = self.entries.iter().zip(self.times.iter().flatten());
+        all.flat_map(|(steps, times)| steps.iter().zip(times).map(|(b, &(ns, runs))| (&b.step, ns, runs)))
+    }
+}

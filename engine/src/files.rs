@@ -1,0 +1,134 @@
+//! Reading at offsets and writing so that nothing is half there. Operating-system differences stay in this file.
+//!
+//! Reads go straight into the caller's memory: a mapped file's pages would count against the budget.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Something that failed on a path.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {what}: {source}")]
+pub struct FileError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What was being done.
+    pub what: &'static str,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// An error of this path.
+    pub fn new(path: &Path, what: &'static str, source: io::Error) -> FileError {
+        FileError { path: path.to_path_buf(), what, source }
+    }
+}
+
+/// A file opened for reads at offsets.
+pub struct ReadAt {
+    file: File,
+    path: PathBuf,
+    len: u64,
+}
+
+impl ReadAt {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    pub fn open(path: &Path) -> Result<ReadAt, FileError> {
+        let err = |source| FileError::new(path, "cannot open", source);
+        let file = File::open(path).map_err(err)?;
+        let meta = file.metadata().map_err(err)?;
+        if meta.is_dir() {
+            return Err(err(io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        Ok(ReadAt { file, path: path.to_path_buf(), len: meta.len() })
+    }
+
+    /// Bytes in the file when it was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file was empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fills `out` from `offset`.
+    ///
+    /// # Errors
+    /// The file ends before, or the system fails.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), FileError> {
+        #[cfg(unix)]
+        let result = std::os::unix::fs::FileExt::read_exact_at(&self.file, out, offset);
+        #[cfg(windows)]
+        let result = read_exact_at(&self.file, out, offset);
+        result.map_err(|source| FileError::new(&self.path, "cannot read", source))
+    }
+
+    /// The first bytes of the file, at most `most`.
+    ///
+    /// # Errors
+    /// The system fails.
+    pub fn prefix(&self, most: u64) -> Result<Vec<u8>, FileError> {
+        let mut bytes = vec![0; self.len.min(most) as usize];
+        self.read(0, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !out.is_empty() {
+        match file.seek_read(out, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => (out, offset) = (&mut out[n..], offset + n as u64),
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file so that a reader, even after a power loss, sees the old contents or the new: into a file beside it,
+/// synced, renamed over it, and the folder synced.
+///
+/// # Errors
+/// The folder cannot be written, or the disk is full; the old file is as it was and the new one is removed.
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
+    let temporary = path.with_extension("partial");
+    let result = write_synced(&temporary, write).and_then(|()| fs::rename(&temporary, path));
+    if let Err(source) = result {
+        // The file may not exist, and an error about it would hide the first one.
+        let _ = fs::remove_file(&temporary);
+        return Err(FileError::new(path, "cannot write", source));
+    }
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn write_synced(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut file = io::BufWriter::with_capacity(1 << 16, File::create(path)?);
+    write(&mut file)?;
+    file.flush()?;
+    file.get_ref().sync_all()
+}
+
+/// Makes a renamed file's new name durable.
+///
+/// # Errors
+/// The system fails.
+pub fn sync_folder(path: &Path) -> Result<(), FileError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    if cfg!(unix) {
+        let result = File::open(path).and_then(|folder| folder.sync_all());
+        result.map_err(|source| FileError::new(path, "cannot sync", source))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! A plan that is loaded and runs.
+//!
+//! Invariant: after [`Runner::new`] and [`Runner::load`] nothing is allocated; a run touches no byte of the arena
+//! past the plan's peak.
+
+use crate::arena::Arena;
+use crate::cpu::{Code, KernelError};
+use crate::files::ReadAt;
+use crate::load::{self, LoadError};
+use bytemuck::Pod;
+use tinyforge_kernels::par::Par;
+use tinyforge_plan::{Plan, Step, StoredKind, Tensor, check};
+
+/// Stack of a worker thread; kernels use little.
+pub const STACK_BYTES: usize = 1 << 20;
+
+/// Why a plan cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The plan is not consistent.
+    #[error("the plan is damaged: {0}")]
+    Plan(String),
+    /// The system gave no memory or threads.
+    #[error("{what}: {why}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// What the system said.
+        why: String,
+    },
+    /// A kernel refused its data.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Filling the stored tensors failed.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// How a plan is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunOptions {
+    /// Whether the time of every step is counted.
+    pub count_times: bool,
+}
+
+/// A plan bound to kernels.
+struct Phase {
+    plan: Plan,
+    code: Code,
+}
+
+/// Plans with their memory, code and threads. Several plans are phases of one run: they share one arena, and tensors
+/// that they store at one place keep their bytes from phase to phase.
+pub struct Runner {
+    phases: Vec<Phase>,
+    active: usize,
+    arena: Arena,
+    par: Par,
+}
+
+impl Runner {
+    /// Checks and binds a plan and reserves its memory.
+    ///
+    /// # Errors
+    /// The plan is damaged, or the system has not enough memory or threads.
+    pub fn new(plan: Plan, options: RunOptions) -> Result<Runner, RunError> {
+        Runner::with_phases(vec![plan], options)
+    }
+
+    /// Checks and binds the plans of a run's phases and reserves memory for the largest.
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    ///
+    /// # Panics
+    /// There is no plan.
+    pub fn with_phases(plans: Vec<Plan>, options: RunOptions) -> Result<Runner, RunError> {
+        let bytes = plans.iter().map(Plan::arena_bytes).max().expect("a run has a phase");
+        let threads = plans[0].threads.max(1) as usize;
+        let mut phases = Vec::with_capacity(plans.len());
+        for plan in plans {
+            if let Some(fault) = check::check(&plan).into_iter().next() {
+                return Err(RunError::Plan(fault));
+            }
+            let code = Code::bind(&plan, options.count_times).map_err(RunError::Plan)?;
+            phases.push(Phase { plan, code });
+        }
+        let arena =
+            Arena::new(bytes).map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
+        let par = Par::new(threads, STACK_BYTES)
+            .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
+        Ok(Runner { phases, active: 0, arena, par })
+    }
+
+    /// Fills the stored tensors of the active phase.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load(&mut self, files: &[ReadAt], seed: u64) -> Result<(), RunError> {
+        Ok(load::load(&self.phases[self.active].plan, &mut self.arena, files, seed)?)
+    }
+
+    /// Makes phase `phase` active. The caller sets what the phases do not share.
+    ///
+    /// # Panics
+    /// There is no such phase.
+    pub fn activate(&mut self, phase: usize) {
+        assert!(phase < self.phases.len(), "there are {} phases", self.phases.len());
+        self.active = phase;
+    }
+
+    /// Sets all states of the active phase to zero.
+    pub fn clear_states(&mut self) {
+        let Runner { phases, active, arena, .. } = self;
+        for s in phases[*active].plan.stored.iter().filter(|s| s.kind == StoredKind::State) {
+            arena.tensor_mut(&s.tensor).fill(0);
+        }
+    }
+
+    /// The active phase.
+    pub fn phase(&self) -> usize {
+        self.active
+    }
+
+    /// The plans of all phases.
+    pub fn plans(&self) -> impl Iterator<Item = &Plan> {
+        self.phases.iter().map(|p| &p.plan)
+    }
+
+    /// The active plan.
+    pub fn plan(&self) -> &Plan {
+        &self.phases[self.active].plan
+    }
+
+    /// The memory.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// The memory, to be written.
+    pub fn arena_mut(&mut self) -> &mut Arena {
+        &mut self.arena
+    }
+
+    /// Index of the entry of this name.
+    pub fn entry(&self, name: &str) -> Option<usize> {
+        self.plan().entries.iter().position(|e| e.name == name)
+    }
+
+    /// An input of an entry, to be filled before a run; empty when the entry has none of this name.
+    pub fn input<T: Pod>(&mut self, entry: usize, name: &str) -> &mut [T] {
+        match self.phases[self.active].plan.entries[entry].input(name) {
+            Some(t) => bytemuck::cast_slice_mut(self.arena.tensor_mut(t)),
+            None => &mut [],
+        }
+    }
+
+    /// A result of an entry, valid after its run; empty when the entry has none of this name.
+    pub fn result<T: Pod>(&self, entry: usize, name: &str) -> &[T] {
+        match self.plan().entries[entry].result(name) {
+            Some(t) => bytemuck::cast_slice(self.arena.tensor(t)),
+            None => &[],
+        }
+    }
+
+    /// The stored tensor of this name with its bytes.
+    pub fn stored(&self, name: &str) -> Option<(&Tensor, &[u8])> {
+        self.plan().find(name).map(|s| (&s.tensor, self.arena.tensor(&s.tensor)))
+    }
+
+    /// Runs an entry.
+    ///
+    /// # Errors
+    /// A kernel refused its data.
+    pub fn run(&mut self, entry: usize) -> Result<(), RunError> {
+        let Runner { phases, active, arena, par } = self;
+        let code = &mut phases[*active].code;
+        Ok(par.enter(|| code.run(entry, arena, par))?)
+    }
+
+    /// Steps with the nanoseconds spent in them and how often they ran, where that is counted.
+    pub fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
+        self.phases[self.active].code.times()
+    }
+}

@@ -1,0 +1,226 @@
+//! Checkpoints: everything that a run changes, in one file that is there whole or not at all.
+//!
+//! Layout: magic, version, length and JSON of a [`Header`], then the tensors in the header's order, then the CRC-32
+//! of all before it. The file is written beside the old one, synced and renamed over it, so that a kill or a power
+//! loss leaves the old or the new one.
+
+use crate::arena::Arena;
+use crate::files::{FileError, ReadAt, write_atomic};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Write};
+use std::path::Path;
+use tinyforge_plan::encode::crc32_more;
+use tinyforge_plan::{Plan, Tensor};
+
+const MAGIC: &[u8; 8] = b"TFCKPT01";
+/// The longest header that is read.
+const HEADER_BYTES_MAX: u64 = 64 << 20;
+/// Bytes that are read at one time to check a file.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Where a run stands.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Tokens with a label seen so far.
+    pub trained_tokens: u64,
+    /// Tokens seen so far, padding not counted.
+    pub seen_tokens: u64,
+    /// Active phase of the run.
+    pub phase: u64,
+    /// Steps of the active phase since its state was new.
+    pub phase_step: u64,
+    /// Lowest validation loss so far, as bits, so that it comes back exactly.
+    pub best_valid_bits: Option<u64>,
+}
+
+/// A tensor in a checkpoint.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+struct Item {
+    name: String,
+    dtype: String,
+    shape: Vec<u32>,
+    bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    progress: Progress,
+    /// What the run was asked for: a checkpoint fits no other.
+    run: String,
+    tensors: Vec<Item>,
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Reading or writing failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is no checkpoint, or damaged.
+    #[error("{path}: {why}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+fn damaged(path: &Path, why: impl ToString) -> CheckpointError {
+    CheckpointError::Damaged { path: path.display().to_string(), why: why.to_string() }
+}
+
+/// What is saved of a run: every stored tensor that some phase changes, at its place, in order of name.
+pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan>, active: usize) -> Vec<(String, Tensor)> {
+    let mut found: Vec<(String, Tensor)> = Vec::new();
+    for (i, plan) in plans.enumerate() {
+        let shared = |s: &&tinyforge_plan::Stored| s.kind == tinyforge_plan::StoredKind::Weight;
+        let saved = plan.stored.iter().filter(|s| s.changes).filter(|s| i == active || shared(s));
+        found.extend(saved.map(|s| (s.name.clone(), s.tensor.clone())));
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found.dedup_by(|a, b| a.0 == b.0);
+    found
+}
+
+/// Writes a checkpoint of these tensors.
+///
+/// # Errors
+/// The disk is full or the folder cannot be written; an older checkpoint is as it was.
+pub fn save(
+    path: &Path,
+    run: &str,
+    progress: &Progress,
+    list: &[(String, Tensor)],
+    arena: &Arena,
+) -> Result<(), CheckpointError> {
+    let items = list.iter().map(|(name, t)| Item {
+        name: name.clone(),
+        dtype: t.dtype.name().to_string(),
+        shape: t.shape.clone(),
+        bytes: t.bytes(),
+    });
+    let header = Header { progress: progress.clone(), run: run.to_string(), tensors: items.collect() };
+    let json = serde_json::to_vec(&header).map_err(|e| damaged(path, e))?;
+    let result = write_atomic(path, |out| {
+        let mut out = Summed { out, crc: 0 };
+        out.write_all(MAGIC)?;
+        out.write_all(&(json.len() as u64).to_le_bytes())?;
+        out.write_all(&json)?;
+        for (_, t) in list {
+            out.write_all(arena.tensor(t))?;
+        }
+        let crc = out.crc;
+        out.out.write_all(&crc.to_le_bytes())
+    });
+    Ok(result?)
+}
+
+struct Summed<'a> {
+    out: &'a mut dyn Write,
+    crc: u32,
+}
+
+impl Write for Summed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write_all(bytes)?;
+        self.crc = crc32_more(self.crc, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A checkpoint that was opened and checked.
+pub struct Checkpoint {
+    file: ReadAt,
+    header: Header,
+    data: u64,
+}
+
+/// Opens a checkpoint and checks every byte of it.
+///
+/// # Errors
+/// It is not there, cut off or damaged.
+pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let file = ReadAt::open(path)?;
+    let mut first = [0; 16];
+    if file.len() < 20 {
+        return Err(damaged(path, "the file is too short for a checkpoint"));
+    }
+    file.read(0, &mut first)?;
+    let (magic, len) = first.split_at(8);
+    let len = u64::from_le_bytes(len.try_into().expect("eight bytes"));
+    if magic != MAGIC {
+        return Err(damaged(path, "this is no checkpoint"));
+    }
+    if len > HEADER_BYTES_MAX.min(file.len() - 20) {
+        return Err(damaged(path, "the header is longer than the file"));
+    }
+    let mut json = vec![0; len as usize];
+    file.read(16, &mut json)?;
+    let header: Header = serde_json::from_slice(&json).map_err(|e| damaged(path, e))?;
+    let data = 16 + len;
+    let total = header.tensors.iter().try_fold(data, |sum, t| sum.checked_add(t.bytes));
+    if total.and_then(|t| t.checked_add(4)) != Some(file.len()) {
+        return Err(damaged(path, "the file is cut off or has been changed"));
+    }
+    check_sum(&file, path)?;
+    Ok(Checkpoint { file, header, data })
+}
+
+fn check_sum(file: &ReadAt, path: &Path) -> Result<(), CheckpointError> {
+    let (end, mut at, mut crc) = (file.len() - 4, 0, 0);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while at < end {
+        let n = CHUNK_BYTES.min((end - at) as usize);
+        file.read(at, &mut chunk[..n])?;
+        crc = crc32_more(crc, &chunk[..n]);
+        at += n as u64;
+    }
+    let mut wanted = [0; 4];
+    file.read(end, &mut wanted)?;
+    if crc == u32::from_le_bytes(wanted) { Ok(()) } else { Err(damaged(path, "the checksum does not match")) }
+}
+
+impl Checkpoint {
+    /// Where the run stood.
+    pub fn progress(&self) -> &Progress {
+        &self.header.progress
+    }
+
+    /// Name, storage and shape of every tensor.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &str, &[u32])> {
+        self.header.tensors.iter().map(|t| (t.name.as_str(), t.dtype.as_str(), &t.shape[..]))
+    }
+
+    /// What the run was asked for.
+    pub fn run(&self) -> &str {
+        &self.header.run
+    }
+
+    /// Reads the tensors to their places.
+    ///
+    /// # Errors
+    /// The checkpoint is of another plan, or reading failed.
+    pub fn restore(&self, list: &[(String, Tensor)], arena: &mut Arena) -> Result<(), CheckpointError> {
+        let path = self.file.path();
+        if self.header.tensors.len() != list.len() {
+            let why = format!("it holds {} tensors, the run changes {}", self.header.tensors.len(), list.len());
+            return Err(damaged(path, why));
+        }
+        let mut at = self.data;
+        for (item, (name, t)) in self.header.tensors.iter().zip(list) {
+            if item.name != *name || item.shape != t.shape || item.dtype != t.dtype.name() || item.bytes != t.bytes() {
+                return Err(damaged(path, format!("it holds `{}` where the run has `{name}`", item.name)));
+            }
+            self.file.read(at, arena.tensor_mut(t))?;
+            at += item.bytes;
+        }
+        Ok(())
+    }
+}

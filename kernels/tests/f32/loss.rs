@@ -1,0 +1,231 @@
+use crate::common::*;
+use tinyforge_kernels::f32::dense::{Compute, Mat, MatData};
+use tinyforge_kernels::f32::loss::*;
+use tinyforge_kernels::par::Par;
+
+fn naive_softmax(x: &[f64]) -> Vec<f64> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
+    x.iter().map(|x| (x - max).exp() / sum).collect()
+}
+
+fn naive_nll(x: &[f64], label: usize) -> f64 {
+    -naive_softmax(x)[label].ln()
+}
+
+#[test]
+fn softmax_and_log_softmax() {
+    for (rows, cols) in [(1, 1), (3, 15), (2, 16), (5, 17), (2, 64), (3, 65), (2, 20_001)] {
+        let x: Vec<f32> = values(1, rows * cols).iter().map(|x| x * 20.0).collect();
+        let dy = values(2, rows * cols);
+        let [y, log, dx, dlog, z, zdx] = everywhere([x.len(); 6], |par, [y, log, dx, dlog, z, zdx]| {
+            softmax(par, cols, Some(&x), y);
+            log_softmax(par, cols, Some(&x), log);
+            softmax_grad(par, cols, y, Some(&dy), dx);
+            log_softmax_grad(par, cols, log, Some(&dy), dlog);
+            z.copy_from_slice(&x);
+            softmax(par, cols, None, z);
+            zdx.copy_from_slice(&dy);
+            softmax_grad(par, cols, y, None, zdx);
+        });
+        let expected: Vec<f64> = wide(&x).chunks(cols).flat_map(naive_softmax).collect();
+        assert_close(&y, &expected, 1e-6);
+        assert_close(&log, &expected.iter().map(|p| p.ln()).collect::<Vec<_>>(), 1e-6);
+        assert_same(&y, &z, "in place");
+        assert_same(&dx, &zdx, "gradient in place");
+        let (d, mut ex, mut el) = (wide(&dy), vec![], vec![]);
+        for (p, d) in expected.chunks(cols).zip(d.chunks(cols)) {
+            let (pd, sum) = (dot(p, d), d.iter().sum::<f64>());
+            ex.extend(p.iter().zip(d).map(|(p, d)| p * (d - pd)));
+            el.extend(p.iter().zip(d).map(|(p, d)| d - p * sum));
+        }
+        assert_close(&dx, &ex, 1e-6);
+        assert_close(&dlog, &el, 1e-5);
+    }
+}
+
+#[test]
+fn a_row_of_minus_infinity_gives_zeros() {
+    let [y] = everywhere([20], |par, [y]| softmax(par, 20, Some(&[f32::NEG_INFINITY; 20]), y));
+    assert_eq!(y, [0.0; 20]);
+}
+
+#[test]
+fn cross_entropy_and_its_gradient() {
+    for (tokens, vocab) in [(1, 1), (4, 16), (7, 33), (3, 1000)] {
+        let x: Vec<f32> = values(1, tokens * vocab).iter().map(|x| x * 10.0).collect();
+        let mut labels = integers(2, tokens, 0, vocab as i32);
+        let mut weights: Vec<f32> = values(3, tokens).iter().map(|x| x.abs()).collect();
+        if tokens > 3 {
+            labels[1] = -100;
+            weights[2] = 0.0;
+        }
+        let [loss, dx, in_place] = everywhere([tokens, x.len(), x.len()], |par, [loss, dx, z]| {
+            cross_entropy(par, &x, &labels, &weights, loss).unwrap();
+            cross_entropy_grad(par, Some(&x), &labels, &weights, dx).unwrap();
+            z.copy_from_slice(&x);
+            cross_entropy_grad(par, None, &labels, &weights, z).unwrap();
+        });
+        assert_same(&dx, &in_place, "in place");
+        for (t, x) in wide(&x).chunks(vocab).enumerate() {
+            let is_ignored = labels[t] < 0 || weights[t] == 0.0;
+            let weight = if is_ignored { 0.0 } else { f64::from(weights[t]) };
+            let label = labels[t].max(0) as usize;
+            assert_close(&loss[t..t + 1], &[weight * naive_nll(x, label)], 1e-6);
+            let mut expected: Vec<f64> = naive_softmax(x).iter().map(|p| p * weight).collect();
+            expected[label] -= weight;
+            assert_close(&dx[t * vocab..(t + 1) * vocab], &expected, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn a_label_beyond_the_vocabulary_is_an_error() {
+    let error = cross_entropy(&one(), &[0.0; 6], &[-1, 3], &[1.0; 2], &mut [0.0; 2]).unwrap_err();
+    assert_eq!((error.what, error.at, error.value, error.limit), ("label", 1, 3, 3));
+}
+
+#[test]
+fn mean_squared_error() {
+    let (y, target, weights) = (values(1, 5 * 37), values(2, 5 * 37), [1.0, 0.0, 0.5, 2.0, 1.0]);
+    let [loss, dy] = everywhere([5, y.len()], |par, [loss, dy]| {
+        mse_loss(par, &y, &target, &weights, loss);
+        mse_loss_grad(par, Some(&y), &target, &weights, dy);
+    });
+    let (targets, ws) = (wide(&target), wide(&weights));
+    let naive = |y: &[f64], t: usize| {
+        (0..37).map(|i| (y[t * 37 + i] - targets[t * 37 + i]).powi(2)).sum::<f64>() / 37.0 * ws[t]
+    };
+    let ys = wide(&y);
+    assert_close(&loss, &(0..5).map(|t| naive(&ys, t)).collect::<Vec<_>>(), 1e-6);
+    assert_close(&dy, &differences(&ys, |y| (0..5).map(|t| naive(y, t)).sum()), 1e-6);
+}
+
+/// One problem of the fused loss.
+struct Fused {
+    dims: LinearCrossEntropy,
+    h: Vec<f32>,
+    w: Vec<f32>,
+    labels: Vec<i32>,
+    weights: Vec<f32>,
+    dw0: Vec<f32>,
+}
+
+impl Fused {
+    fn new(rows: usize, seq: usize, width: usize, vocab: usize) -> Fused {
+        let dims = LinearCrossEntropy { rows, seq, width, vocab, logit_scale: 1.5, compute: Compute::F32 };
+        let tokens = rows * seq;
+        let mut labels = integers(1, tokens, 0, vocab as i32);
+        labels.iter_mut().step_by(5).for_each(|label| *label = -100);
+        let mut weights: Vec<f32> = values(2, tokens).iter().map(|x| x.abs()).collect();
+        weights.iter_mut().skip(1).step_by(7).for_each(|weight| *weight = 0.0);
+        let (h, w) = (values(3, tokens * width), values(4, vocab * width));
+        Fused { dims, h, w, labels, weights, dw0: values(5, vocab * width) }
+    }
+
+    fn lens(&self) -> [usize; 3] {
+        [self.labels.len(), self.h.len(), self.w.len()]
+    }
+
+    /// The packed rows `rows` alone.
+    fn run(&self, par: &Par, rows: std::ops::Range<usize>, accumulate: bool, [loss, dh, dw]: [&mut [f32]; 3]) {
+        let dims = LinearCrossEntropy { rows: rows.len(), ..self.dims };
+        let tokens = rows.start * dims.seq..rows.end * dims.seq;
+        let w = Mat { data: MatData::F32(&self.w), rows: dims.vocab, cols: dims.width, stride: dims.width };
+        let mut scratch = vec![0xff; linear_cross_entropy_scratch_bytes(&dims, par.threads())];
+        let h = &self.h[tokens.start * dims.width..tokens.end * dims.width];
+        let out = LinearCrossEntropyOut { loss, dh: Some(dh), dw: Some((dw, accumulate)) };
+        let (labels, weights) = (&self.labels[tokens.clone()], &self.weights[tokens]);
+        linear_cross_entropy(par, &dims, h, &w, labels, weights, out, &mut scratch).unwrap();
+    }
+}
+
+#[test]
+fn fused_loss_is_the_naive_form() {
+    for (rows, seq, width, vocab) in [(1, 1, 4, 3), (2, 7, 16, 50), (1, 64, 24, 33), (2, 65, 8, 40), (1, 130, 33, 100)]
+    {
+        let problem = Fused::new(rows, seq, width, vocab);
+        let [loss, dh, dw] = everywhere_on_threads(problem.lens(), |par, [loss, dh, dw]| {
+            problem.run(par, 0..rows, false, [loss, dh, dw]);
+        });
+        let (h, w) = (wide(&problem.h), wide(&problem.w));
+        let (mut eloss, mut edh, mut edw) = (vec![], vec![0.0; h.len()], vec![0.0; w.len()]);
+        for t in 0..rows * seq {
+            let weight = if problem.labels[t] < 0 { 0.0 } else { f64::from(problem.weights[t]) };
+            let label = problem.labels[t].max(0) as usize;
+            let h = &h[t * width..(t + 1) * width];
+            let x: Vec<f64> = w.chunks(width).map(|w| 1.5 * dot(h, w)).collect();
+            eloss.push(weight * naive_nll(&x, label));
+            let mut d: Vec<f64> = naive_softmax(&x).iter().map(|p| p * weight).collect();
+            d[label] -= weight;
+            for v in 0..vocab {
+                for c in 0..width {
+                    edh[t * width + c] += 1.5 * d[v] * w[v * width + c];
+                    edw[v * width + c] += 1.5 * d[v] * h[c];
+                }
+            }
+        }
+        assert_close(&loss, &eloss, 3e-6);
+        assert_close(&dh, &edh, 1e-5);
+        assert_close(&dw, &edw, 1e-5);
+    }
+}
+
+/// Like `everywhere`, without instruction sets: the dense product's own differ in the last bits.
+#[track_caller]
+fn everywhere_on_threads<const N: usize>(lens: [usize; N], f: impl Fn(&Par, &mut [Vec<f32>; N])) -> [Vec<f32>; N] {
+    let run = |threads| {
+        let mut out = lens.map(|len| vec![f32::NAN; len]);
+        f(&Par::new(threads, 1 << 20).unwrap(), &mut out);
+        out
+    };
+    let expected = run(1);
+    run(2).iter().zip(&expected).for_each(|(a, b)| assert_same(a, b, "two threads"));
+    expected
+}
+
+#[test]
+fn rows_of_the_fused_loss_are_micro_batches() {
+    let problem = Fused::new(4, 70, 12, 90);
+    let [mut loss, mut dh, _] = problem.lens().map(|len| vec![f32::NAN; len]);
+    let mut dw = problem.dw0.clone();
+    problem.run(&one(), 0..4, true, [&mut loss, &mut dh, &mut dw]);
+    let [mut loss1, mut dh1, _] = problem.lens().map(|len| vec![f32::NAN; len]);
+    let mut dw1 = problem.dw0.clone();
+    for row in 0..4 {
+        let (loss, dh) = (&mut loss1[row * 70..(row + 1) * 70], &mut dh1[row * 70 * 12..(row + 1) * 70 * 12]);
+        problem.run(&one(), row..row + 1, true, [loss, dh, &mut dw1]);
+    }
+    assert_same(&loss, &loss1, "losses");
+    assert_same(&dh, &dh1, "hidden gradients");
+    assert_same(&dw, &dw1, "weight gradients");
+}
+
+#[test]
+fn chunks_that_do_not_count_are_skipped() {
+    let mut problem = Fused::new(1, 100, 8, 20);
+    problem.weights[..64].fill(0.0);
+    // Infinities in a skipped chunk are not even multiplied.
+    problem.h[..64 * 8].fill(f32::INFINITY);
+    let [mut loss, mut dh, mut dw] = problem.lens().map(|len| vec![f32::NAN; len]);
+    problem.run(&one(), 0..1, false, [&mut loss, &mut dh, &mut dw]);
+    assert!(loss[..64].iter().chain(&dh[..64 * 8]).all(|x| x.to_bits() == 0));
+    assert!(dw.iter().all(|x| x.is_finite()) && dw.iter().any(|x| *x != 0.0));
+    problem.weights.fill(0.0);
+    problem.run(&one(), 0..1, false, [&mut loss, &mut dh, &mut dw]);
+    assert!(loss.iter().chain(&dh).chain(&dw).all(|x| x.to_bits() == 0));
+}
+
+#[test]
+fn loss_alone_is_the_same_loss() {
+    let problem = Fused::new(2, 70, 12, 90);
+    let [mut loss, mut dh, mut dw] = problem.lens().map(|len| vec![f32::NAN; len]);
+    problem.run(&one(), 0..2, false, [&mut loss, &mut dh, &mut dw]);
+    let w = Mat { data: MatData::F32(&problem.w), rows: 90, cols: 12, stride: 12 };
+    let mut scratch = vec![0; linear_cross_entropy_scratch_bytes(&problem.dims, 1)];
+    let mut alone = vec![f32::NAN; loss.len()];
+    let out = LinearCrossEntropyOut { loss: &mut alone, dh: None, dw: None };
+    linear_cross_entropy(&one(), &problem.dims, &problem.h, &w, &problem.labels, &problem.weights, out, &mut scratch)
+        .unwrap();
+    assert_same(&loss, &alone, "losses");
+}

@@ -1,0 +1,145 @@
+//! The op list, printed from the op table and the comments over its rows.
+
+use crate::tree::Tree;
+use std::fmt::Write;
+use tinyforge_compiler::ir::attrs::Attr;
+use tinyforge_compiler::ir::ops::{Op, OpDef, Saves};
+
+/// Where the list lies.
+pub const PATH: &str = "docs/ops.md";
+const FOLDER: &str = "compiler/src/ir/ops/";
+
+const HEAD: &str = "# Ops
+
+Printed from the op table by `cargo xtask docs`; edit the rows in `compiler/src/ir/ops/`, not this file.
+
+- **operands**: how many; `2-3` means that the last one may be absent. `+=` marks an op that starts from it.
+- **attributes**: with the value that holds where none is written.
+- **gradient reads**: what is kept for backward, and nothing else; `-` where the op has no gradient.
+- **in place**: which operand's memory which result may take.
+";
+
+/// `(file, what is wrong, the way out)`.
+pub type Fault = (String, String, String);
+
+/// The list as text.
+///
+/// # Errors
+/// A row has no comment, or its name is not the op's.
+pub fn text(tree: &Tree) -> Result<String, Vec<Fault>> {
+    let table = tree.find(&format!("{FOLDER}mod.rs")).map_or("", |f| f.text.as_str());
+    let (mut text, mut faults, mut family) = (HEAD.to_string(), Vec::new(), "");
+    for &op in Op::ALL {
+        let name = format!("{op:?}");
+        let Some((of, constant)) = place(table, &name) else {
+            faults.push((format!("{FOLDER}mod.rs"), format!("`{name}` is not in the table"), "add it".to_string()));
+            continue;
+        };
+        let path = format!("{FOLDER}{of}.rs");
+        if of != family {
+            family = of;
+            let header = tree.find(&path).map_or("", |f| first_line(&f.text));
+            // Writing to a text cannot fail.
+            let _ = write!(text, "\n## {family}\n\n{header}\n{COLUMNS}");
+        }
+        if op.name() != snake(&name) {
+            let what = format!("`{name}` is called `{}` in its row", op.name());
+            faults.push((path.clone(), what, format!("call it `{}`: one op, one name", snake(&name))));
+        }
+        match tree.find(&path).and_then(|f| comment(&f.text, constant)) {
+            Some(comment) => row(&mut text, op.def(), &comment),
+            None => {
+                let what = format!("`{constant}` has no comment");
+                faults.push((path, what, "give its formula, shapes, and what the gradient reads".to_string()));
+            }
+        }
+    }
+    if faults.is_empty() { Ok(text) } else { Err(faults) }
+}
+
+const COLUMNS: &str = "
+| op | operands | attributes | gradient reads | in place | what it does |
+|---|---|---|---|---|---|
+";
+
+fn row(text: &mut String, def: &OpDef, comment: &str) {
+    let (least, most) = def.arity;
+    let mut operands = if least == most { format!("{most}") } else { format!("{least}-{most}") };
+    operands.push_str(if def.acc.is_some() { " `+=`" } else { "" });
+    let value = |attr: Attr| match attr {
+        Attr::Int(v) => v.to_string(),
+        Attr::Float(v) => format!("{v:?}"),
+    };
+    let attrs: Vec<String> = def.attrs.iter().map(|a| format!("{}={}", a.name, value(a.default))).collect();
+    let saves: Vec<String> = def.saves.iter().map(saved).collect();
+    let reads = match (def.vjp.is_some(), saves.is_empty()) {
+        (false, _) => "-".to_string(),
+        (true, true) => "nothing".to_string(),
+        (true, false) => saves.join(", "),
+    };
+    let in_place: Vec<String> = def.in_place.iter().map(|(a, o)| format!("{a}→{o}")).collect();
+    let comment = comment.replace('|', "\\|");
+    let cells = [&format!("`{}`", def.name), &operands, &attrs.join(" "), &reads, &in_place.join(" "), &comment];
+    for cell in cells {
+        let _ = write!(text, "| {cell} ");
+    }
+    text.push_str("|\n");
+}
+
+fn saved(saves: &Saves) -> String {
+    match saves {
+        Saves::Arg(i) => format!("operand {i}"),
+        Saves::Out(i) => format!("result {i}"),
+    }
+}
+
+/// Family and constant of an op, from the line `Name => family::CONSTANT,` of the table.
+fn place<'a>(table: &'a str, name: &str) -> Option<(&'a str, &'a str)> {
+    let line = table.lines().find_map(|line| line.trim().strip_prefix(name)?.trim_start().strip_prefix("=>"))?;
+    line.trim().trim_end_matches(',').split_once("::")
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().and_then(|line| line.strip_prefix("//! ")).unwrap_or_default()
+}
+
+/// The comment over a row, in one line.
+fn comment(text: &str, constant: &str) -> Option<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let at = lines.iter().position(|line| line.starts_with(&format!("pub const {constant}: ")))?;
+    let above = lines[..at].iter().rev().map_while(|line| line.strip_prefix("///")).map(str::trim);
+    let comment: Vec<&str> = above.collect();
+    let comment: Vec<&str> = comment.into_iter().rev().filter(|line| !line.starts_with("```")).collect();
+    (!comment.is_empty()).then(|| comment.join(" "))
+}
+
+/// `LinearGradX` to `linear_grad_x`, `Conv2dGradX` to `conv2d_grad_x`.
+fn snake(name: &str) -> String {
+    let mut snake = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(c.to_ascii_lowercase());
+    }
+    snake
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart() {
+        assert_eq!(snake("Conv2dGradX"), "conv2d_grad_x");
+        assert_eq!(place("    Relu => activation::RELU,\n", "Relu"), Some(("activation", "RELU")));
+        assert_eq!(place("    Relu6 => activation::RELU6,\n", "Relu"), None);
+    }
+
+    #[test]
+    fn comments_are_put_in_one_line() {
+        let text = "/// One\n/// two.\npub const A: OpDef = 1;\npub const B: OpDef = 1;\n";
+        assert_eq!(comment(text, "A").as_deref(), Some("One two."));
+        assert_eq!(comment(text, "B"), None);
+    }
+}
