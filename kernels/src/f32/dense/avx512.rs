@@ -127,8 +127,8 @@ unsafe fn pair_tile<const R: usize, const V: usize>(
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
     for _ in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`); any 512 bits are a
-        // vector of bf16.
+        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`); any 512
+        // bits are a vector of bf16.
         unsafe {
             let mut right = [_mm512_setzero_si512(); V];
             for (v, right) in right.iter_mut().enumerate() {
