@@ -189,8 +189,8 @@ macro_rules! thin {
         /// See [`super::set::ThinFn`].
         ///
         /// # Safety
-        /// The instruction set is there; the source has at most 16 rows, `a` as many words for each of its columns as
-        /// the product has rows, `rows` of them.
+        /// The instruction set is there; the source has at most 16 rows; `a` has `rows` words for each of the source's
+        /// columns.
         unsafe fn $name(rows: usize, src: Words, a: *const u32, sums: &mut [[f32; 16]; THIN_ROWS]) {
             #[target_feature(enable = $features)]
             unsafe fn by_rows<const R: usize>(src: Words, a: *const u32, sums: &mut [[f32; 16]; THIN_ROWS]) {
