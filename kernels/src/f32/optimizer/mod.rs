@@ -289,7 +289,6 @@ fn store_state<S: Simd>(s: S, state: &mut StatePart, table: &codes::Table, block
 
 impl Encode<bf16> for Stochastic {
     /// Random numbers in the order of [`Stream::bits16`].
-    #[expect(clippy::needless_range_loop, reason = "element and random number at once")]
     #[inline(always)]
     fn encode(&self, w: &mut [bf16; BLOCK], x: &Block, at: usize) {
         const LANES: usize = BLOCK / 8;
