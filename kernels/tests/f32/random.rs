@@ -22,6 +22,7 @@ fn many_blocks_are_single_blocks() {
     let stream = Stream { seed: 0x1234_5678_9abc_def0, step: 7, tensor: 3 };
     let first = u64::from(u32::MAX) - 3;
     let blocks = stream.blocks::<8>(first);
+    #[expect(clippy::needless_range_loop, reason = "block i of several arrays")]
     for i in 0..8 {
         assert_eq!(stream.block(first + i as u64), [0, 1, 2, 3].map(|word| blocks[word][i]));
     }
