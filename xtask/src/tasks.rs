@@ -181,7 +181,7 @@ pub fn bench(peer: Option<&str>) -> Outcome {
                 "set TINYFORGE_PEER_PYTHON to a Python with the packages of tests/peers/requirements.txt".to_string()
             })?;
             let mut command = Command::new(python);
-            command.arg("tests/peers/bench_torch.py").current_dir(tree::root());
+            command.arg("tests/peers/side_by_side.py").current_dir(tree::root());
             run(command)
         }
         Some(other) => Err(format!("`{other}` is no peer: rust or torch")),
