@@ -53,6 +53,9 @@ pub enum Recompute {
     Step(u32),
 }
 
+/// Receives a stage's text: `(entry, stage, text)`.
+pub type Dump<'a> = &'a dyn Fn(&str, &str, &str);
+
 /// All that a plan is made from.
 pub struct Request<'a> {
     /// Name of the plan.
@@ -82,7 +85,7 @@ pub struct Request<'a> {
     /// Worker threads.
     pub threads: u32,
     /// Receives every stage's text, where asked for: `(entry, stage, text)`.
-    pub dump: Option<&'a dyn Fn(&str, &str, &str)>,
+    pub dump: Option<Dump<'a>>,
 }
 
 /// What was chosen to meet the budget.

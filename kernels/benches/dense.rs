@@ -1,5 +1,6 @@
 //! GFLOP/s of the dense product over the shapes of SmolLM2-135M. Run on an idle machine:
-//! `cargo bench -p tinyforge-kernels --bench dense -- [threads] [filter] [types] [set]`; the best of several runs is printed.
+//! `cargo bench -p tinyforge-kernels --bench dense -- [threads] [filter] [types] [set]`; the best of several runs is
+//! printed.
 
 use std::time::{Duration, Instant};
 use tinyforge_kernels::f32::dense::{Compute, Gemm, Mat, MatData, gemm_on, gemm_scratch_bytes, kernel_sets};

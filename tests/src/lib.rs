@@ -3,8 +3,12 @@
 //! Not for anything that another crate needs: nothing depends on this one.
 #![forbid(unsafe_code)]
 
+pub mod device;
+pub mod generate;
 pub mod golden;
 pub mod graphs;
+pub mod models;
 pub mod random;
 pub mod samples;
 pub mod script;
+pub mod storage;

@@ -5,7 +5,7 @@
 //! | `parameterize` | an update scheme: `last:1+head` |
 //! | `differentiate`, `fuse`, `fuse_update`, `order`, `verify` | none |
 //! | `prune` | names of trained tensors; none takes what `parameterize` found |
-//! | `update` | a rule, then `clip=`, `micro=`, `beta1=`, `weight_decay=`, and `second` for clipping by a second backward |
+//! | `update` | a rule, then `clip=`, `micro=`, `beta1=`, `weight_decay=`, and `second`: clip by a second backward |
 //! | `recompute` | a step of the ladder, or `all` |
 
 use crate::graphs::{assert_text_is_graph, assert_verified};

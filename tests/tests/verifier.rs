@@ -82,7 +82,7 @@ fn check_near(sample: &Sample, failures: &mut Vec<String>) {
         failures.extend(broken(node.op, &fewer, &node.attrs));
     }
     if let Some(last) = tys.last() {
-        failures.extend(broken(node.op, &[&tys[..], &[last.clone()]].concat(), &node.attrs));
+        failures.extend(broken(node.op, &[&tys[..], std::slice::from_ref(last)].concat(), &node.attrs));
     }
     for (name, value) in node.attrs.iter() {
         for number in NUMBERS {

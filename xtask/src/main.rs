@@ -1,7 +1,7 @@
 //! The project's tasks: `cargo xtask`.
 #![forbid(unsafe_code)]
 
-mod oplist;
+mod help;
 mod source;
 mod tasks;
 mod tidy;
@@ -15,7 +15,7 @@ const USAGE: &str = "cargo xtask TASK
   tidy               the rules of the house alone; notes what could be better
   tidy --hold        writes today's sizes and counts into xtask/tidy.toml, for the diff to show
   bless              rewrites the expectations of the text tests, and the printed docs
-  docs               prints docs/ops.md from the op table
+  docs               prints docs/ops.md from the op table and docs/commands.md from the command's help
   bench [--peer P]   speed of the kernels; beside them P = rust (other crates) or torch
   fuzz [SECONDS]     every fuzz target for so long (default 30)
   ci                 what CI does: a fresh clone of the last commit, then .ci/run in it

@@ -1,6 +1,6 @@
 //! The tasks: each runs programs and says which one failed.
 
-use crate::oplist;
+use crate::help;
 use crate::tidy::{self, Config};
 use crate::tree::{self, Tree};
 use std::io::{BufRead, BufReader, Write};
@@ -33,9 +33,10 @@ fn run(mut command: Command) -> Outcome {
     }
 }
 
-/// Formatting, lints, tidy, tests. All of them run, so that one failure does not hide the next.
+/// Formatting, lints, tidy, tests, printed docs. All of them run, so that one failure does not hide the next.
 pub fn check() -> Outcome {
-    let results = [("formatting", formatting()), ("lints", lints()), ("tidy", tidy()), ("tests", tests())];
+    let results =
+        [("formatting", formatting()), ("lints", lints()), ("tidy", tidy()), ("tests", tests()), ("docs", printed())];
     let mut failed = Vec::new();
     for (name, result) in results {
         match result {
@@ -143,26 +144,38 @@ pub fn bless() -> Outcome {
 
 /// Prints the docs that come from tables.
 pub fn docs() -> Outcome {
-    let tree = Tree::read()?;
-    let text = oplist::text(&tree).map_err(|faults| {
-        let list: Vec<String> =
-            faults.into_iter().map(|(path, what, help)| format!("{path}: {what}: {help}")).collect();
-        list.join("\n")
-    })?;
-    std::fs::write(tree.root.join(oplist::PATH), text).map_err(|e| format!("{}: {e}", oplist::PATH))
+    let mut command = cargo(&["test", "-q", "-p", "tinyforge-tests", "--test", "op_list"]);
+    command.env("BLESS", "1");
+    run(command)?;
+    std::fs::write(tree::root().join(help::PATH), help::text(ask)?).map_err(|e| format!("{}: {e}", help::PATH))
+}
+
+/// What the command says to these arguments.
+fn ask(args: &[&str]) -> Result<String, String> {
+    let mut command = cargo(&["run", "-q", "--bin", "tinyforge", "--"]);
+    command.args(args).stderr(Stdio::inherit());
+    let name = words(&command);
+    let output = command.output().map_err(|e| format!("`{name}` cannot be started: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("`{name}` ended with {}", output.status));
+    }
+    String::from_utf8(output.stdout).map_err(|e| format!("`{name}`: {e}"))
+}
+
+/// The printed help is today's. The op list is held by a test.
+fn printed() -> Outcome {
+    let old = std::fs::read_to_string(tree::root().join(help::PATH)).map_err(|e| format!("{}: {e}", help::PATH))?;
+    match help::text(ask)? == old {
+        true => Ok(()),
+        false => Err(format!("{} is not what the command says; run `cargo xtask docs`", help::PATH)),
+    }
 }
 
 /// Speed, alone or beside a peer.
 pub fn bench(peer: Option<&str>) -> Outcome {
     match peer {
         None => run(cargo(&["bench", "-p", "tinyforge-kernels"])),
-        Some("rust") => {
-            let manifest = "kernels/benches/dense-peers/Cargo.toml";
-            if !tree::root().join(manifest).exists() {
-                return Err(format!("there are no peers in Rust yet: {manifest} does not exist"));
-            }
-            run(cargo(&["run", "--release", "--manifest-path", manifest]))
-        }
+        Some("rust") => run(cargo(&["run", "--release", "--manifest-path", "benches/dense-peers/Cargo.toml"])),
         Some("torch") => {
             let python = std::env::var("TINYFORGE_PEER_PYTHON").map_err(|_| {
                 "set TINYFORGE_PEER_PYTHON to a Python with the packages of tests/peers/requirements.txt".to_string()

@@ -71,7 +71,7 @@ fn in_arena(plan: &Plan, t: &Tensor, name: &str, faults: &mut Vec<String>) {
     if t.end() > plan.arena_bytes() {
         faults.push(format!("`{name}` ends at {}, the arena at {}", t.end(), plan.arena_bytes()));
     }
-    if t.offset % ALIGN_BYTES != 0 {
+    if !t.offset.is_multiple_of(ALIGN_BYTES) {
         faults.push(format!("`{name}` at {} is not aligned to {ALIGN_BYTES}", t.offset));
     }
 }

@@ -241,12 +241,12 @@ impl Writer<'_> {
         }
     }
 
+    /// The linear layer `module` of the block `p`, applied to `x`; the result is called `name`.
     fn linear(
         &self,
         body: &mut Body,
         p: &str,
-        name: &str,
-        module: &str,
+        (name, module): (&str, &str),
         x: Value,
         dims: [usize; 2],
         bias: bool,
@@ -289,18 +289,18 @@ impl Writer<'_> {
             }
         };
         let module = if c.family == Family::Gpt2 { ".attn.c_proj" } else { ".self_attn.o_proj" };
-        self.linear(body, p, "o", module, o, [c.hidden, c.q_width()], c.o_bias)
+        self.linear(body, p, ("o", module), o, [c.hidden, c.q_width()], c.o_bias)
     }
 
     fn projections(&self, body: &mut Body, p: &str, x: Value) -> [Value; 3] {
         let c = self.config;
         if c.family == Family::Gpt2 {
-            let all = self.linear(body, p, "qkv", ".attn.c_attn", x, [3 * c.hidden, c.hidden], c.qkv_bias);
+            let all = self.linear(body, p, ("qkv", ".attn.c_attn"), x, [3 * c.hidden, c.hidden], c.qkv_bias);
             let part = |i: usize| [("start", (i * c.hidden).into()), ("len", c.hidden.into())];
             return [("q", 0), ("k", 1), ("v", 2)].map(|(name, i)| body.push(name, Op::SliceCols, &[all], &part(i)));
         }
         [("q", c.q_width()), ("k", c.kv_width()), ("v", c.kv_width())].map(|(name, width)| {
-            self.linear(body, p, name, &format!(".self_attn.{name}_proj"), x, [width, c.hidden], c.qkv_bias)
+            self.linear(body, p, (name, &format!(".self_attn.{name}_proj")), x, [width, c.hidden], c.qkv_bias)
         })
     }
 
@@ -346,8 +346,8 @@ impl Writer<'_> {
             Activation::GeluTanh => Op::GeluTanh,
         };
         let inner = if c.gated {
-            let gate = self.linear(body, p, "gate", names[0], x, wide, bias);
-            let up = self.linear(body, p, "up", names[1], x, wide, bias);
+            let gate = self.linear(body, p, ("gate", names[0]), x, wide, bias);
+            let up = self.linear(body, p, ("up", names[1]), x, wide, bias);
             if act == Op::Silu {
                 body.push("act", Op::Swiglu, &[gate, up], &[])
             } else {
@@ -355,10 +355,10 @@ impl Writer<'_> {
                 body.push("act", Op::Mul, &[gate, up], &[])
             }
         } else {
-            let up = self.linear(body, p, "up", names[1], x, wide, bias);
+            let up = self.linear(body, p, ("up", names[1]), x, wide, bias);
             body.push("act", act, &[up], &[])
         };
-        self.linear(body, p, "down", names[2], inner, [c.hidden, c.ff], bias)
+        self.linear(body, p, ("down", names[2]), inner, [c.hidden, c.ff], bias)
     }
 
     fn head(&mut self, x: Operand) {

@@ -6,7 +6,8 @@
 //! 3. Every operand is declared or defined by an earlier node; every value is defined once.
 //! 4. Operand counts, attributes and result types are what the op's row says; whole numbers fit 32 bits, others are
 //!    finite.
-//! 5. What a node changes is stored (weight, state or const), and no forward or backward node reads a weight after it changed.
+//! 5. What a node changes is stored (weight, state or const), and no forward or backward node reads a weight after it
+//!    changed.
 //! 6. Blocks exist; results name existing values.
 
 use super::attrs::Attr;

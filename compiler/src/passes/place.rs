@@ -148,7 +148,8 @@ fn lower_bound(rooms: &[Room], nodes: usize) -> (u64, usize) {
 /// Tries several orders of rooms, each placed at the lowest offset that is free over its whole life; keeps the best.
 fn best_fit(rooms: &[Room]) -> (Vec<u64>, u64) {
     let span = |r: &Room| u64::from(r.life.end - r.life.start) + 1;
-    let keys: [fn(&Room, u64) -> (u64, u64); 4] = [
+    type Key = fn(&Room, u64) -> (u64, u64);
+    let keys: [Key; 4] = [
         |r, _| (u64::MAX - r.bytes, u64::from(r.life.start)),
         |r, span| (u64::MAX - span, u64::MAX - r.bytes),
         |r, span| (u64::MAX - r.bytes.saturating_mul(span), u64::from(r.life.start)),

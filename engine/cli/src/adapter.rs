@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tinyforge::files::{FileError, ReadAt, write_atomic};
 use tinyforge::runner::Runner;
+use tinyforge_compiler::import::Family;
 use tinyforge_compiler::import::peft::{self, AdapterConfig, Pair, Side, TargetModules};
 use tinyforge_compiler::import::safetensors;
 use tinyforge_compiler::import::source::{Catalog, NewTensor};
 use tinyforge_compiler::import::weight_map::{RowOrder, interleaved_row_sources, plain_row_sources};
-use tinyforge_compiler::import::Family;
 use tinyforge_compiler::scheme::{Lora, Scheme, SchemeKind};
 use tinyforge_plan::{DType, StoredKind, Tensor};
 
@@ -81,7 +81,9 @@ pub fn load(runner: &mut Runner, model: &Model, folder: &Path) -> Result<(), Com
     for (param, tensor) in &map.replaced {
         let binding = model.weights.get(param).expect("bound to a parameter");
         if binding.rows != RowOrder::Plain || binding.transpose {
-            return Err(CommandError::request(format!("the adapter replaces `{param}`, which this model's file stores in another order")));
+            return Err(CommandError::request(format!(
+                "the adapter replaces `{param}`, which this model's file stores in another order"
+            )));
         }
         put(runner, param, &finite(&tensor.name, read_f32(&file, tensor)?)?)?;
     }
@@ -91,16 +93,17 @@ pub fn load(runner: &mut Runner, model: &Model, folder: &Path) -> Result<(), Com
 /// Sets all adapters of the plan to zero: modules that a file does not mention are as in the base.
 fn clear(runner: &mut Runner) {
     let is_b = |name: &str| name.ends_with(".lora_B.weight");
-    let all: Vec<Tensor> =
-        runner.plan().stored.iter().filter(|s| is_b(&s.name)).map(|s| s.tensor.clone()).collect();
+    let all: Vec<Tensor> = runner.plan().stored.iter().filter(|s| is_b(&s.name)).map(|s| s.tensor.clone()).collect();
     all.iter().for_each(|tensor| runner.arena_mut().tensor_mut(tensor).fill(0));
 }
 
 /// The factor that the plan multiplies every adapter by.
 fn planned_scale(runner: &Runner) -> f64 {
-    let steps = runner.plan().entries.iter().flat_map(|e| &e.steps);
-    let adds = steps.filter(|s| s.kernel == "linear_add");
-    adds.map(|s| f64::from(s.float("alpha"))).next().unwrap_or(1.0)
+    let plan = runner.plan();
+    let Some(b) = plan.stored.iter().find(|s| s.name.ends_with(".lora_B.weight")) else { return 1.0 };
+    let mut steps = plan.entries.iter().flat_map(|e| &e.steps).filter(|s| s.kernel == "linear_add");
+    let adds = steps.find(|s| s.args.get(1).is_some_and(|w| w.offset == b.tensor.offset));
+    adds.map_or(1.0, |s| f64::from(s.float("alpha")))
 }
 
 fn finite(name: &str, values: Vec<f32>) -> Result<Vec<f32>, CommandError> {
@@ -120,7 +123,9 @@ fn load_pair(
     let module = pair.param.strip_suffix(".weight").unwrap_or(&pair.param);
     let (a_name, b_name) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));
     let Some(tensor) = runner.plan().find(&b_name).map(|s| &s.tensor) else {
-        return Err(CommandError::request(format!("the plan has no adapter for `{module}`: name it in the scheme's targets")));
+        return Err(CommandError::request(format!(
+            "the plan has no adapter for `{module}`: name it in the scheme's targets"
+        )));
     };
     let (rows, wide) = (tensor.rows(), tensor.cols());
     if pair.rank > wide {
@@ -153,7 +158,8 @@ fn stored_row_sources(model: &Model, param: &str) -> Option<Vec<usize>> {
 fn put(runner: &mut Runner, name: &str, values: &[f32]) -> Result<(), CommandError> {
     let tensor = runner.plan().find(name).map(|s| s.tensor.clone());
     let tensor = tensor.filter(|t| t.elems() == values.len() as u64);
-    let tensor = tensor.ok_or_else(|| CommandError::request(format!("the plan has no room for `{name}` of the adapter")))?;
+    let tensor =
+        tensor.ok_or_else(|| CommandError::request(format!("the plan has no room for `{name}` of the adapter")))?;
     let bytes = runner.arena_mut().tensor_mut(&tensor);
     match tensor.dtype {
         DType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(values)),
@@ -166,7 +172,8 @@ fn put(runner: &mut Runner, name: &str, values: &[f32]) -> Result<(), CommandErr
             out.iter_mut().zip(values).for_each(|(o, &x)| *o = half::f16::from_f32(x));
         }
         other => {
-            let why = format!("the adapter replaces `{name}`, which is stored as {}: train it in the scheme", other.name());
+            let why =
+                format!("the adapter replaces `{name}`, which is stored as {}: train it in the scheme", other.name());
             return Err(CommandError::request(why));
         }
     }

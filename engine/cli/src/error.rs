@@ -3,6 +3,7 @@
 use crate::model::ModelError;
 use tinyforge::data::DataError;
 use tinyforge::files::FileError;
+use tinyforge::generate::GenerateError;
 use tinyforge::runner::RunError;
 use tinyforge::train::TrainError;
 use tinyforge::train::checkpoint::CheckpointError;
@@ -34,6 +35,17 @@ impl CommandError {
         match self {
             CommandError::Request(_) => 2,
             CommandError::Run(_) => 1,
+        }
+    }
+}
+
+impl From<GenerateError> for CommandError {
+    fn from(error: GenerateError) -> CommandError {
+        match error {
+            GenerateError::Plan(_) | GenerateError::NotFinite { .. } | GenerateError::Run(_) => {
+                CommandError::run(error)
+            }
+            _ => CommandError::request(error),
         }
     }
 }

@@ -6,7 +6,7 @@ use tinyforge_plan::Fixed;
 /// Stack that a thread touches.
 const STACK_TOUCHED_BYTES: u64 = 256 << 10;
 /// Freed heap that the allocator keeps, and what is too small to list.
-const HEAP_SLACK_BYTES: u64 = 4 << 20;
+const HEAP_SLACK_BYTES: u64 = 6 << 20;
 
 /// The sizes that the parts depend on.
 #[derive(Clone, Copy, Debug, Default)]

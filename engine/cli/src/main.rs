@@ -4,7 +4,7 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use tinyforge_cli::commands::{eval, inspect, plan, resume, train};
+use tinyforge_cli::commands::{eval, generate, inspect, plan, resume, train};
 
 /// Trains neural networks where the memory is too small for it
 #[derive(Parser)]
@@ -14,6 +14,7 @@ enum Cli {
     Train(train::TrainArgs),
     Resume(resume::ResumeArgs),
     Eval(eval::EvalArgs),
+    Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
 }
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Cli::Train(args) => train::run(args),
         Cli::Resume(args) => resume::run(args),
         Cli::Eval(args) => eval::run(args),
+        Cli::Generate(args) => generate::run(args),
         Cli::Inspect(args) => inspect::run(args),
     };
     match result {

@@ -78,7 +78,8 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed]) ->
     };
     for divisor in [2, 4, 8] {
         let seq = settings.seq / divisor;
-        if seq >= 16 && attempt(&format!("--seq {seq}"), Settings { seq, context: seq, ..settings.clone() }) {
+        let flag = if wanted == Wanted::Generate { "--context" } else { "--seq" };
+        if seq >= 16 && attempt(&format!("{flag} {seq}"), Settings { seq, context: seq, ..settings.clone() }) {
             break;
         }
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{MODELS, difference, fill_row, fixtures, row_settings, runner};
+use common::{Folder, MODELS, as_gguf, difference, fill_row, fixtures, row_settings, runner};
 use std::ops::ControlFlow;
 use tinyforge::generate::{Ended, GenerateError, Generator, Request, Sampling};
 use tinyforge::runner::Runner;
@@ -51,6 +51,18 @@ fn the_cache_gives_the_logits_of_the_whole_row() {
                 assert!(off < 1e-5, "{name}: after a prompt of {len}, at {at}, logits differ by {off}");
             }
         }
+    }
+}
+
+#[test]
+fn a_gguf_file_gives_the_logits_of_the_directory_it_was_made_from() {
+    for name in MODELS {
+        let ids = ids(&open(name), 20);
+        let folder = Folder::new(&format!("generate-gguf-{name}"));
+        let [ours, theirs] =
+            [as_gguf(name, &folder.0.join("model.gguf")), open(name)].map(|m| whole(&m, &ids).concat());
+        let off = difference(&ours, &theirs);
+        assert!(off < 1e-5, "{name}: logits differ by {off}");
     }
 }
 
@@ -141,9 +153,11 @@ fn prompts_that_cannot_be_read_are_refused() {
     assert!(matches!(generator.feed(&[3, 101]), Err(GenerateError::Token { id: 101, vocab: 101 })));
     assert!(generator.feed(&[1; 16]).is_ok());
     assert!(matches!(generator.feed(&[1]), Err(GenerateError::Full { text: 16, more: 1, context: 16 })));
-    let request =
-        Request { tokens_max: 1, end_ids: &[], sampling: Sampling { top_p: 2.0, ..Sampling::default() } };
-    assert!(matches!(generator.generate(&[1], &request, |_| ControlFlow::Continue(())), Err(GenerateError::Sampling(_))));
+    let request = Request { tokens_max: 1, end_ids: &[], sampling: Sampling { top_p: 2.0, ..Sampling::default() } };
+    assert!(matches!(
+        generator.generate(&[1], &request, |_| ControlFlow::Continue(())),
+        Err(GenerateError::Sampling(_))
+    ));
     let mut logits = common::runner(&model, &row_settings(Scheme::frozen(), 16), Wanted::Logits);
     assert!(matches!(Generator::new(&mut logits), Err(GenerateError::Plan("prefill"))));
 }

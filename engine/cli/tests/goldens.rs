@@ -90,7 +90,8 @@ fn smollm2() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("TINYFORGE_SMOLLM2") {
         return Some(PathBuf::from(path));
     }
-    let mut found: Vec<PathBuf> = std::fs::read_dir(workspace().join("target/models")).ok()?.flatten().map(|e| e.path()).collect();
+    let mut found: Vec<PathBuf> =
+        std::fs::read_dir(workspace().join("target/models")).ok()?.flatten().map(|e| e.path()).collect();
     found.retain(|path| path.extension().is_some_and(|e| e == "gguf"));
     found.sort();
     found.into_iter().next()

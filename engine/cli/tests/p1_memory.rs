@@ -65,7 +65,8 @@ fn run_poisoned(model: &Model, pairs: &[&str], poison: u8, touched: &mut Vec<Vec
             let after = runner.arena().bytes();
             touched.resize(touched.len().max(at + 1), vec![false; after.len()]);
             // Inputs are touched by being filled; they differ from the poison, not from before.
-            let changes = after.iter().zip(&before).enumerate().map(|(i, (a, b))| a != b || i >= stored && *a != poison);
+            let changes =
+                after.iter().zip(&before).enumerate().map(|(i, (a, b))| a != b || i >= stored && *a != poison);
             touched[at].iter_mut().zip(changes).for_each(|(t, changed)| *t |= changed);
             at += 1;
         }

@@ -30,8 +30,7 @@ fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
     let runner = trainer.runner();
     // Sums of gradients are there with several micro-batches only, and zero between steps.
     let changed = runner.plan().stored.iter().filter(|s| s.changes && !s.name.contains(".grad_sum"));
-    let mut tensors: Vec<_> =
-        changed.map(|s| (s.name.clone(), runner.arena().tensor(&s.tensor).to_vec())).collect();
+    let mut tensors: Vec<_> = changed.map(|s| (s.name.clone(), runner.arena().tensor(&s.tensor).to_vec())).collect();
     tensors.sort();
     Trace {
         losses: reports.iter().map(|r| r.loss).collect(),

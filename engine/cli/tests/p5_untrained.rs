@@ -67,7 +67,9 @@ fn schemes_have_no_gradient_of_what_they_leave() {
     };
     let bias = plan(&model, &["scheme=\"bias\""]);
     assert_eq!(makes_matrix_gradients(&bias), 0);
-    assert!(bias.stored.iter().filter(|s| s.kind == StoredKind::Weight && s.changes).all(|s| s.tensor.shape.len() == 1));
+    assert!(
+        bias.stored.iter().filter(|s| s.kind == StoredKind::Weight && s.changes).all(|s| s.tensor.shape.len() == 1)
+    );
     let lora = plan(&model, &["scheme=\"lora\""]);
     assert!(lora.stored.iter().filter(|s| s.changes).all(|s| s.name.contains(".lora_")));
     // Two matrices an adapter, four adapters a block.
@@ -92,7 +94,11 @@ fn inspect_shows_it() {
         assert!(line(block).ends_with(" forward, 0 backward, 0 update steps; saved 0 bytes"), "{}", line(block));
     }
     assert!(line("layers.1").contains(" 0 backward, 0 update steps"), "{}", line("layers.1"));
-    assert!(!line("layers.2").contains(" 0 backward") && !line("layers.2").contains(" 0 update"), "{}", line("layers.2"));
+    assert!(
+        !line("layers.2").contains(" 0 backward") && !line("layers.2").contains(" 0 update"),
+        "{}",
+        line("layers.2")
+    );
     let changes: Vec<&str> = shown.lines().filter(|l| l.ends_with(", changes")).collect();
     assert!(!changes.is_empty() && changes.iter().all(|l| l.contains("layers.2.")), "{changes:?}");
 }

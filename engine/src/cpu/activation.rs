@@ -39,7 +39,9 @@ fn forward(c: &mut Call, kernel: fn(&Par, Option<&[f32]>, &mut [f32])) -> Result
     Ok(())
 }
 
-fn backward(c: &mut Call, kernel: fn(&Par, &[f32], Option<&[f32]>, &mut [f32])) -> Result<(), KernelError> {
+type Backward = fn(&Par, &[f32], Option<&[f32]>, &mut [f32]);
+
+fn backward(c: &mut Call, kernel: Backward) -> Result<(), KernelError> {
     let (saved, dy, dx) = (c.arg(0), c.maybe(1), c.out(0));
     kernel(c.par, saved, dy, dx);
     Ok(())

@@ -91,4 +91,3 @@ fn grad_w(c: &mut Call) -> Result<(), KernelError> {
     k::conv2d_grad_w(c.par, &dims, x, dy, accumulate, dw, scratch);
     Ok(())
 }
-

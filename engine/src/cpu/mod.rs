@@ -16,7 +16,6 @@ mod pool;
 mod update;
 
 pub use call::KernelError;
-pub(crate) use call::matrix;
 
 use crate::arena::{Arena, Cuts};
 use call::Call;

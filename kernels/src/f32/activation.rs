@@ -174,8 +174,8 @@ impl Op<3, 2> for SwigluGrad {
     }
 }
 
-/// `dgate = dy up silu'(gate)`, `dup = dy silu(gate)`. `gate == None`: `dgate` holds the gate; `up == None`: `dup` holds
-/// the up projection.
+/// `dgate = dy up silu'(gate)`, `dup = dy silu(gate)`. `gate == None`: `dgate` holds the gate; `up == None`: `dup`
+/// holds the up projection.
 pub fn swiglu_grad(
     par: &Par,
     gate: Option<&[f32]>,

@@ -1,7 +1,7 @@
 //! Batch normalisation of images, channel by channel.
 //!
 //! ```text
-//! for c { mean, var over images and pixels; for n, for p { y[n, c, p] = (x[n, c, p] - mean) / sqrt(var + eps) * w[c] + b[c] } }
+//! for c { mean, var over n, p of x[n, c, p]; for n, for p { y[n, c, p] = (x[n, c, p] - mean) / sqrt(var + eps) } }
 //! ```
 //! A task is a channel. Sums run over an image's pixels in vectors of lanes, then over images in order, in f64.
 //! Bound: 16 bytes an element in training, 8 in evaluation, over memory bandwidth.

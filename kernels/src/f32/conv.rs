@@ -1,12 +1,12 @@
 //! Convolution of images, with groups down to depthwise.
 //!
 //! ```text
-//! for n, for o, for p { y[n, o, p] = b[o] + sum over c, r, s of w[o, c, r, s] x[n, c, (p * stride - pad + (r, s) * dilation)] }
+//! for n, for o, for p { y[n, o, p] = b[o] + sum over c, tap of w[o, c, tap] x[n, c, stride p + dilation tap - pad] }
 //! ```
-//! Windows are unrolled into panels of [`PANEL`] columns, [`DEPTH`] taps at a time, which stay in cache; the product with
-//! a panel is [`super::tile`]'s. A 1 x 1 convolution of stride 1 uses the image as it lies. Sums over taps run in one
-//! chain a channel's element; weight gradients run image by image. Bound: multiply-adds at the peak of the registers'
-//! blocking plus the bytes of the panels.
+//! Windows are unrolled into panels of [`PANEL`] columns, [`DEPTH`] taps at a time, which stay in cache; the product
+//! with a panel is [`super::tile`]'s. A 1 x 1 convolution of stride 1 uses the image as it lies. Sums over taps run in
+//! one chain a channel's element; weight gradients run image by image. Bound: multiply-adds at the peak of the
+//! registers' blocking plus the bytes of the panels.
 
 use super::parts::{Chunks, PerWorker, Tile, Tiles, run_parts};
 use super::row::row_sum;

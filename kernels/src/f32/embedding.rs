@@ -72,7 +72,8 @@ pub enum Onto {
 /// `dw[v, :] (+)= sum over the tokens t == v of dx[t, :]`, packed row by packed row of `seq` tokens: the tokens of a
 /// packed row are summed from zero in order, then added.
 ///
-/// `dx[T, cols]`, `dw[vocab, cols]`. But from zero, rows whose token does not occur are not touched. Errors: a token is negative or not below `vocab`; `dw` is then as it was.
+/// `dx[T, cols]`, `dw[vocab, cols]`. But from zero, rows whose token does not occur are not touched.
+/// Errors: a token is negative or not below `vocab`; `dw` is then as it was.
 #[expect(clippy::too_many_arguments, reason = "operands of one kernel")]
 pub fn embedding_grad(
     par: &Par,

@@ -367,8 +367,8 @@ pub struct LinearCrossEntropyOut<'a> {
 /// Cross-entropy of `logits = logit_scale h w'`, and its gradients, with at most [`CHUNK_TOKENS`] tokens' logits in
 /// memory.
 ///
-/// `h`: `f32[rows * seq, width]`; `w`: `[vocab, width]`; `labels`, `weights`: as in [`cross_entropy`]. Chunks begin anew
-/// with every packed row. Each gives its losses, `dlogits` in place, `dh = logit_scale dlogits w` and
+/// `h`: `f32[rows * seq, width]`; `w`: `[vocab, width]`; `labels`, `weights`: as in [`cross_entropy`]. Chunks begin
+/// anew with every packed row. Each gives its losses, `dlogits` in place, `dh = logit_scale dlogits w` and
 /// `dw += logit_scale dlogits' h` (a chunk is summed from zero, then added). A chunk in which no token counts is
 /// skipped: zeros, and nothing added.
 ///

@@ -17,7 +17,8 @@ pub(crate) fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [
 
 /// `e^x`, relative error 1e-8 plus rounding; 0 below -87, infinite above 88.73, NaN for NaN.
 ///
-/// Nothing on the way is subnormal: processors take a hundred times as long over those. `x = n ln 2 + r`, `|r| <= ln 2 / 2`; `e^r = 1 + r + r^2 q(r)`.
+/// Nothing on the way is subnormal: processors take a hundred times as long over those.
+/// `x = n ln 2 + r`, `|r| <= ln 2 / 2`; `e^r = 1 + r + r^2 q(r)`.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     const LN2_HIGH: f32 = 0.693_359_4;

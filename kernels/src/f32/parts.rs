@@ -7,7 +7,7 @@
 use crate::par::Par;
 use core::cell::Cell;
 use core::marker::PhantomData;
-use core::slice;
+use core::{ptr, slice};
 
 /// An output that can be cut into exclusive parts.
 ///
@@ -298,22 +298,20 @@ pub(crate) struct PanelPart<'p, T> {
 }
 
 impl<T: Copy> PanelPart<'_, T> {
-    /// Where element `i` of the list lies.
-    #[inline(always)]
-    fn place(&self, i: usize) -> usize {
-        match self.columns {
-            None => i,
-            Some((cols, index)) => i / index.len() * cols + index[i % index.len()] as usize,
-        }
-    }
-
     /// Copies the chunk's elements from `at` on.
     #[inline(always)]
     pub(crate) fn read(&self, at: usize, out: &mut [T]) {
         assert!(at + out.len() <= self.len, "elements beyond the chunk");
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: an element of this chunk, by the line above; the panel checked that it lies in the slice.
-            *out = unsafe { *self.at.add(self.place(self.start + at + i)) };
+        let first = self.start + at;
+        match self.columns {
+            // SAFETY: elements of this chunk, by the line above, and so of the slice.
+            None => unsafe { ptr::copy_nonoverlapping(self.at.add(first), out.as_mut_ptr(), out.len()) },
+            Some(columns) => {
+                for (i, out) in out.iter_mut().enumerate() {
+                    // SAFETY: an element of this chunk; the panel checked that it lies in the matrix.
+                    *out = unsafe { *self.at.add(place(columns, first + i)) };
+                }
+            }
         }
     }
 
@@ -321,11 +319,24 @@ impl<T: Copy> PanelPart<'_, T> {
     #[inline(always)]
     pub(crate) fn write(&mut self, at: usize, x: &[T]) {
         assert!(at + x.len() <= self.len, "elements beyond the chunk");
-        for (i, &x) in x.iter().enumerate() {
+        let first = self.start + at;
+        match self.columns {
             // SAFETY: as in `read`; the chunk is exclusively borrowed.
-            unsafe { *self.at.add(self.place(self.start + at + i)) = x };
+            None => unsafe { ptr::copy_nonoverlapping(x.as_ptr(), self.at.add(first), x.len()) },
+            Some(columns) => {
+                for (i, &x) in x.iter().enumerate() {
+                    // SAFETY: as in `read`; the chunk is exclusively borrowed.
+                    unsafe { *self.at.add(place(columns, first + i)) = x };
+                }
+            }
         }
     }
+}
+
+/// Where element `i` of the chosen columns' list lies in the matrix.
+#[inline(always)]
+fn place((cols, index): (usize, &[i32]), i: usize) -> usize {
+    i / index.len() * cols + index[i % index.len()] as usize
 }
 
 // SAFETY: an absent output has no parts.

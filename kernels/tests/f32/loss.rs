@@ -142,8 +142,10 @@ impl Fused {
 
 #[test]
 fn fused_loss_is_the_naive_form() {
-    for (rows, seq, width, vocab) in [(1, 1, 4, 3), (2, 7, 16, 50), (1, 64, 24, 33), (2, 65, 8, 40), (1, 130, 33, 100)]
-    {
+    const CHUNK: usize = CHUNK_TOKENS;
+    let lengths =
+        [(1, 1, 4, 3), (2, 7, 16, 50), (1, CHUNK, 24, 33), (2, CHUNK + 1, 8, 40), (1, 2 * CHUNK + 2, 33, 100)];
+    for (rows, seq, width, vocab) in lengths {
         let problem = Fused::new(rows, seq, width, vocab);
         let [loss, dh, dw] = everywhere_on_threads(problem.lens(), |par, [loss, dh, dw]| {
             problem.run(par, 0..rows, false, [loss, dh, dw]);
@@ -186,14 +188,15 @@ fn everywhere_on_threads<const N: usize>(lens: [usize; N], f: impl Fn(&Par, &mut
 
 #[test]
 fn rows_of_the_fused_loss_are_micro_batches() {
-    let problem = Fused::new(4, 70, 12, 90);
+    let problem = Fused::new(4, CHUNK_TOKENS + 6, 12, 90);
     let [mut loss, mut dh, _] = problem.lens().map(|len| vec![f32::NAN; len]);
     let mut dw = problem.dw0.clone();
     problem.run(&one(), 0..4, true, [&mut loss, &mut dh, &mut dw]);
     let [mut loss1, mut dh1, _] = problem.lens().map(|len| vec![f32::NAN; len]);
     let mut dw1 = problem.dw0.clone();
     for row in 0..4 {
-        let (loss, dh) = (&mut loss1[row * 70..(row + 1) * 70], &mut dh1[row * 70 * 12..(row + 1) * 70 * 12]);
+        let tokens = row * problem.dims.seq..(row + 1) * problem.dims.seq;
+        let (loss, dh) = (&mut loss1[tokens.clone()], &mut dh1[tokens.start * 12..tokens.end * 12]);
         problem.run(&one(), row..row + 1, true, [loss, dh, &mut dw1]);
     }
     assert_same(&loss, &loss1, "losses");
@@ -203,13 +206,14 @@ fn rows_of_the_fused_loss_are_micro_batches() {
 
 #[test]
 fn chunks_that_do_not_count_are_skipped() {
-    let mut problem = Fused::new(1, 100, 8, 20);
-    problem.weights[..64].fill(0.0);
+    const SKIPPED: usize = CHUNK_TOKENS;
+    let mut problem = Fused::new(1, SKIPPED + 40, 8, 20);
+    problem.weights[..SKIPPED].fill(0.0);
     // Infinities in a skipped chunk are not even multiplied.
-    problem.h[..64 * 8].fill(f32::INFINITY);
+    problem.h[..SKIPPED * 8].fill(f32::INFINITY);
     let [mut loss, mut dh, mut dw] = problem.lens().map(|len| vec![f32::NAN; len]);
     problem.run(&one(), 0..1, false, [&mut loss, &mut dh, &mut dw]);
-    assert!(loss[..64].iter().chain(&dh[..64 * 8]).all(|x| x.to_bits() == 0));
+    assert!(loss[..SKIPPED].iter().chain(&dh[..SKIPPED * 8]).all(|x| x.to_bits() == 0));
     assert!(dw.iter().all(|x| x.is_finite()) && dw.iter().any(|x| *x != 0.0));
     problem.weights.fill(0.0);
     problem.run(&one(), 0..1, false, [&mut loss, &mut dh, &mut dw]);
@@ -218,7 +222,7 @@ fn chunks_that_do_not_count_are_skipped() {
 
 #[test]
 fn loss_alone_is_the_same_loss() {
-    let problem = Fused::new(2, 70, 12, 90);
+    let problem = Fused::new(2, CHUNK_TOKENS + 6, 12, 90);
     let [mut loss, mut dh, mut dw] = problem.lens().map(|len| vec![f32::NAN; len]);
     problem.run(&one(), 0..2, false, [&mut loss, &mut dh, &mut dw]);
     let w = Mat { data: MatData::F32(&problem.w), rows: 90, cols: 12, stride: 12 };

@@ -180,7 +180,7 @@ fn tables_ascend_and_codes_are_nearest() {
             let x = low + (1.0 - low) * i as f32 / 20_000.0;
             let best = values.iter().map(|v| (v - x).abs()).fold(f32::INFINITY, f32::min);
             let found = (values[usize::from(table.nearest(x))] - x).abs();
-            assert!(found <= best + 1e-7, "{x}: {found} instead of {best}");
+            assert!(found <= best + 3e-7, "{x}: {found} instead of {best}");
         }
         for (code, &value) in values.iter().enumerate() {
             assert_eq!(usize::from(table.nearest(value)), code);
@@ -202,6 +202,21 @@ fn stochastic_rounding_is_unbiased_and_stays_next_door() {
     }
     assert!(round_stochastic(f32::NAN, u16::MAX).is_nan());
     assert_eq!(round_stochastic(f32::INFINITY, u16::MAX), bf16::INFINITY);
+}
+
+#[test]
+fn bf16_weights_are_full_ones_rounded_by_the_place_in_the_tensor() {
+    let (len, offset) = (5000, 7 * BLOCK as u64);
+    let g = values(2, len);
+    let start: Vec<bf16> = values(1, len).iter().map(|&w| bf16::from_f32(w)).collect();
+    let (mut w, mut full) = (start.clone(), start.iter().map(|w| w.to_f32()).collect::<Vec<_>>());
+    let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
+    update_adamw(&one(), &ADAMW, plain(&mut full), &g, &mut m, &mut v);
+    let target = Target { weights: Weights::Bf16(&mut w, STREAM), columns: None, offset };
+    update_adamw(&one(), &ADAMW, target, &g, &mut vec![0.0; len], &mut vec![0.0; len]);
+    for (i, (&w, &full)) in w.iter().zip(&full).enumerate() {
+        assert_eq!(w, round_stochastic(full, STREAM.bits16(offset + i as u64)), "element {i}");
+    }
 }
 
 /// A learning rate too small for a bf16 weight to see it in one step still moves the mean.

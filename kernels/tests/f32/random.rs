@@ -22,11 +22,13 @@ fn many_blocks_are_single_blocks() {
     let stream = Stream { seed: 0x1234_5678_9abc_def0, step: 7, tensor: 3 };
     let first = u64::from(u32::MAX) - 3;
     let blocks = stream.blocks::<8>(first);
+    #[expect(clippy::needless_range_loop, reason = "block i of several arrays")]
     for i in 0..8 {
         assert_eq!(stream.block(first + i as u64), [0, 1, 2, 3].map(|word| blocks[word][i]));
     }
-    let words = stream.block(2);
-    assert_eq!([stream.bits16(18), stream.bits16(19)], [words[1] as u16, (words[1] >> 16) as u16]);
+    let words = stream.block(32 + 2);
+    let bits = [0, 32, 64, 224].map(|part| stream.bits16(256 + part + 2));
+    assert_eq!(bits, [words[0], words[0] >> 16, words[1], words[3] >> 16].map(|word| word as u16));
 }
 
 /// Chi-squared over 256 bins; the bound is six standard deviations above the mean.

@@ -96,7 +96,8 @@ impl Size {
     }
 }
 
-const fn size(rows: u32, t: u32, k: u32, n: u32) -> Size {
+/// A size.
+pub const fn size(rows: u32, t: u32, k: u32, n: u32) -> Size {
     Size { rows, t, k, n }
 }
 
@@ -123,7 +124,7 @@ pub fn edges(op: Op) -> Vec<Sample> {
 }
 
 /// All samples of an op at one size: the one list of them.
-fn family(op: Op, z: Size) -> Vec<Sample> {
+pub fn family(op: Op, z: Size) -> Vec<Sample> {
     let families = [dense::family, tokens::family, image::family];
     families.iter().flat_map(|family| family(op, z)).collect()
 }

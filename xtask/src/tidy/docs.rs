@@ -1,25 +1,21 @@
-//! Texts that must agree with the code: the printed op list, the map, links between texts.
+//! Texts that must agree with the tree: the map, links between texts, and the files and tests they mention.
 
 use super::Report;
-use crate::oplist;
 use crate::source::line_of;
 use crate::tree::{File, Tree};
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 const PASSES: &str = "compiler/src/passes/";
 
+/// Files that a walk invents.
+const INVENTED: &[&str] = &["compiler/src/passes/merge_reshapes.rs"];
+
 /// Runs the rules.
 pub fn run(tree: &Tree, report: &mut Report) {
-    match oplist::text(tree) {
-        Ok(text) if tree.find(oplist::PATH).is_none_or(|f| f.text != text) => {
-            report.add(oplist::PATH, 0, "is not what the op table says", "run `cargo xtask docs`");
-        }
-        Ok(_) => {}
-        Err(faults) => faults.into_iter().for_each(|(path, what, help)| report.add(&path, 0, what, help)),
-    }
     map(tree, report);
     for file in tree.files.iter().filter(|f| f.path.ends_with(".md")) {
         links(tree, file, report);
+        mentions(tree, file, report);
     }
 }
 
@@ -65,6 +61,29 @@ fn links(tree: &Tree, file: &File, report: &mut Report) {
     }
 }
 
+/// Files and tests that are mentioned exist: `folder/file.rs`, `folder/file.rs::test`.
+fn mentions(tree: &Tree, file: &File, report: &mut Report) {
+    let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    for (i, line) in file.text.lines().enumerate() {
+        for mention in line.split('`').skip(1).step_by(2) {
+            let (path, test) = mention.split_once("::").map_or((mention, None), |(path, test)| (path, Some(test)));
+            let is_file = path.contains('/') && path.ends_with(".rs") && !path.contains(['*', ' ', '<', '$']);
+            if !is_file || INVENTED.contains(&path) {
+                continue;
+            }
+            let beside = if folder.is_empty() { path.to_string() } else { format!("{folder}/{path}") };
+            let Some(found) = tree.find(path).or_else(|| tree.find(&beside)) else {
+                report.add(&file.path, i + 1, format!("`{path}` does not exist"), "name the file that does");
+                continue;
+            };
+            let has = |test: &str| found.source.as_ref().is_some_and(|s| s.functions().iter().any(|f| f.name == test));
+            if let Some(test) = test.filter(|test| !has(test)) {
+                report.add(&file.path, i + 1, format!("`{path}` has no `{test}`"), "name the test that does it");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +112,15 @@ mod tests {
         links(&tree, &tree.files[0], &mut report);
         let found: Vec<&str> = report.findings.iter().map(|f| f.what.as_str()).collect();
         assert_eq!(found, ["the link to `gone.md` leads nowhere"]);
+    }
+
+    #[test]
+    fn mentioned_files_and_tests_exist() {
+        let text = "`a/b.rs` `a/c.rs` `a/b.rs::works` `a/b.rs::breaks` `a/*.rs` `b.rs`\n";
+        let tree = Tree::of(&[("a.md", text), ("a/b.rs", "fn works() {}\n")]);
+        let mut report = Report::default();
+        mentions(&tree, &tree.files[0], &mut report);
+        let found: Vec<&str> = report.findings.iter().map(|f| f.what.as_str()).collect();
+        assert_eq!(found, ["`a/c.rs` does not exist", "`a/b.rs` has no `breaks`"]);
     }
 }

@@ -82,7 +82,7 @@ fn same_rows(x: &[Type], a: &Attrs) -> Result<(u32, u32), String> {
     expect("tokens of k", x[1].rows(), t)?;
     expect("tokens of v", x[2].rows(), t)?;
     expect_indices("segments", &x[3], t)?;
-    if a.size("seq") == 0 || t as usize % a.size("seq") != 0 {
+    if a.size("seq") == 0 || !(t as usize).is_multiple_of(a.size("seq")) {
         return Err(format!("{t} tokens are not packed rows of {}", a.size("seq")));
     }
     Ok((t, h))
@@ -191,10 +191,10 @@ fn attention_grad(x: &mut [Tensor], y: &mut [Tensor], a: &Attrs) {
             let mean: f64 = (0..seq).map(|j| p[j] * dp[j]).sum();
             for j in 0..seq {
                 let ds = p[j] * (dp[j] - mean) * a.float("scale");
-                for c in 0..d {
+                for (c, dout) in dout.iter().enumerate() {
                     y[0].row_mut(t)[h * d + c] += ds * x[1].row(row + j)[kv + c];
                     y[1].row_mut(row + j)[kv + c] += ds * x[0].row(t)[h * d + c];
-                    y[2].row_mut(row + j)[kv + c] += p[j] * dout[c];
+                    y[2].row_mut(row + j)[kv + c] += p[j] * dout;
                 }
             }
         }

@@ -174,7 +174,7 @@ pub const SUM_ROWS: OpDef = OpDef {
     arity: (1, 2),
     attrs: &[int("rows", 1)],
     infer: |x, a| {
-        if a.size("rows") == 0 || x[0].rows() as usize % a.size("rows") != 0 {
+        if a.size("rows") == 0 || !(x[0].rows() as usize).is_multiple_of(a.size("rows")) {
             return Err(format!("{} tokens are not {} packed rows", x[0].rows(), a.size("rows")));
         }
         accumulates(x, 1, Type::f32(&[x[0].cols()]))

@@ -41,7 +41,7 @@ pub const EMBEDDING_GRAD: OpDef = OpDef {
     infer: |x, a| {
         let (t, d) = matrix(&x[0], "dy")?;
         expect_indices("indices", &x[1], t)?;
-        if a.size("rows") == 0 || t as usize % a.size("rows") != 0 {
+        if a.size("rows") == 0 || !(t as usize).is_multiple_of(a.size("rows")) {
             return Err(format!("{t} tokens are not {} packed rows", a.size("rows")));
         }
         accumulates(x, 2, Type::f32(&[a.size("vocab") as u32, d]))

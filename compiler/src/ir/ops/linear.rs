@@ -188,7 +188,7 @@ pub const LINEAR_GRAD_W: OpDef = OpDef {
 pub fn weight_grad(x: &[Type], a: &Attrs) -> Result<Type, String> {
     let ((t, n), (t2, k)) = (matrix(&x[0], "dy")?, matrix(&x[1], "x")?);
     expect("tokens of x", t2, t)?;
-    if a.size("rows") == 0 || t as usize % a.size("rows") != 0 {
+    if a.size("rows") == 0 || !(t as usize).is_multiple_of(a.size("rows")) {
         return Err(format!("{t} tokens are not {} packed rows", a.size("rows")));
     }
     Ok(Type::f32(&[n, k]))

@@ -44,7 +44,7 @@ pub const SOFTMAX_GRAD: OpDef = OpDef {
             dx[0].row_mut(t).iter_mut().enumerate().for_each(|(k, out)| *out = y[k] * (dy[k] - dot));
         }
     },
-    in_place: &[(0, 0), (1, 0)],
+    in_place: &[(1, 0)],
     flops: |_, y, _| 4 * y[0].elems(),
     ..ROW
 };
@@ -113,7 +113,7 @@ fn head(x: &[Type], a: &Attrs) -> Result<u32, String> {
     expect("inputs of w", d2, d)?;
     expect_indices("labels", &x[2], t)?;
     expect("weights", x[3].elems(), t)?;
-    if a.size("seq") == 0 || t as usize % a.size("seq") != 0 {
+    if a.size("seq") == 0 || !(t as usize).is_multiple_of(a.size("seq")) {
         return Err(format!("{t} tokens are not packed rows of {}", a.size("seq")));
     }
     Ok(t)

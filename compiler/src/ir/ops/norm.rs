@@ -95,7 +95,7 @@ pub const RMS_NORM_GRAD_X: OpDef = OpDef {
 fn norm_weight_grad(x: &[Type], a: &Attrs, acc: usize) -> Result<Vec<Type>, String> {
     expect_shape("dy", &x[1], &x[0].shape)?;
     expect("len times groups", a.size("len") as u64 * a.size("groups").max(1) as u64, x[0].cols())?;
-    if a.size("rows") == 0 || x[0].rows() as usize % a.size("rows") != 0 {
+    if a.size("rows") == 0 || !(x[0].rows() as usize).is_multiple_of(a.size("rows")) {
         return Err(format!("{} tokens are not {} packed rows", x[0].rows(), a.size("rows")));
     }
     accumulates(x, acc, Type::f32(&[a.size("len") as u32]))

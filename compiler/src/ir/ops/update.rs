@@ -138,7 +138,6 @@ pub const NORM_SQ: OpDef = OpDef {
     eval: |x, y, _| {
         y[0].data[0] = x.get(1).map_or(0.0, |acc| acc.data[0]) + x[0].data.iter().map(|x| x * x).sum::<f64>();
     },
-    in_place: &[(1, 0)],
     flops: |x, _, _| 2 * x[0].elems(),
     ..ROW
 };

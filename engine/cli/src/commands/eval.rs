@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use tinyforge::data::{self, DataOptions, Row};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::train;
+use tinyforge_compiler::scheme::Scheme;
 
 /// Measures a model's loss on data
 #[derive(clap::Args, Debug)]
@@ -33,9 +34,10 @@ pub fn run(args: &EvalArgs) -> Result<(), CommandError> {
     let mut settings = args.knobs.settings()?;
     let data_path = args.knobs.data.as_ref().ok_or_else(|| CommandError::request("evaluation needs --data FILE"))?;
     let model = request::open(&args.model, &args.knobs)?;
-    if let Some(adapter) = &args.adapter {
-        settings.scheme = crate::adapter::scheme(adapter)?;
-    }
+    settings.scheme = match &args.adapter {
+        Some(adapter) => crate::adapter::scheme(adapter)?,
+        None => Scheme::frozen(),
+    };
     settings.micro_batch = Some(settings.micro_batch.unwrap_or(1));
     let tokenizer = model.tokenizer()?;
     let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);

@@ -1,6 +1,7 @@
 //! The commands, one a file.
 
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod plan;
 pub mod resume;

@@ -7,6 +7,9 @@ use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
 use tinyforge_cli::planning::{self, Settings, Wanted};
 use tinyforge_compiler::compile::Recompute;
+use tinyforge_compiler::import::source::NewTensor;
+use tinyforge_compiler::import::weight_map::{Param, RowOrder, interleaved_row_sources};
+use tinyforge_compiler::import::{gguf, gguf_export};
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::DType;
@@ -55,6 +58,7 @@ pub fn read(path: &Path) -> Tensors {
 /// One packed row of `seq` tokens, a cache of as many.
 pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
     Settings {
+        sample: false,
         scheme,
         group: 0,
         batch: 1,
@@ -73,7 +77,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
 /// The batch of a fixture's reference.
 pub fn settings(reference: &Tensors, scheme: Scheme) -> Settings {
     let shape = &reference.shapes["input_ids"];
-    Settings { batch: shape[0] as u32, ..row_settings(scheme, shape[1] as u32) }
+    Settings { sample: false, batch: shape[0] as u32, ..row_settings(scheme, shape[1] as u32) }
 }
 
 pub fn fill(runner: &mut Runner, entry: usize, reference: &Tensors) {
@@ -117,4 +121,59 @@ pub fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let scale = b.iter().fold(0.0f32, |m, x| m.max(x.abs())).max(1e-12);
     a.iter().zip(b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / scale
+}
+
+/// An empty folder that goes away at the end of the test.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("tinyforge-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder");
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // A folder that cannot be removed is no fault of what is tested.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The model of a fixture as a GGUF file in f32, without a tokenizer: rows of q and k in the order of such files.
+pub fn as_gguf(name: &str, path: &Path) -> Model {
+    let model = Model::open(&fixtures().join(name)).expect("opens");
+    let mut tensors: Vec<(NewTensor, Vec<f32>)> = Vec::new();
+    for param in model.config.params() {
+        let new = NewTensor::new(param.gguf_name(), DType::F32, &param.shape);
+        tensors.push((new, in_gguf_order(&model, &param)));
+    }
+    if let Some(divisors) = model.config.rope.as_ref().and_then(|rope| rope.divisors()) {
+        tensors.push((NewTensor::new(gguf_export::ROPE_DIVISORS, DType::F32, &[divisors.len() as u64]), divisors));
+    }
+    let metadata = gguf_export::metadata(&model.config).expect("can be said");
+    let list: Vec<NewTensor> = tensors.iter().map(|(new, _)| new.clone()).collect();
+    let layout = gguf::layout(&metadata, &list).expect("can be laid out");
+    let mut bytes = layout.header;
+    for (place, (_, values)) in layout.tensors.iter().zip(&tensors) {
+        bytes.resize(place.offset as usize, 0);
+        bytes.extend_from_slice(bytemuck::cast_slice(values));
+    }
+    bytes.resize(layout.file_bytes as usize, 0);
+    std::fs::write(path, bytes).expect("a file");
+    Model::open(path).expect("opens")
+}
+
+fn in_gguf_order(model: &Model, param: &Param) -> Vec<f32> {
+    let binding = model.weights.get(&param.name).expect("bound");
+    let values = read_f32(&model.files[binding.tensor.file as usize], &binding.tensor).expect("fixture");
+    let (rows, cols) = (param.shape[0] as usize, values.len() / param.shape[0] as usize);
+    let sources = match param.gguf_rows(&model.config) {
+        RowOrder::Plain => (0..rows).collect(),
+        RowOrder::RopeInterleaved { heads, head_dim } => interleaved_row_sources(heads, head_dim),
+    };
+    let at =
+        |row: usize, col: usize| if binding.transpose { values[col * rows + row] } else { values[row * cols + col] };
+    sources.into_iter().flat_map(|row| (0..cols).map(move |col| (row, col))).map(|(row, col)| at(row, col)).collect()
 }

@@ -189,8 +189,8 @@ impl Kernel for OneQuery<'_> {
     }
 }
 
-/// `cache[positions[t], :] = x[t, :]` for `cache[context, cols]`, `x[T, cols]`; negative positions are skipped, of equal
-/// ones the last stays.
+/// `cache[positions[t], :] = x[t, :]` for `cache[context, cols]`, `x[T, cols]`; negative positions are skipped, of
+/// equal ones the last stays.
 ///
 /// Errors: a position is not below `context`; the cache is then as it was.
 pub fn kv_write(cols: usize, x: &[f32], positions: &[i32], cache: &mut [f32]) -> Result<(), OutOfRange> {

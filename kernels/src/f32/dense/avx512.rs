@@ -127,8 +127,8 @@ unsafe fn pair_tile<const R: usize, const V: usize>(
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
     for _ in 0..words {
-        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`); any 512 bits are a
-        // vector of bf16.
+        // SAFETY: the panels hold `words` steps of `R` and of at least `cols` words (contract of `TileFn`); any 512
+        // bits are a vector of bf16.
         unsafe {
             let mut right = [_mm512_setzero_si512(); V];
             for (v, right) in right.iter_mut().enumerate() {
@@ -189,8 +189,8 @@ macro_rules! thin {
         /// See [`super::set::ThinFn`].
         ///
         /// # Safety
-        /// The instruction set is there; the source has at most 16 rows, `a` as many words for each of its columns as
-        /// the product has rows, `rows` of them.
+        /// The instruction set is there; the source has at most 16 rows; `a` has `rows` words for each of the source's
+        /// columns.
         unsafe fn $name(rows: usize, src: Words, a: *const u32, sums: &mut [[f32; 16]; THIN_ROWS]) {
             #[target_feature(enable = $features)]
             unsafe fn by_rows<const R: usize>(src: Words, a: *const u32, sums: &mut [[f32; 16]; THIN_ROWS]) {

@@ -98,7 +98,8 @@ struct Round {
 pub(super) fn run(par: &Par, set: &'static KernelSet, g: &Gemm, c: &mut [f32], c_stride: usize, scratch: &mut [u32]) {
     let (m, n, k) = g.shape();
     let layout = Layout::new(m, n, k, g.compute);
-    assert!(scratch.len() >= layout.words(par.threads()), "scratch is too small");
+    let needed = layout.words(par.threads());
+    assert!(scratch.len() >= needed, "scratch holds {} words, {needed} are needed", scratch.len());
     let round = g.compute == Compute::BF16 && !set.pairs;
     let job = Job {
         set,

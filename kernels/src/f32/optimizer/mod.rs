@@ -112,12 +112,12 @@ impl Rule for AdamW {
     fn apply(&self, w: &mut Block, g: &Block, m: &mut Block, v: &mut Block) {
         let (rest1, rest2) = (1.0 - self.beta1, 1.0 - self.beta2);
         let (step, keep) = (self.lr / self.bias1, 1.0 - self.lr * self.weight_decay);
-        let root = self.bias2.sqrt();
+        let root = 1.0 / self.bias2.sqrt();
         for i in 0..BLOCK {
             let grad = g[i] * self.grad_scale;
             m[i] = self.beta1 * m[i] + rest1 * grad;
             v[i] = self.beta2 * v[i] + rest2 * (grad * grad);
-            w[i] = w[i] * keep - step * (m[i] / (v[i].sqrt() / root + self.eps));
+            w[i] = w[i] * keep - step * (m[i] / (v[i].sqrt() * root + self.eps));
         }
     }
 }
@@ -164,13 +164,35 @@ fn update<R: Rule>(par: &Par, rule: &R, target: Target, g: &[f32], states: (Stat
     match weights {
         Weights::F32(w) => {
             let panel = Panel::new(w, columns, TASK_ELEMS);
-            update_panel(par, rule, panel, g, states, |w, x, _| w.copy_from_slice(x));
+            update_panel(par, rule, panel, g, states, Exact);
         }
         Weights::Bf16(w, stream) => {
             let panel = Panel::new(w, columns, TASK_ELEMS);
-            update_panel(par, rule, panel, g, states, |w, x, at| round_block(w, x, &stream, offset + at as u64));
+            update_panel(par, rule, panel, g, states, Stochastic { stream, offset });
         }
     }
+}
+
+/// How updated weights are stored.
+trait Encode<T>: Sync {
+    /// Stores a block of which the first element is the `at`-th of the panel.
+    fn encode(&self, w: &mut [T; BLOCK], x: &Block, at: usize);
+}
+
+/// As they are.
+struct Exact;
+
+impl Encode<f32> for Exact {
+    #[inline(always)]
+    fn encode(&self, w: &mut Block, x: &Block, _: usize) {
+        *w = *x;
+    }
+}
+
+/// In bfloat16, rounded with the random numbers of the element's place in the tensor.
+struct Stochastic {
+    stream: Stream,
+    offset: u64,
 }
 
 fn update_panel<T: Element + Default, R: Rule>(
@@ -179,7 +201,7 @@ fn update_panel<T: Element + Default, R: Rule>(
     panel: Panel<T>,
     g: &[f32],
     (m, v): (State, State),
-    encode: impl Fn(&mut [T; BLOCK], &Block, usize) + Sync,
+    encode: impl Encode<T>,
 ) {
     assert_eq!(panel.len(), g.len(), "a gradient for every updated weight");
     run_parts(par, g.len().div_ceil(TASK_ELEMS), (panel, m, v), |index, (panel, m, v)| {
@@ -203,12 +225,12 @@ impl<T, R, E> Kernel for UpdateTask<'_, '_, T, R, E>
 where
     T: Element + Default,
     R: Rule,
-    E: Fn(&mut [T; BLOCK], &Block, usize),
+    E: Encode<T>,
 {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, _: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let mut stored = [T::default(); BLOCK];
         let (mut w, mut grad, mut m, mut v) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
         for (block, g) in self.g.chunks(BLOCK).enumerate() {
@@ -225,9 +247,9 @@ where
             load_state(&self.m, &SIGNED, block, &mut m);
             load_state(&self.v, &UNSIGNED, block, &mut v);
             self.rule.apply(&mut w, &grad, &mut m, &mut v);
-            store_state(&mut self.m, &SIGNED, block, &m);
-            store_state(&mut self.v, &UNSIGNED, block, &v);
-            (self.encode)(&mut stored, &w, self.start + at);
+            store_state(s, &mut self.m, &SIGNED, block, &m);
+            store_state(s, &mut self.v, &UNSIGNED, block, &v);
+            self.encode.encode(&mut stored, &w, self.start + at);
             self.panel.write(at, &stored[..g.len()]);
         }
     }
@@ -250,7 +272,7 @@ fn load_state(state: &StatePart, table: &codes::Table, block: usize, x: &mut Blo
 }
 
 #[inline(always)]
-fn store_state(state: &mut StatePart, table: &codes::Table, block: usize, x: &Block) {
+fn store_state<S: Simd>(s: S, state: &mut StatePart, table: &codes::Table, block: usize, x: &Block) {
     let at = block * BLOCK;
     match state {
         (Some(plain), _) => {
@@ -259,34 +281,33 @@ fn store_state(state: &mut StatePart, table: &codes::Table, block: usize, x: &Bl
         }
         (_, Some((codes, scales))) => {
             let len = BLOCK.min(codes.len() - at);
-            scales[block] = table.encode(x, &mut codes[at..at + len]);
+            scales[block] = table.encode(s, x, &mut codes[at..at + len]);
         }
         _ => {}
     }
 }
 
-/// Rounds a block to bfloat16: sixteen random bits are added below the result's last bit, the rest is cut off.
-/// Infinities and NaN stay.
-#[expect(clippy::needless_range_loop, reason = "element and random number at once")]
-#[inline(always)]
-fn round_block(w: &mut [bf16; BLOCK], x: &Block, stream: &Stream, first: u64) {
-    const LANES: usize = BLOCK / 8;
-    let words = stream.blocks::<LANES>(first / 8);
-    for word in 0..4 {
-        for half in 0..2 {
-            let at = (2 * word + half) * LANES;
-            let (w, x) = (&mut w[at..at + LANES], &x[at..at + LANES]);
+impl Encode<bf16> for Stochastic {
+    /// Random numbers in the order of [`Stream::bits16`].
+    #[inline(always)]
+    fn encode(&self, w: &mut [bf16; BLOCK], x: &Block, at: usize) {
+        const LANES: usize = BLOCK / 8;
+        let words = self.stream.blocks::<LANES>((self.offset + at as u64) / 8);
+        for part in 0..8 {
+            let (w, x) = (&mut w[part * LANES..(part + 1) * LANES], &x[part * LANES..(part + 1) * LANES]);
             for i in 0..LANES {
-                w[i] = round_stochastic(x[i], (words[word][i] >> (16 * half)) as u16);
+                w[i] = round_stochastic(x[i], (words[part / 2][i] >> (16 * (part % 2))) as u16);
             }
         }
     }
 }
 
-/// `x` rounded to bfloat16, away from zero where `random` lies below the share that is cut off.
+/// `x` rounded to bfloat16 stochastically: `random` is added below the last bit that stays, the rest is cut off.
+/// Infinities and NaN stay.
 #[inline(always)]
 pub fn round_stochastic(x: f32, random: u16) -> bf16 {
     let bits = x.to_bits();
     let rounded = (bits.wrapping_add(u32::from(random)) >> 16) as u16;
-    if x.is_finite() { bf16::from_bits(rounded) } else { bf16::from_f32(x) }
+    let nearest = <bf16 as Element>::from_f32(x);
+    bf16::from_bits(if x.is_finite() { rounded } else { nearest.to_bits() })
 }

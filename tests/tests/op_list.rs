@@ -1,13 +1,38 @@
-//! The op list, printed from the op table and the comments over its rows.
+//! `docs/ops.md` is what the op table and the comments over its rows say.
 
-use crate::tree::Tree;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use tinyforge_compiler::ir::attrs::Attr;
 use tinyforge_compiler::ir::ops::{Op, OpDef, Saves};
+use tinyforge_tests::golden::{HOW_TO_BLESS, blessing, difference};
 
-/// Where the list lies.
-pub const PATH: &str = "docs/ops.md";
+fn workspace(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(workspace(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+const LIST: &str = "docs/ops.md";
 const FOLDER: &str = "compiler/src/ir/ops/";
+
+#[test]
+fn the_list_is_what_the_table_says() {
+    let (list, text) = (read(LIST), text());
+    if blessing() {
+        std::fs::write(workspace(LIST), text).unwrap_or_else(|e| panic!("{LIST}: {e}"));
+    } else if list != text {
+        panic!("{LIST}: {}\n{HOW_TO_BLESS}", difference(&list, &text));
+    }
+}
+
+#[test]
+fn an_op_has_one_name() {
+    for op in Op::ALL {
+        assert_eq!(op.name(), snake(&format!("{op:?}")), "the row of {op:?} calls it otherwise");
+    }
+}
 
 const HEAD: &str = "# Ops
 
@@ -19,42 +44,22 @@ Printed from the op table by `cargo xtask docs`; edit the rows in `compiler/src/
 - **in place**: which operand's memory which result may take.
 ";
 
-/// `(file, what is wrong, the way out)`.
-pub type Fault = (String, String, String);
-
-/// The list as text.
-///
-/// # Errors
-/// A row has no comment, or its name is not the op's.
-pub fn text(tree: &Tree) -> Result<String, Vec<Fault>> {
-    let table = tree.find(&format!("{FOLDER}mod.rs")).map_or("", |f| f.text.as_str());
-    let (mut text, mut faults, mut family) = (HEAD.to_string(), Vec::new(), "");
-    for &op in Op::ALL {
+fn text() -> String {
+    let table = read(&format!("{FOLDER}mod.rs"));
+    let (mut text, mut family, mut source) = (HEAD.to_string(), "", String::new());
+    for op in Op::ALL {
         let name = format!("{op:?}");
-        let Some((of, constant)) = place(table, &name) else {
-            faults.push((format!("{FOLDER}mod.rs"), format!("`{name}` is not in the table"), "add it".to_string()));
-            continue;
-        };
-        let path = format!("{FOLDER}{of}.rs");
+        let (of, constant) = place(&table, &name).unwrap_or_else(|| panic!("{name} has no line in the table"));
         if of != family {
             family = of;
-            let header = tree.find(&path).map_or("", |f| first_line(&f.text));
-            // Writing to a text cannot fail.
-            let _ = write!(text, "\n## {family}\n\n{header}\n{COLUMNS}");
+            source = read(&format!("{FOLDER}{of}.rs"));
+            let header = source.lines().next().and_then(|line| line.strip_prefix("//! ")).unwrap_or_default();
+            write!(text, "\n## {family}\n\n{header}\n{COLUMNS}").expect("a text takes whatever is written");
         }
-        if op.name() != snake(&name) {
-            let what = format!("`{name}` is called `{}` in its row", op.name());
-            faults.push((path.clone(), what, format!("call it `{}`: one op, one name", snake(&name))));
-        }
-        match tree.find(&path).and_then(|f| comment(&f.text, constant)) {
-            Some(comment) => row(&mut text, op.def(), &comment),
-            None => {
-                let what = format!("`{constant}` has no comment");
-                faults.push((path, what, "give its formula, shapes, and what the gradient reads".to_string()));
-            }
-        }
+        let comment = comment(&source, constant);
+        row(&mut text, op.def(), &comment.unwrap_or_else(|| panic!("{FOLDER}{of}.rs: {constant} has no comment")));
     }
-    if faults.is_empty() { Ok(text) } else { Err(faults) }
+    text
 }
 
 const COLUMNS: &str = "
@@ -81,7 +86,7 @@ fn row(text: &mut String, def: &OpDef, comment: &str) {
     let comment = comment.replace('|', "\\|");
     let cells = [&format!("`{}`", def.name), &operands, &attrs.join(" "), &reads, &in_place.join(" "), &comment];
     for cell in cells {
-        let _ = write!(text, "| {cell} ");
+        write!(text, "| {cell} ").expect("a text takes whatever is written");
     }
     text.push_str("|\n");
 }
@@ -97,10 +102,6 @@ fn saved(saves: &Saves) -> String {
 fn place<'a>(table: &'a str, name: &str) -> Option<(&'a str, &'a str)> {
     let line = table.lines().find_map(|line| line.trim().strip_prefix(name)?.trim_start().strip_prefix("=>"))?;
     line.trim().trim_end_matches(',').split_once("::")
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().and_then(|line| line.strip_prefix("//! ")).unwrap_or_default()
 }
 
 /// The comment over a row, in one line.
@@ -125,21 +126,16 @@ fn snake(name: &str) -> String {
     snake
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+#[test]
+fn names_are_taken_apart() {
+    assert_eq!(snake("Conv2dGradX"), "conv2d_grad_x");
+    assert_eq!(place("    Relu => activation::RELU,\n", "Relu"), Some(("activation", "RELU")));
+    assert_eq!(place("    Relu6 => activation::RELU6,\n", "Relu"), None);
+}
 
-    #[test]
-    fn names_are_taken_apart() {
-        assert_eq!(snake("Conv2dGradX"), "conv2d_grad_x");
-        assert_eq!(place("    Relu => activation::RELU,\n", "Relu"), Some(("activation", "RELU")));
-        assert_eq!(place("    Relu6 => activation::RELU6,\n", "Relu"), None);
-    }
-
-    #[test]
-    fn comments_are_put_in_one_line() {
-        let text = "/// One\n/// two.\npub const A: OpDef = 1;\npub const B: OpDef = 1;\n";
-        assert_eq!(comment(text, "A").as_deref(), Some("One two."));
-        assert_eq!(comment(text, "B"), None);
-    }
+#[test]
+fn comments_are_put_in_one_line() {
+    let text = "/// One\n/// two.\npub const A: OpDef = 1;\npub const B: OpDef = 1;\n";
+    assert_eq!(comment(text, "A").as_deref(), Some("One two."));
+    assert_eq!(comment(text, "B"), None);
 }

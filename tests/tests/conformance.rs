@@ -1,0 +1,287 @@
+//! Every op on every backend against its f64 definition: all samples and edge shapes, results in place and not,
+//! one thread and two, every storage type that a kernel reads.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tinyforge::cpu::CpuKernels;
+use tinyforge_compiler::compile::CompileError;
+use tinyforge_compiler::ir::attrs::Attr;
+use tinyforge_compiler::ir::graph::{Builder, Kind, Value};
+use tinyforge_compiler::ir::ops::{Op, Tensor};
+use tinyforge_plan::{DType, Plan, Source};
+use tinyforge_tests::device::{Bytes, ENTRY, compile_forward, numbers, run as run_plan};
+use tinyforge_tests::graphs::{largest_difference, run as run_reference};
+use tinyforge_tests::samples::{Sample, edges, family, samples, size};
+use tinyforge_tests::storage::store;
+
+/// Ops that a backend has no kernel for, and why. A row for an op that has one fails too.
+const GAPS: &[(&str, Op, &str)] = &[];
+
+/// The backends with the names of their kernels.
+fn backends() -> [(&'static str, BTreeSet<&'static str>); 1] {
+    [("cpu", CpuKernels::names().collect())]
+}
+
+fn is_gap(backend: &str, op: Op) -> bool {
+    GAPS.iter().any(|(b, o, _)| (*b, *o) == (backend, op))
+}
+
+#[test]
+fn gaps_are_listed() {
+    let mut failures = Vec::new();
+    for (backend, kernels) in backends() {
+        for &op in Op::ALL {
+            let has = kernels.contains(op.name());
+            if !has && !is_gap(backend, op) {
+                failures.push(format!("{backend} has no kernel for {}: write it, or a row of GAPS", op.name()));
+            }
+            if has && is_gap(backend, op) {
+                failures.push(format!("{backend} has a kernel for {}: remove its row of GAPS", op.name()));
+            }
+        }
+        let ops: BTreeSet<&str> = Op::ALL.iter().map(|op| op.name()).collect();
+        let unknown: Vec<_> = kernels.difference(&ops).collect();
+        assert!(unknown.is_empty(), "{backend} has kernels for what is no op: {unknown:?}");
+    }
+    report(failures);
+}
+
+/// The sample with another storage of operand `arg` of its op.
+fn stored_as(sample: &Sample, arg: usize, dtype: DType) -> Option<Sample> {
+    let mut sample = sample.clone();
+    let v = sample.graph.nodes.last()?.args[arg];
+    if !u64::from(sample.graph.ty(v).cols()).is_multiple_of(dtype.block_elems()) {
+        return None;
+    }
+    sample.graph.values[v.index()].ty.dtype = dtype;
+    sample.name = format!("{} with operand {arg} in {}", sample.name, dtype.name());
+    Some(sample)
+}
+
+/// The sample with f32 operands computed by a node each, so that they die at the op and a result may take their place.
+fn in_place(sample: &Sample) -> Sample {
+    let mut sample = sample.clone();
+    let mut node = sample.graph.nodes.pop().expect("a sample has a node");
+    let changed = (node.op.def().mutates)(&node.attrs);
+    for (i, arg) in node.args.iter_mut().enumerate() {
+        if i >= changed && sample.graph.ty(*arg).dtype == DType::F32 {
+            *arg = Builder::new(&mut sample.graph).push1("operand", Op::Scale, &[*arg], &[]);
+        }
+    }
+    sample.graph.nodes.push(node);
+    sample.name = format!("{} in place", sample.name);
+    sample
+}
+
+/// Contents as bytes by name, and as the numbers that these bytes mean.
+fn contents(sample: &Sample) -> (Bytes, Vec<Tensor>) {
+    let declared = sample.graph.values.iter().filter(|v| v.decl.is_some());
+    let stored = declared.zip(sample.contents(11)).map(|(info, tensor)| {
+        let (bytes, data) = store(info.ty.dtype, &tensor.data);
+        ((info.name.clone(), bytes), Tensor { data, ..tensor })
+    });
+    stored.unzip()
+}
+
+/// What a result may be off by: `(relative, what counts as nothing)`.
+fn tolerance(sample: &Sample) -> (f64, f64) {
+    let node = sample.graph.nodes.last().expect("a sample has a node");
+    let longest = node.args.iter().map(|&v| sample.graph.ty(v)).flat_map(|t| [t.rows(), t.cols()]).max().unwrap_or(1);
+    let is_bf16 = node.attrs.iter().any(|(name, value)| name == "compute" && value == Attr::Int(1));
+    let rounds_weight = (node.op.def().mutates)(&node.attrs) > 0 && sample.graph.ty(node.args[0]).dtype == DType::BF16;
+    let relative = if is_bf16 || rounds_weight { 8e-3 } else { 1e-5 };
+    (relative, f64::from(longest).sqrt().max(1.0))
+}
+
+/// Why a run does not agree with the reference.
+fn differs(sample: &Sample, found: &Bytes, wanted: &[(String, Vec<f64>)]) -> Option<String> {
+    let (relative, floor) = tolerance(sample);
+    for (name, wanted) in wanted {
+        let Some(bytes) = found.get(name) else { return Some(format!("{}: `{name}` is not there", sample.name)) };
+        let found = numbers(&sample.graph, name, bytes);
+        let (difference, at) = largest_difference(&found, wanted, floor);
+        if difference > relative || difference.is_nan() {
+            let (found, wanted) = (found[at], wanted[at]);
+            return Some(format!("{}: {name}[{at}] is {found}, must be {wanted} (off by {difference:e})", sample.name));
+        }
+    }
+    None
+}
+
+/// What the reference gives for results and changed tensors, by name.
+fn wanted(sample: &Sample, contents: &[Tensor]) -> Vec<(String, Vec<f64>)> {
+    let memory = run_reference(&sample.graph, contents);
+    let node = sample.graph.nodes.last().expect("a sample has a node");
+    let changed = (node.op.def().mutates)(&node.attrs);
+    // Codes of 8-bit states are defined by the kernel and tested there.
+    let is_coded = |v: &&Value| {
+        sample.graph.values.iter().any(|i| i.name == sample.graph.info(**v).name && i.decl == Some(Kind::State))
+            && node.attrs.iter().any(|(n, a)| n == "states" && a == Attr::Int(4))
+    };
+    let changed = node.args[..changed].iter().filter(|v| !is_coded(v)).map(|&v| (sample.graph.info(v).name.clone(), v));
+    let results = sample.graph.results.iter().cloned();
+    results.chain(changed).map(|(name, v)| (name, memory.get(v).data.clone())).collect()
+}
+
+struct Run {
+    plan: Plan,
+    found: Bytes,
+}
+
+/// Plans and runs a sample, and says what is wrong with it.
+fn check(sample: &Sample, failures: &mut Vec<String>) -> Option<Run> {
+    let (bytes, tensors) = contents(sample);
+    let wanted = wanted(sample, &tensors);
+    let mut runs = Vec::new();
+    for (threads, poison) in [(1, 0xff), (2, 0x7f)] {
+        let plan = match compile_forward(&sample.graph, threads) {
+            Ok(plan) => plan,
+            Err(CompileError::NoKernel { why, .. }) => {
+                failures.push(format!("{}: no kernel: {why}", sample.name));
+                return None;
+            }
+            Err(error) => panic!("{}: {error}", sample.name),
+        };
+        let Ok(found) = catch_unwind(AssertUnwindSafe(|| run_plan(&plan, &bytes, poison))) else {
+            failures.push(format!("{}: the run panics", sample.name));
+            return None;
+        };
+        failures.extend(differs(sample, &found, &wanted));
+        runs.push(Run { plan, found });
+    }
+    if runs[0].found != runs[1].found {
+        failures.push(format!("{}: one thread and two do not agree", sample.name));
+    }
+    runs.pop()
+}
+
+/// Whether the op's step has a result where one of its operands lies.
+fn takes_a_place(plan: &Plan, op: Op) -> bool {
+    let steps = plan.entry(ENTRY).into_iter().flat_map(|e| &e.steps).filter(|s| s.kernel == op.name());
+    steps.flat_map(|s| s.outs.iter().map(move |o| (s, o))).any(|(s, o)| s.args.iter().any(|a| a.offset == o.offset))
+}
+
+/// Runs a sample apart and in place; both must give the same bytes.
+fn check_both(sample: &Sample, failures: &mut Vec<String>) -> bool {
+    let placed = in_place(sample);
+    let (Some(apart), Some(inside)) = (check(sample, failures), check(&placed, failures)) else { return false };
+    let agree = apart.found.iter().all(|(name, bytes)| inside.found.get(name) == Some(bytes));
+    if !agree {
+        failures.push(format!("{} and apart do not agree", placed.name));
+    }
+    takes_a_place(&inside.plan, sample.op())
+}
+
+fn report(failures: Vec<String>) {
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn kernels_are_their_definitions() {
+    let mut failures = Vec::new();
+    for &op in Op::ALL.iter().filter(|&&op| !is_gap("cpu", op)) {
+        let before = failures.len();
+        let mut placed = false;
+        for sample in [samples(op), edges(op)].concat() {
+            placed |= check_both(&sample, &mut failures);
+        }
+        let free = matches!(op, Op::Reshape);
+        if !placed && !free && !op.def().in_place.is_empty() {
+            failures.push(format!("{}: no sample ran in place, and its row says it can", op.name()));
+        }
+        // One op's faults are told by a few of them.
+        failures.truncate(before + 4);
+    }
+    report(failures);
+}
+
+/// Ops that read an operand in other storage than f32, and which operand.
+const STORED: &[(Op, usize)] = &[
+    (Op::Linear, 1),
+    (Op::LinearSub, 1),
+    (Op::LinearAdd, 1),
+    (Op::LinearGradX, 1),
+    (Op::Embedding, 0),
+    (Op::LinearCrossEntropy, 1),
+    (Op::LinearCrossEntropyGrad, 1),
+];
+
+const STORAGES: [DType; 10] = [
+    DType::BF16,
+    DType::F16,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4K,
+    DType::Q5K,
+    DType::Q6K,
+];
+
+#[test]
+fn kernels_read_every_storage() {
+    let mut failures = Vec::new();
+    for &(op, arg) in STORED {
+        let before = failures.len();
+        for dtype in STORAGES {
+            let sizes = [size(1, 3, 256, 5), size(2, 17, 512, 33)];
+            let all: Vec<Sample> = sizes.iter().flat_map(|&z| family(op, z)).collect();
+            let stored: Vec<Sample> = all.iter().filter_map(|s| stored_as(s, arg, dtype)).collect();
+            assert!(!stored.is_empty(), "no sample of {} suits {}", op.name(), dtype.name());
+            stored.iter().for_each(|sample| {
+                check(sample, &mut failures);
+            });
+        }
+        failures.truncate(before + 6);
+    }
+    report(failures);
+}
+
+#[test]
+fn bf16_products_are_near() {
+    let mut failures = Vec::new();
+    for &op in Op::ALL.iter().filter(|op| op.def().attrs.iter().any(|a| a.name == "compute")) {
+        let before = failures.len();
+        // Adam's first step is the gradient's sign, which rounding may turn where the gradient is near 0.
+        let is_adam = |s: &Sample| {
+            s.graph.nodes.last().is_some_and(|n| n.attrs.iter().any(|(name, a)| name == "rule" && a != Attr::Int(0)))
+        };
+        for sample in [samples(op), edges(op)].concat().into_iter().filter(|s| !is_adam(s)) {
+            for dtype in [DType::F32, DType::BF16] {
+                let arg = STORED.iter().find(|(o, _)| *o == op).map(|(_, arg)| *arg);
+                let mut sample = match (dtype, arg) {
+                    (DType::F32, _) => sample.clone(),
+                    (_, Some(arg)) => stored_as(&sample, arg, dtype).expect("bf16 has no blocks"),
+                    (_, None) => continue,
+                };
+                let node = sample.graph.nodes.last_mut().expect("a sample has a node");
+                node.attrs.set("compute", Attr::Int(1));
+                sample.name = format!("{} in bf16", sample.name);
+                check(&sample, &mut failures);
+            }
+        }
+        failures.truncate(before + 4);
+    }
+    report(failures);
+}
+
+#[test]
+fn updates_store_bf16() {
+    let mut failures = Vec::new();
+    for op in [Op::Update, Op::LinearGradWUpdate] {
+        for sample in [samples(op), edges(op)].concat() {
+            let sample = stored_as(&sample, 0, DType::BF16).expect("bf16 has no blocks");
+            check(&sample, &mut failures);
+        }
+    }
+    failures.truncate(8);
+    report(failures);
+}
+
+/// The source of a plan's tensors plays no part here, and none is read from a file.
+#[test]
+fn plans_of_samples_read_no_files() {
+    let plan = compile_forward(&samples(Op::Linear)[0].graph, 1).expect("the CPU has linear layers");
+    assert!(plan.stored.iter().all(|s| s.source == Source::Zero) && plan.files.is_empty());
+}
