@@ -8,6 +8,7 @@ use crate::cpu::{Code, KernelError};
 use crate::files::ReadAt;
 use crate::load::{self, LoadError};
 use bytemuck::Pod;
+use std::sync::Arc;
 use tinyforge_kernels::par::Par;
 use tinyforge_plan::{Plan, Step, StoredKind, Tensor, check};
 
@@ -55,7 +56,7 @@ pub struct Runner {
     phases: Vec<Phase>,
     active: usize,
     arena: Arena,
-    par: Par,
+    par: Arc<Par>,
 }
 
 impl Runner {
@@ -89,7 +90,7 @@ impl Runner {
             Arena::new(bytes).map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
         let par = Par::new(threads, STACK_BYTES)
             .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
-        Ok(Runner { phases, active: 0, arena, par })
+        Ok(Runner { phases, active: 0, arena, par: Arc::new(par) })
     }
 
     /// Fills the stored tensors of the active phase.
@@ -115,6 +116,12 @@ impl Runner {
         for s in phases[*active].plan.stored.iter().filter(|s| s.kind == StoredKind::State) {
             arena.tensor_mut(&s.tensor).fill(0);
         }
+    }
+
+    /// The worker threads. Calls inside [`Par::enter`] go from thread to thread without being queued, and so without
+    /// the queue's memory: a loop of many runs belongs in there.
+    pub fn threads(&self) -> Arc<Par> {
+        Arc::clone(&self.par)
     }
 
     /// The active phase.

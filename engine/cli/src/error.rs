@@ -61,6 +61,17 @@ macro_rules! from {
 }
 
 from! {
-    Request: ModelError, DataError, tinyforge_compiler::scheme::SchemeError;
+    Request: ModelError, tinyforge_compiler::scheme::SchemeError;
     Run: FileError, RunError, TrainError, CheckpointError;
+}
+
+impl From<DataError> for CommandError {
+    fn from(error: DataError) -> CommandError {
+        match &error {
+            // What is not there was asked for wrongly; a disk that fails was not.
+            DataError::Io { error: io, .. } if io.kind() != std::io::ErrorKind::NotFound => CommandError::run(error),
+            DataError::Stopped => CommandError::run(error),
+            _ => CommandError::request(error),
+        }
+    }
 }

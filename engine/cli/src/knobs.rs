@@ -237,6 +237,10 @@ impl Knobs {
             other => return Err(CommandError::request(format!("--dtype {other}: f32 or bf16"))),
         };
         let batch = positive("batch", self.batch.unwrap_or(4))?;
+        if u64::from(batch) * u64::from(seq) > TOKENS_MAX {
+            let why = format!("--batch {batch} of --seq {seq} is more than {TOKENS_MAX} tokens a step");
+            return Err(CommandError::request(why));
+        }
         let micro_batch = self.micro_batch.map(|m| positive("micro-batch", m)).transpose()?;
         if let Some(micro) = micro_batch.filter(|m| !batch.is_multiple_of(*m)) {
             return Err(CommandError::request(format!("--micro-batch {micro} does not divide --batch {batch}")));
@@ -310,6 +314,9 @@ impl Knobs {
         })
     }
 }
+
+/// Tokens of a step that can be counted everywhere.
+const TOKENS_MAX: u64 = i32::MAX as u64;
 
 /// The longest run, far above what ends in a lifetime.
 const STEPS_MAX: u64 = 1 << 40;

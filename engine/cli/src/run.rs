@@ -177,6 +177,11 @@ impl Run {
     /// # Errors
     /// The loss is not finite, or the disk fails; the last checkpoint stands.
     pub fn go(&mut self, interrupted: &Arc<AtomicBool>) -> Result<Outcome, CommandError> {
+        let threads = self.trainer.runner().threads();
+        threads.enter(|| self.train(interrupted))
+    }
+
+    fn train(&mut self, interrupted: &Arc<AtomicBool>) -> Result<Outcome, CommandError> {
         let steps = self.trainer.options().schedule.steps;
         let mut metrics = open_metrics(&self.out.join(METRICS))?;
         let before = self.validate(&mut metrics)?;

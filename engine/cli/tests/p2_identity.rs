@@ -186,3 +186,24 @@ fn other_families_give_the_same() {
     }
     none(found);
 }
+
+/// The comparison itself can fail: settings that change the result do, and those that must not change how it is made.
+#[test]
+fn what_must_differ_does() {
+    let (_scratch, model) = made_model("p2-differs", TIED);
+    let base = ["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""];
+    let others = list(&[&["clip=0.06"], &["beta1=0.8"], &["dtype=\"bf16\""], &["batch=3"], &["optimizer=\"adamw8\""]]);
+    assert_eq!(differences(&model, &base, &others, 2).len(), others.len());
+    let steps = |pairs: &[&str]| {
+        let knobs = knobs(&[&base[..], pairs].concat());
+        let trainer = trainer(&model, &knobs, 7);
+        let entries: Vec<usize> = trainer.runner().plan().entries.iter().map(|e| e.steps.len()).collect();
+        (trainer.options().micro_rows, entries)
+    };
+    let (rows, kept) = steps(&[]);
+    assert_eq!((rows, kept.len()), (4, 2));
+    assert!(steps(&["clip_by=\"second\""]).1[0] > kept[0], "there is no second backward");
+    assert!(steps(&["recompute=\"all\""]).1[0] > kept[0], "nothing is computed again");
+    let (rows, entries) = steps(&["micro_batch=1"]);
+    assert_eq!((rows, entries.len()), (1, 3), "the updates are no entry of their own");
+}

@@ -222,6 +222,14 @@ impl RowWriter {
     }
 }
 
+/// Rows that were not finished are no use to anyone.
+impl Drop for RowWriter {
+    fn drop(&mut self) {
+        // After `finish` the file has another name; otherwise there is an error already, which says more.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
 /// Rows without a place to go are not made: `None` is the side of a data set that holds out nothing.
 impl<S: RowSink> RowSink for Option<S> {
     fn push(&mut self, row: &Row) -> Result<(), DataError> {

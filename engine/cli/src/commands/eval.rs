@@ -58,7 +58,8 @@ pub fn run(args: &EvalArgs) -> Result<(), CommandError> {
     let micro_rows = planned.micro_rows as usize;
     let mut rows: Vec<Row> = (0..micro_rows).map(|_| Row::padding(settings.seq as usize, 0)).collect();
     let most = args.knobs.eval_rows.unwrap_or(u64::MAX);
-    let loss = train::evaluate(&mut runner, &*set.train, most, micro_rows, &mut rows)?;
+    let threads = runner.threads();
+    let loss = threads.enter(|| train::evaluate(&mut runner, &*set.train, most, micro_rows, &mut rows))?;
     let count = set.train.rows().min(most);
     println!("loss {loss:.4}, perplexity {:.2}, over {count} rows of {} tokens", loss.exp(), settings.seq);
     if args.common.json {
