@@ -380,7 +380,10 @@ fn data() {
             ("NUL", b"\0\0\0\0\0\0\0\0"),
         ],
     );
-    desk.refuses_data("bad.txt", &[("empty text", b""), ("bytes", b"a text and then \xC3\x28 not"), ("cut", b"abc\xE2\x82")]);
+    desk.refuses_data(
+        "bad.txt",
+        &[("empty text", b""), ("bytes", b"a text and then \xC3\x28 not"), ("cut", b"abc\xE2\x82")],
+    );
     let folder = desk.path("folder");
     std::fs::create_dir(&folder).expect("a folder");
     for (what, path) in [("a folder without data", arg(&folder)), ("no file", "/nowhere/at/all.jsonl")] {

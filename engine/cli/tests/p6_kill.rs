@@ -58,7 +58,8 @@ fn agree(out: &Path, wanted: &Path) {
         assert!(a == b, "{name} differs from the undisturbed run's");
     }
     assert_eq!(steps(out), steps(wanted));
-    let left: Vec<_> = files(out).into_iter().filter(|f| f.extension().is_some_and(|e| e == "partial" || e == "part")).collect();
+    let left: Vec<_> =
+        files(out).into_iter().filter(|f| f.extension().is_some_and(|e| e == "partial" || e == "part")).collect();
     assert!(left.is_empty(), "{left:?} are left over");
 }
 
@@ -191,7 +192,9 @@ fn a_damaged_checkpoint_is_refused() {
         bytes
     }));
     // The checkpoint of a run with another seed, and of one with another scheme.
-    for (what, flags) in [("seed", ["--scheme", "bias", "--seed", "6"]), ("scheme", ["--scheme", "last:1", "--seed", "5"])] {
+    for (what, flags) in
+        [("seed", ["--scheme", "bias", "--seed", "6"]), ("scheme", ["--scheme", "last:1", "--seed", "5"])]
+    {
         let other = desk.out(what);
         let mut args = desk.train_args(&other);
         for pair in flags.chunks(2) {
