@@ -3,7 +3,7 @@
 //! Reads go straight into the caller's memory: a mapped file's pages would count against the budget.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Something that failed on a path.
@@ -95,6 +95,36 @@ fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result
         }
     }
     Ok(())
+}
+
+/// The longest configuration, tokenizer or other text that is read as a whole.
+const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// The whole of a small file; `None` when it is not there.
+///
+/// # Errors
+/// It cannot be read, or is too long for what it should be.
+pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let err = |source| FileError::new(path, "cannot read", source);
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(err)?,
+    };
+    let mut bytes = Vec::new();
+    file.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(err)?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
+        return Err(err(io::Error::other(format!("it is longer than {} MiB", TEXT_BYTES_MAX >> 20))));
+    }
+    Ok(Some(bytes))
+}
+
+/// The whole of a small file.
+///
+/// # Errors
+/// As [`read_if_there`], or it is not there.
+pub fn read_whole(path: &Path) -> Result<Vec<u8>, FileError> {
+    let missing = || FileError::new(path, "cannot read", io::ErrorKind::NotFound.into());
+    read_if_there(path)?.ok_or_else(missing)
 }
 
 /// Writes a file so that a reader, even after a power loss, sees the old contents or the new: into a file beside it,

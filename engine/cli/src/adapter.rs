@@ -8,7 +8,7 @@ use crate::error::CommandError;
 use crate::model::{Format, Model, open_safetensors, read_f32};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tinyforge::files::{FileError, ReadAt, write_atomic};
+use tinyforge::files::{FileError, ReadAt, read_whole, write_atomic};
 use tinyforge::runner::Runner;
 use tinyforge_compiler::import::Family;
 use tinyforge_compiler::import::peft::{self, AdapterConfig, Pair, Side, TargetModules};
@@ -30,7 +30,7 @@ struct Files {
 
 fn open(folder: &Path) -> Result<Files, CommandError> {
     let path = folder.join(CONFIG);
-    let bytes = std::fs::read(&path).map_err(|e| CommandError::request(FileError::new(&path, "cannot read", e)))?;
+    let bytes = read_whole(&path).map_err(CommandError::request)?;
     let config = AdapterConfig::parse(&bytes).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
     let (catalog, mut files) = open_safetensors(&[folder.join(TENSORS)])?;
     Ok(Files { config, catalog, file: files.remove(0) })

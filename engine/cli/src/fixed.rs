@@ -49,18 +49,23 @@ fn code_bytes() -> u64 {
     mapped.sum()
 }
 
+/// All memory of this machine, in bytes, where the system tells.
+pub fn machine_bytes() -> Option<u64> {
+    kib_of("/proc/meminfo", "MemTotal:")
+}
+
 /// The most memory that this process has had, in bytes, where the system tells.
 pub fn peak_rss_bytes() -> Option<u64> {
-    status_kib("VmHWM:")
+    kib_of("/proc/self/status", "VmHWM:")
 }
 
 /// The memory that this process has now, in bytes, where the system tells.
 pub fn rss_bytes() -> Option<u64> {
-    status_kib("VmRSS:")
+    kib_of("/proc/self/status", "VmRSS:")
 }
 
-fn status_kib(key: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+fn kib_of(path: &str, key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(path).ok()?;
     let line = status.lines().find(|l| l.starts_with(key))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tinyforge::files::{FileError, ReadAt};
+use tinyforge::files::{FileError, ReadAt, read_if_there, read_whole};
 use tinyforge::text::{GgufVocab, TextError, Tokenizer, TokenizerFiles};
 use tinyforge_compiler::import::decoder::{self, Mode};
 use tinyforge_compiler::import::gguf::{self, Gguf};
@@ -108,11 +108,11 @@ impl Model {
         if let Some(vocab) = &self.vocab {
             return Tokenizer::from_gguf(vocab).map_err(wrap);
         }
-        let read = |name: &str| std::fs::read(self.path.join(name)).ok();
-        let path = self.path.join("tokenizer.json");
-        let tokenizer = std::fs::read(&path).map_err(|e| FileError::new(&path, "cannot read the tokenizer", e))?;
-        let (config, map) = (read("tokenizer_config.json"), read("special_tokens_map.json"));
-        let template = std::fs::read_to_string(self.path.join("chat_template.jinja")).ok();
+        let read = |name: &str| read_if_there(&self.path.join(name));
+        let tokenizer = read_whole(&self.path.join("tokenizer.json"))?;
+        let (config, map) = (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
+        let template = read("chat_template.jinja")?.map(String::from_utf8).transpose();
+        let template = template.map_err(|e| bad(&self.path.join("chat_template.jinja"), e))?;
         let files = TokenizerFiles {
             tokenizer: &tokenizer,
             config: config.as_deref(),
@@ -178,7 +178,7 @@ pub fn open_safetensors(paths: &[PathBuf]) -> Result<(Catalog, Vec<ReadAt>), Mod
 
 fn read_config(path: &Path) -> Result<DecoderConfig, ModelError> {
     let config_path = path.join("config.json");
-    let bytes = std::fs::read(&config_path).map_err(|e| FileError::new(&config_path, "cannot read", e))?;
+    let bytes = read_whole(&config_path)?;
     hf::config(&bytes).map_err(|e| bad(&config_path, e))
 }
 
@@ -210,11 +210,11 @@ fn initial(name: &str, config: &DecoderConfig) -> Source {
 fn open_directory(path: &Path) -> Result<Model, ModelError> {
     let mut config = read_config(path)?;
     let generation = path.join("generation_config.json");
-    if let Ok(bytes) = std::fs::read(&generation) {
+    if let Some(bytes) = read_if_there(&generation)? {
         hf::apply_generation_config(&mut config, &bytes).map_err(|e| bad(&generation, e))?;
     }
     let index_path = path.join("model.safetensors.index.json");
-    let (catalog, files) = if let Ok(bytes) = std::fs::read(&index_path) {
+    let (catalog, files) = if let Some(bytes) = read_if_there(&index_path)? {
         let index = safetensors::Index::parse(&bytes).map_err(|e| bad(&index_path, e))?;
         let paths: Vec<PathBuf> = index.files().iter().map(|f| path.join(f)).collect();
         let opened = open_safetensors(&paths)?;

@@ -6,7 +6,7 @@ use crate::error::CommandError;
 use crate::model::{Format, Model};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tinyforge::files::{FileError, write_atomic};
+use tinyforge::files::{FileError, read_if_there, write_atomic};
 use tinyforge::load::to_f32;
 use tinyforge::runner::Runner;
 use tinyforge_compiler::import::safetensors;
@@ -132,7 +132,7 @@ fn copy_tokenizer(model: &Model, folder: &Path) -> Result<(), CommandError> {
         "generation_config.json",
     ];
     for name in names {
-        if let Ok(bytes) = std::fs::read(model.path.join(name)) {
+        if let Some(bytes) = read_if_there(&model.path.join(name))? {
             write_atomic(&folder.join(name), |out| out.write_all(&bytes))?;
         }
     }

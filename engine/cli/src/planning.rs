@@ -57,7 +57,7 @@ pub enum Wanted {
 pub const PREFILL_TOKENS: u32 = 64;
 
 /// Rows of the micro-batches to try, largest first: the divisors of the batch.
-fn micro_batches(settings: &Settings) -> Vec<u32> {
+pub(crate) fn micro_batches(settings: &Settings) -> Vec<u32> {
     match settings.micro_batch {
         Some(rows) => vec![rows.clamp(1, settings.batch)],
         None => (1..=settings.batch).rev().filter(|r| settings.batch.is_multiple_of(*r)).collect(),

@@ -44,15 +44,27 @@ pub fn plan_phases(
         (SchemeKind::Cycle(n), Wanted::Train) => (model.config.layers as u32).div_ceil((*n).max(1)),
         _ => 1,
     };
-    let mut plans: Vec<Planned> = Vec::new();
-    for group in 0..groups {
-        // Every phase has the first one's micro-batches.
-        let micro_batch = plans.first().map(|p| p.micro_rows).or(settings.micro_batch);
-        let settings = Settings { group, micro_batch, ..settings.clone() };
-        let planned = planning::plan(model, &settings, wanted, fixed);
-        plans.push(planned.map_err(|e| refuse(model, &settings, wanted, fixed, &e))?);
+    let mut refused = None;
+    // All phases have the same micro-batches: the largest with which each of them fits.
+    let sizes: Vec<Option<u32>> = match groups {
+        1 => vec![settings.micro_batch],
+        _ => planning::micro_batches(settings).into_iter().map(Some).collect(),
+    };
+    for micro_batch in sizes {
+        let of_group = |group| Settings { group, micro_batch, ..settings.clone() };
+        // The lowest group's backward is the longest: what does not fit shows there first.
+        let plan = |group| planning::plan(model, &of_group(group), wanted, fixed).map_err(|e| (e, of_group(group)));
+        match (0..groups).rev().map(plan).collect::<Result<Vec<Planned>, _>>() {
+            Ok(mut plans) => {
+                plans.reverse();
+                return Ok(plans);
+            }
+            Err(error @ (CompileError::Budget { .. }, _)) => refused = Some(error),
+            Err((error, settings)) => return Err(refuse(model, &settings, wanted, fixed, &error)),
+        }
     }
-    Ok(plans)
+    let (error, settings) = refused.expect("a batch has micro-batches");
+    Err(refuse(model, &settings, wanted, fixed, &error))
 }
 
 fn refuse(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], error: &CompileError) -> CommandError {

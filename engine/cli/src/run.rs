@@ -21,12 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tinyforge::data::{self, DataOptions, DataSet};
+use tinyforge::data::{self, DataOptions, DataSet, Row, RowReader};
 use tinyforge::files::{FileError, write_atomic};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::text::Tokenizer;
 use tinyforge::train::checkpoint;
-use tinyforge::train::{StepReport, TrainOptions, Trainer};
+use tinyforge::train::{StepReport, TrainError, TrainOptions, Trainer};
 
 /// What a run was asked for, as `run.json` keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -94,6 +94,8 @@ impl Run {
     /// The request cannot be met; nothing has been written but rows of data.
     pub fn prepare(model_path: &Path, knobs: &Knobs, is_resumed: bool) -> Result<Run, CommandError> {
         let mut settings = knobs.settings()?;
+        // Without a budget the machine's memory is one: results do not depend on it.
+        settings.memory = settings.memory.or_else(fixed::machine_bytes);
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
@@ -132,6 +134,9 @@ impl Run {
         let run_key = run_key(&record)?;
         let mut runner = Runner::with_phases(plans, RunOptions { count_times: debug::level() >= 2 })?;
         runner.load(&model.files, options.seed)?;
+        if tokenizer.vocab_len() > model.config.vocab {
+            check_tokens(&*data.train, model.config.vocab)?;
+        }
         if !is_resumed {
             begin(&out, &record)?;
         }
@@ -276,7 +281,7 @@ impl Run {
 fn run_key(record: &RunRecord) -> Result<String, CommandError> {
     let mut config = record.config.clone();
     (config.out, config.overwrite, config.checkpoint_every, config.threads) = (None, None, None, None);
-    (config.memory, config.micro_batch, config.recompute) = (None, None, None);
+    (config.memory, config.micro_batch, config.recompute, config.clip_by) = (None, None, None, None);
     let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
     Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))
 }
@@ -287,6 +292,18 @@ fn make_folder(out: &Path, overwrite: bool, is_resumed: bool) -> Result<(), Comm
         return Err(CommandError::request(why));
     }
     Ok(std::fs::create_dir_all(out).map_err(|e| FileError::new(out, "cannot make the folder", e))?)
+}
+
+/// Looks for tokens that the model has not, where its tokenizer can make some.
+fn check_tokens(rows: &dyn RowReader, vocab: usize) -> Result<(), CommandError> {
+    let mut row = Row::padding(rows.seq(), 0);
+    for i in 0..rows.rows() {
+        rows.read(i, &mut row.buf())?;
+        if let Some(&token) = row.tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(TrainError::Token { token, vocab }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Starts a run in a folder where everything else is ready: only now what an earlier run left there is removed.

@@ -136,7 +136,7 @@ fn inspect_model(path: &Path, knobs: &Knobs, common: &Common) -> Result<(), Comm
 }
 
 fn inspect_plan(path: &Path, common: &Common) -> Result<(), CommandError> {
-    let bytes = std::fs::read(path).map_err(CommandError::run)?;
+    let bytes = tinyforge::files::read_whole(path)?;
     let plan = encode::decode(&bytes).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
     print_plan(&plan);
     if common.json {

@@ -5,6 +5,7 @@ use super::train::{interrupt_flag, print};
 use crate::error::CommandError;
 use crate::run::{RECORD, Run, RunRecord};
 use std::path::PathBuf;
+use tinyforge::files::read_whole;
 
 /// Goes on with a run from its last checkpoint
 #[derive(clap::Args, Debug)]
@@ -21,8 +22,8 @@ pub struct ResumeArgs {
 /// There is no run, or it failed.
 pub fn run(args: &ResumeArgs) -> Result<(), CommandError> {
     let path = args.out.join(RECORD);
-    let text = std::fs::read(&path)
-        .map_err(|e| CommandError::request(format!("{}: {e}; a run's folder holds a {RECORD}", path.display())))?;
+    let text = read_whole(&path)
+        .map_err(|e| CommandError::request(format!("{e}; a run's folder holds a {RECORD}")))?;
     let record: RunRecord =
         serde_json::from_slice(&text).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
     let mut knobs = record.config;
