@@ -22,8 +22,7 @@ pub struct ResumeArgs {
 /// There is no run, or it failed.
 pub fn run(args: &ResumeArgs) -> Result<(), CommandError> {
     let path = args.out.join(RECORD);
-    let text = read_whole(&path)
-        .map_err(|e| CommandError::request(format!("{e}; a run's folder holds a {RECORD}")))?;
+    let text = read_whole(&path).map_err(|e| CommandError::request(format!("{e}; a run's folder holds a {RECORD}")))?;
     let record: RunRecord =
         serde_json::from_slice(&text).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
     let mut knobs = record.config;
