@@ -53,18 +53,19 @@ pub fn plan_phases(
     for micro_batch in sizes {
         let of_group = |group| Settings { group, micro_batch, ..settings.clone() };
         // The lowest group's backward is the longest: what does not fit shows there first.
-        let plan = |group| planning::plan(model, &of_group(group), wanted, fixed).map_err(|e| (e, of_group(group)));
+        let plan =
+            |group| planning::plan(model, &of_group(group), wanted, fixed).map_err(|e| Box::new((e, of_group(group))));
         match (0..groups).rev().map(plan).collect::<Result<Vec<Planned>, _>>() {
             Ok(mut plans) => {
                 plans.reverse();
                 return Ok(plans);
             }
-            Err(error @ (CompileError::Budget { .. }, _)) => refused = Some(error),
-            Err((error, settings)) => return Err(refuse(model, &settings, wanted, fixed, &error)),
+            Err(error) if matches!(error.0, CompileError::Budget { .. }) => refused = Some(error),
+            Err(error) => return Err(refuse(model, &error.1, wanted, fixed, &error.0)),
         }
     }
-    let (error, settings) = refused.expect("a batch has micro-batches");
-    Err(refuse(model, &settings, wanted, fixed, &error))
+    let error = refused.expect("a batch has micro-batches");
+    Err(refuse(model, &error.1, wanted, fixed, &error.0))
 }
 
 fn refuse(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], error: &CompileError) -> CommandError {
@@ -80,12 +81,10 @@ fn refuse(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], e
 fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed]) -> Vec<String> {
     let mut hints = Vec::new();
     let mut attempt = |what: &str, changed: Settings| {
-        let without = Settings { memory: None, ..changed.clone() };
         if let Ok(planned) = planning::plan(model, &changed, wanted, fixed) {
             hints.push(format!("`{what}` fits in {}", show(planned.compiled.plan.total_bytes())));
             return true;
         }
-        let _ = without;
         false
     };
     for divisor in [2, 4, 8] {
