@@ -1,7 +1,8 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> recompute -> order -> place -> lower
+//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order -> place ->
+//! lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -247,6 +248,8 @@ fn fit(
         if let Role::Train { micro_batches } = entry.role {
             let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
             stage.pass(request, "fuse_update", fuse_update::run);
+            // Updates must stand where they will run before it is known where a recomputed value is first read.
+            stage.pass(request, "order", order::run);
             ready.push(stage);
             ready.extend(finish.map(|graph| Stage { name: "update".to_string(), graph }));
         } else {

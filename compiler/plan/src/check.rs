@@ -3,9 +3,11 @@
 //!
 //! Checked: tensors are aligned and inside the arena; stored tensors overlap neither each other nor anything
 //! written; every operand's bytes hold the value that is meant; results and scratch overlap nothing that is read
-//! or changed by the same step, save a result that takes exactly an operand's place; peaks are what is touched.
+//! or changed by the same step, save a result that takes exactly an operand's place; what is changed is a stored
+//! tensor that is said to change; sources are there; peaks are what is touched.
 
-use crate::plan::{Entry, Plan, Step, Tensor};
+use crate::DType;
+use crate::plan::{Entry, Plan, Source, Step, Stored, Tensor};
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -48,17 +50,28 @@ fn span(t: &Tensor) -> (u64, u64) {
     (t.offset, t.end())
 }
 
-/// All faults of a plan; none means that it may run.
+/// First and past-the-last byte of a step's scratch.
+fn scratch_span(step: &Step) -> (u64, u64) {
+    (step.scratch_offset, step.scratch_offset.saturating_add(step.scratch_bytes))
+}
+
+/// All faults of a plan; none means that it may run. Where places or sizes make no sense, nothing else is looked at.
 pub fn check(plan: &Plan) -> Vec<String> {
     let mut faults = Vec::new();
+    check_places(plan, &mut faults);
+    if !faults.is_empty() {
+        return faults;
+    }
     let mut contents = Contents::new();
-    for (i, stored) in plan.stored.iter().enumerate() {
-        in_arena(plan, &stored.tensor, &stored.name, &mut faults);
-        for other in &plan.stored[..i] {
-            if overlap(span(&stored.tensor), span(&other.tensor)) {
-                faults.push(format!("stored `{}` overlaps `{}`", stored.name, other.name));
-            }
+    let mut stored: Vec<&Stored> = plan.stored.iter().collect();
+    stored.sort_by_key(|s| s.tensor.offset);
+    for pair in stored.windows(2) {
+        if overlap(span(&pair[0].tensor), span(&pair[1].tensor)) {
+            faults.push(format!("stored `{}` overlaps `{}`", pair[1].name, pair[0].name));
         }
+    }
+    for stored in &plan.stored {
+        check_source(plan, stored, &mut faults);
         contents.write(stored.tensor.offset, stored.tensor.end(), Some(stored.tensor.value));
     }
     for entry in &plan.entries {
@@ -67,7 +80,35 @@ pub fn check(plan: &Plan) -> Vec<String> {
     faults
 }
 
+/// Everything lies in the arena, aligned, and has a size.
+fn check_places(plan: &Plan, faults: &mut Vec<String>) {
+    for stored in &plan.stored {
+        in_arena(plan, &stored.tensor, &stored.name, faults);
+    }
+    for entry in &plan.entries {
+        for named in entry.inputs.iter().chain(&entry.results) {
+            in_arena(plan, &named.tensor, &named.name, faults);
+        }
+        for (i, step) in entry.steps.iter().enumerate() {
+            let at = at_step(entry, i);
+            step.args.iter().chain(&step.outs).for_each(|t| in_arena(plan, t, &at, faults));
+            let end = scratch_span(step).1;
+            if step.scratch_bytes > 0 && end > plan.arena_bytes() {
+                faults.push(format!("{at}: scratch ends at {end}, the arena at {}", plan.arena_bytes()));
+            }
+        }
+    }
+}
+
+fn at_step(entry: &Entry, i: usize) -> String {
+    let step = &entry.steps[i];
+    format!("{} step {i} ({} {})", entry.name, step.kernel, step.label)
+}
+
 fn in_arena(plan: &Plan, t: &Tensor, name: &str, faults: &mut Vec<String>) {
+    if t.bytes() == 0 || t.shape.is_empty() {
+        faults.push(format!("`{name}` has a tensor without elements"));
+    }
     if t.end() > plan.arena_bytes() {
         faults.push(format!("`{name}` ends at {}, the arena at {}", t.end(), plan.arena_bytes()));
     }
@@ -76,30 +117,49 @@ fn in_arena(plan: &Plan, t: &Tensor, name: &str, faults: &mut Vec<String>) {
     }
 }
 
+/// What a stored tensor is filled from is there and suits it.
+fn check_source(plan: &Plan, stored: &Stored, faults: &mut Vec<String>) {
+    let t = &stored.tensor;
+    let suits = match &stored.source {
+        Source::Zero => true,
+        Source::File { file, .. } => (*file as usize) < plan.files.len(),
+        Source::Table(values) => t.dtype == DType::F32 && values.len() as u64 == t.elems(),
+        Source::Uniform { bound } => t.dtype.is_float() && bound.is_finite(),
+        Source::Normal { std } => t.dtype.is_float() && std.is_finite(),
+        Source::Fill(value) => t.dtype.is_float() && value.is_finite(),
+        Source::TopColumns { of } => {
+            t.dtype == DType::I32 && plan.find(of).is_some_and(|w| t.elems() <= w.tensor.cols() as u64)
+        }
+    };
+    if !suits {
+        faults.push(format!("stored `{}` cannot be filled from its source", stored.name));
+    }
+}
+
 fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut Vec<String>) {
     let mut top = plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0);
     for input in &entry.inputs {
-        in_arena(plan, &input.tensor, &input.name, faults);
         clear_of_stored(plan, span(&input.tensor), &input.name, faults);
         contents.write(input.tensor.offset, input.tensor.end(), Some(input.tensor.value));
         top = top.max(input.tensor.end());
     }
     for (i, step) in entry.steps.iter().enumerate() {
-        let at = format!("{} step {i} ({} {})", entry.name, step.kernel, step.label);
+        let at = at_step(entry, i);
+        if step.block as usize >= entry.blocks.len() {
+            faults.push(format!("{at}: block {} does not exist", step.block));
+        }
         for arg in &step.args {
-            in_arena(plan, arg, &at, faults);
             if !contents.holds(arg.offset, arg.end(), arg.value) {
                 faults.push(format!("{at}: operand at {} no longer holds value {}", arg.offset, arg.value));
             }
         }
         check_writes(plan, step, &at, faults);
-        let scratch = (step.scratch_offset, step.scratch_offset + step.scratch_bytes);
+        let scratch = scratch_span(step);
         if step.scratch_bytes > 0 {
             contents.write(scratch.0, scratch.1, None);
+            top = top.max(scratch.1);
         }
-        top = top.max(scratch.1);
         for out in &step.outs {
-            in_arena(plan, out, &at, faults);
             contents.write(out.offset, out.end(), Some(out.value));
             top = top.max(out.end());
         }
@@ -121,16 +181,29 @@ fn clear_of_stored(plan: &Plan, written: (u64, u64), at: &str, faults: &mut Vec<
     }
 }
 
+/// Whether a tensor is a stored one that the plan says is changed: its place, its extent and its value.
+fn is_changed_stored(plan: &Plan, t: &Tensor) -> bool {
+    plan.stored.iter().any(|s| s.changes && s.tensor.value == t.value && span(&s.tensor) == span(t))
+}
+
 fn check_writes(plan: &Plan, step: &Step, at: &str, faults: &mut Vec<String>) {
-    let scratch = (step.scratch_offset, step.scratch_offset + step.scratch_bytes);
+    let scratch = scratch_span(step);
+    if step.changes as usize > step.args.len() {
+        faults.push(format!("{at}: changes {} of {} operands", step.changes, step.args.len()));
+    }
     let changed = &step.args[..(step.changes as usize).min(step.args.len())];
+    for (i, arg) in changed.iter().enumerate() {
+        if !is_changed_stored(plan, arg) {
+            faults.push(format!("{at}: changes operand {i}, which is no stored tensor that changes"));
+        }
+    }
     for (i, out) in step.outs.iter().enumerate() {
         // A result may take the place of a stored accumulator that it was added to: exactly, never in part.
-        let takes_place = step.args.iter().any(|a| span(a) == span(out));
+        let takes_place = step.args.iter().any(|a| span(a) == span(out)) && is_changed_stored(plan, out);
         if !takes_place {
             clear_of_stored(plan, span(out), at, faults);
         }
-        if overlap(span(out), scratch) {
+        if step.scratch_bytes > 0 && overlap(span(out), scratch) {
             faults.push(format!("{at}: result {i} overlaps scratch"));
         }
         for (j, arg) in step.args.iter().enumerate() {

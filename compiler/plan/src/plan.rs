@@ -119,19 +119,19 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// The number of elements.
+    /// The number of elements; `u64::MAX` when there are more.
     pub fn elems(&self) -> u64 {
-        self.shape.iter().map(|&d| u64::from(d)).product()
+        self.shape.iter().fold(1u64, |n, &d| n.saturating_mul(u64::from(d)))
     }
 
-    /// Bytes taken.
+    /// Bytes taken; `u64::MAX` when they are more.
     pub fn bytes(&self) -> u64 {
-        self.elems().div_ceil(self.dtype.block_elems()) * self.dtype.block_bytes()
+        self.elems().div_ceil(self.dtype.block_elems()).saturating_mul(self.dtype.block_bytes())
     }
 
-    /// First byte past the tensor.
+    /// First byte past the tensor; `u64::MAX` when it lies beyond.
     pub fn end(&self) -> u64 {
-        self.offset + self.bytes()
+        self.offset.saturating_add(self.bytes())
     }
 
     /// Product of all dimensions but the last.

@@ -6,7 +6,8 @@
 //! the same kernels run on the same operands.
 
 use crate::ir::graph::{Graph, Node, Region, Value, ValueInfo};
-use std::collections::HashMap;
+use crate::ir::ops::Op;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The highest threshold that recomputes nothing.
 pub const KEEP_ALL: f64 = -1.0;
@@ -86,29 +87,28 @@ fn scores(graph: &Graph, (saved, boundary): &(Vec<bool>, Vec<bool>)) -> Vec<Opti
     scores
 }
 
+/// Writes the nodes again with copies of what is computed again.
+///
+/// A copy stands right before its first reader; where a weight that it needs changes before that, it stands before
+/// the change. Behind `clip_scale` stands a second backward or the updates: copies made before it end there, so that
+/// nothing is kept from one backward to the other.
 fn rewrite(graph: &mut Graph, again: &[bool], kept: Vec<bool>) {
     let defs = graph.definitions();
     let nodes = std::mem::take(&mut graph.nodes);
     let mut maker =
         Maker { graph, nodes: &nodes, defs, kept, copies: HashMap::new(), mark: "~".to_string(), out: Vec::new() };
     let wanted = |v: &Value| again.get(v.index()) == Some(&true);
-    let mut region = Region::Forward;
+    let early = maker.early(&wanted);
     for (i, node) in nodes.iter().enumerate() {
-        if region != Region::Update && node.region == Region::Update {
-            // What updates read is computed again before any of them changes a weight; `order` moves it to its place.
-            let updates = nodes[i..].iter().filter(|n| n.region == Region::Update);
-            updates.flat_map(|n| &n.args).filter(|a| wanted(a)).for_each(|a| {
-                maker.copy(*a);
-            });
-        }
-        if region == Region::Update && node.region == Region::Backward {
-            // A second backward has copies of its own, so that none is kept from the first.
+        if node.op == Op::ClipScale {
             maker.copies.clear();
             maker.mark.push('~');
         }
-        region = node.region;
         let mut node = node.clone();
         if node.region != Region::Forward {
+            early.get(&i).into_iter().flatten().for_each(|&v| {
+                maker.copy(v);
+            });
             node.args.iter_mut().filter(|a| wanted(a)).for_each(|a| *a = maker.copy(*a));
         }
         maker.out.push(node);
@@ -130,6 +130,35 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// For nodes that change a weight: the values whose copies a later reader wants and that need the old weight.
+    fn early(&self, wanted: &impl Fn(&Value) -> bool) -> BTreeMap<usize, Vec<Value>> {
+        let mut changed_at: HashMap<Value, usize> = HashMap::new();
+        let mut early: BTreeMap<usize, Vec<Value>> = BTreeMap::new();
+        for (i, node) in self.nodes.iter().enumerate().filter(|(_, n)| n.region != Region::Forward) {
+            for &arg in node.args.iter().filter(|a| wanted(a)) {
+                let mut reads = HashSet::new();
+                self.reads(arg, &mut reads);
+                if let Some(&first) = reads.iter().filter_map(|w| changed_at.get(w)).min() {
+                    early.entry(first).or_default().push(arg);
+                }
+            }
+            for &arg in &node.args[..(node.op.def().mutates)(&node.attrs)] {
+                changed_at.entry(arg).or_insert(i);
+            }
+        }
+        early
+    }
+
+    /// All that the copy of a value reads, directly and through other copies.
+    fn reads(&self, v: Value, reads: &mut HashSet<Value>) {
+        let node = &self.nodes[self.defs[v.index()].expect("forward values have a node") as usize];
+        for &arg in &node.args {
+            if reads.insert(arg) && self.needs_copy(arg) {
+                self.reads(arg, reads);
+            }
+        }
+    }
+
     fn is_forward(&self, v: Value) -> bool {
         self.defs[v.index()].is_some_and(|d| self.nodes[d as usize].region == Region::Forward)
     }
