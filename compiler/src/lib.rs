@@ -11,3 +11,4 @@ mod lower;
 pub mod optimizer;
 pub mod passes;
 pub mod scheme;
+pub mod target;
