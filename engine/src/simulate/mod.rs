@@ -2,7 +2,7 @@
 //!
 //! The same plan, the same kernels, and so the same bits; only what depends on a sample alone is computed once and
 //! kept, which changes nothing. The entries of the plan are `train`, with `update` where a step has several samples,
-//! and `infer`. Inputs: `input`, `label`, `weight` (1 / batch), `hyper` (learning rates of weights and of biases) and
+//! and `infer`. Inputs: `images`, `labels`, `loss_weights` (1 / batch), `hyper` (learning rates of weights and of biases) and
 //! `rng` (seed, step). Results: `loss`, `logits`.
 
 mod prefix;
@@ -91,7 +91,7 @@ impl Simulation {
         let entry = |name: &'static str| runner.entry(name).ok_or(SimulateError::Missing { what: "entry", name });
         let (train, infer) = (entry("train")?, entry("infer")?);
         let plan = runner.plan();
-        for name in ["input", "label", "weight"] {
+        for name in ["images", "labels", "loss_weights"] {
             if plan.entries[train].input(name).is_none() {
                 return Err(SimulateError::Missing { what: "input", name });
             }
@@ -99,7 +99,7 @@ impl Simulation {
         if plan.entries[infer].result("logits").is_none() {
             return Err(SimulateError::Missing { what: "result", name: "logits" });
         }
-        let prefix = Prefix::new(plan, &plan.entries[train], "input", samples);
+        let prefix = Prefix::new(plan, &plan.entries[train], "images", samples);
         let (visits, update) =
             (Schedule::new(samples as u64, options.seed, options.is_shuffled), runner.entry("update"));
         Ok(Simulation { runner, options, visits, train, update, infer, prefix, visit: 0, step: 0 })
@@ -157,9 +157,9 @@ impl Simulation {
     }
 
     fn train_one(&mut self, samples: &Samples, sample: usize) -> Result<f32, SimulateError> {
-        put(self.runner.input::<i32>(self.train, "label"), &[samples.labels[sample] as i32]);
-        put(self.runner.input::<f32>(self.train, "weight"), &[1.0 / self.options.batch as f32]);
-        put(self.runner.input::<i8>(self.train, "input"), samples.sample(sample));
+        put(self.runner.input::<i32>(self.train, "labels"), &[samples.labels[sample] as i32]);
+        put(self.runner.input::<f32>(self.train, "loss_weights"), &[1.0 / self.options.batch as f32]);
+        put(self.runner.input::<i8>(self.train, "images"), samples.sample(sample));
         let all = self.runner.plan().entries[self.train].steps.len();
         if !self.prefix.restore(sample, self.runner.arena_mut()) {
             self.runner.run_steps(self.train, 0..self.prefix.steps)?;
@@ -174,7 +174,7 @@ impl Simulation {
     /// # Errors
     /// A kernel refused its data.
     pub fn infer(&mut self, sample: &[i8]) -> Result<usize, SimulateError> {
-        put(self.runner.input::<i8>(self.infer, "input"), sample);
+        put(self.runner.input::<i8>(self.infer, "images"), sample);
         self.runner.run(self.infer)?;
         Ok(largest(self.runner.result::<i8>(self.infer, "logits")))
     }
@@ -212,7 +212,7 @@ impl Evaluator {
         for first in (0..samples).step_by(each) {
             let runner = Runner::new(Plan { threads: 1, ..plan.clone() }, RunOptions::default())?;
             let infer = runner.entry("infer").ok_or(SimulateError::Missing { what: "entry", name: "infer" })?;
-            let prefix = Prefix::new(plan, &plan.entries[infer], "input", each.min(samples - first));
+            let prefix = Prefix::new(plan, &plan.entries[infer], "images", each.min(samples - first));
             workers.push(Worker { runner, infer, first, prefix });
         }
         Ok(Evaluator { workers })
@@ -241,7 +241,7 @@ impl Worker {
         let mut right = 0;
         for i in 0..self.prefix.samples() {
             let sample = self.first + i;
-            put(self.runner.input::<i8>(self.infer, "input"), samples.sample(sample));
+            put(self.runner.input::<i8>(self.infer, "images"), samples.sample(sample));
             if !self.prefix.restore(i, self.runner.arena_mut()) {
                 self.runner.run_steps(self.infer, 0..self.prefix.steps)?;
                 self.prefix.keep(i, self.runner.arena());
