@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod export;
 pub mod import;
 pub mod ir;
 mod lower;

@@ -119,7 +119,12 @@ pub fn export(request: &Request) -> Result<Source, ExportError> {
     model(&mut code, infer, train, state_bytes, hash, base)?;
     code.push_str(&infer_body);
     code.push_str(&train_body.unwrap_or_default());
-    Ok(Source { model: code, flash: bytes(flash.first_byte, flash.bytes), start: bytes(sram.first_byte, state_bytes), hash })
+    Ok(Source {
+        model: code,
+        flash: bytes(flash.first_byte, flash.bytes),
+        start: bytes(sram.first_byte, state_bytes),
+        hash,
+    })
 }
 
 fn head(code: &mut String, plan: &Plan, [flash, sram]: [&Space; 2], limits: [u64; 2], hash: u64) {

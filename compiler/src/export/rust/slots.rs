@@ -86,12 +86,7 @@ impl<'a> Slots<'a> {
             .map(|(_, is_written, slot)| format!("{}<{slot}>", if *is_written { "Write" } else { "Read" }))
             .collect();
         let comma = if names.len() == 1 { "," } else { "" };
-        let _ = writeln!(
-            out,
-            "    let ({}{comma}) = sram.slots::<({}{comma})>();",
-            names.join(", "),
-            views.join(", ")
-        );
+        let _ = writeln!(out, "    let ({}{comma}) = sram.slots::<({}{comma})>();", names.join(", "), views.join(", "));
         out
     }
 }
