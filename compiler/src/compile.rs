@@ -226,6 +226,8 @@ fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
             stage
                 .pass(request, "differentiate", differentiate::run)
                 .map_err(|findings| CompileError::Model { entry: entry.name.clone(), findings })?;
+            update::check(&stage.graph, &request.optimizer, &found.trained)
+                .map_err(|findings| CompileError::Model { entry: entry.name.clone(), findings })?;
             stage.pass(request, "prune", |g| prune::run(g, |name| found.trained.iter().any(|t| t == name)));
         }
         stage.pass(request, "fuse", fuse::run);

@@ -75,9 +75,13 @@ pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Resu
         }
     }
     for stored in &plan.stored {
-        if let Source::TopColumns { of } = &stored.source {
+        if let Source::TopColumns { of, scale } = &stored.source {
             let weight = &plan.find(of).expect("a column list belongs to a stored weight").tensor;
-            let list = top_columns(arena.tensor(weight), weight, stored.tensor.elems() as usize);
+            let scale = scale
+                .as_deref()
+                .and_then(|name| plan.find(name))
+                .map(|s| bytemuck::cast_slice(arena.tensor(&s.tensor)));
+            let list = top_columns(arena.tensor(weight), weight, scale, stored.tensor.elems() as usize);
             bytemuck::cast_slice_mut(arena.tensor_mut(&stored.tensor)).copy_from_slice(&list);
         }
     }
@@ -256,13 +260,21 @@ fn finite(name: &str, dtype: DType, bytes: &[u8]) -> Result<(), LoadError> {
     }
 }
 
-/// The `count` columns with the largest L2 norm, ascending; of equal norms the earlier column.
-fn top_columns(bytes: &[u8], weight: &Tensor, count: usize) -> Vec<i32> {
+/// The `count` columns with the largest L2 norm, ascending; of equal norms the earlier column. An int8 element counts
+/// times the scale of its channel: the first dimension, or the last of a depthwise weight, which has three.
+fn top_columns(bytes: &[u8], weight: &Tensor, scale: Option<&[f32]>, count: usize) -> Vec<i32> {
     let cols = weight.cols();
+    let rows_per_channel = weight.rows() / weight.shape.first().map_or(1, |&d| d.max(1) as usize);
     let row_bytes = (cols as u64 / weight.dtype.block_elems() * weight.dtype.block_bytes()) as usize;
     let (mut sums, mut values) = (vec![0.0f64; cols], vec![0.0f32; cols]);
-    for row in bytes.chunks_exact(row_bytes) {
-        to_f32(weight.dtype, row, &mut values);
+    for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
+        match scale {
+            Some(scale) => {
+                let factor = |c: usize| if weight.shape.len() == 3 { scale[c] } else { scale[r / rows_per_channel] };
+                values.iter_mut().zip(row).enumerate().for_each(|(c, (x, &q))| *x = f32::from(q as i8) * factor(c));
+            }
+            None => to_f32(weight.dtype, row, &mut values),
+        }
         sums.iter_mut().zip(&values).for_each(|(s, &x)| *s += f64::from(x) * f64::from(x));
     }
     let mut order: Vec<i32> = (0..cols as i32).collect();

@@ -140,13 +140,25 @@ fn check_source(plan: &Plan, stored: &Stored, faults: &mut Vec<String>) {
         }
         Source::Normal { std } => t.dtype.is_float() && std.is_finite(),
         Source::Fill(value) => t.dtype.is_float() && value.is_finite(),
-        Source::TopColumns { of } => {
-            t.dtype == DType::I32 && plan.find(of).is_some_and(|w| t.elems() <= w.tensor.cols() as u64)
+        Source::TopColumns { of, scale } => {
+            t.dtype == DType::I32 && plan.find(of).is_some_and(|w| columns_suit(plan, t, &w.tensor, scale.as_deref()))
         }
     };
     if !suits {
         faults.push(format!("stored `{}` cannot be filled from its source", stored.name));
     }
+}
+
+/// Whether a list of columns of `w` can be made: an int8 weight needs its scale.
+fn columns_suit(plan: &Plan, list: &Tensor, w: &Tensor, scale: Option<&str>) -> bool {
+    let channels = if w.shape.len() == 3 { w.shape.last() } else { w.shape.first() };
+    let scale_suits = match scale {
+        Some(name) => plan
+            .find(name)
+            .is_some_and(|s| s.tensor.dtype == DType::F32 && Some(s.tensor.elems()) == channels.map(|&c| u64::from(c))),
+        None => true,
+    };
+    list.elems() <= w.cols() as u64 && (w.dtype == DType::I8) == scale.is_some() && scale_suits
 }
 
 fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut Vec<String>) {

@@ -117,6 +117,9 @@ pub enum Source {
     TopColumns {
         /// The stored tensor's name.
         of: String,
+        /// The stored tensor that an int8 tensor's elements are multiplied with: its first dimension's, or for one of
+        /// three dimensions (a depthwise weight) its last.
+        scale: Option<String>,
     },
 }
 

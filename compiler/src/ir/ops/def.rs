@@ -221,6 +221,12 @@ impl Vjp<'_, '_> {
         self.builder.graph.ty(self.args[i]).clone()
     }
 
+    /// The columns of operand `i`, a weight, of which alone a gradient is wanted: the const `<weight>.index`.
+    pub fn columns(&self, i: usize) -> Option<Value> {
+        let graph = &self.builder.graph;
+        graph.find(&format!("{}.index", graph.info(self.args[i]).name))
+    }
+
     /// The gradient of the first result, which exists where the node has one result.
     pub fn dy(&self) -> Value {
         self.grads[0].expect("a node is differentiated only when a result has a gradient")

@@ -17,7 +17,7 @@ mod norm;
 mod pool;
 mod update;
 
-pub use def::{Acc, OpDef, Saves, Tensor, Vjp};
+pub use def::{Acc, Eval, OpDef, Saves, Tensor, Vjp};
 
 macro_rules! op_table {
     ($($op:ident => $row:path,)*) => {

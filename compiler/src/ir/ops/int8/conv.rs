@@ -152,7 +152,10 @@ fn gradients(v: &mut Vjp, form: Form) -> Vec<Option<Value>> {
     let dw = v.needs[1].then(|| {
         let x = v.arg(0);
         let [kh, kw] = if form == Form::Full { [tw.shape[1], tw.shape[2]] } else { [tw.shape[0], tw.shape[1]] };
-        v.push(1, grad_w, &[gc, x], &[&shared[..], &[("kh", kh.into()), ("kw", kw.into())]].concat())
+        let index = v.columns(1);
+        let args: Vec<Value> = [gc, x].into_iter().chain(index).collect();
+        let extra = [("kh", kh.into()), ("kw", kw.into()), ("sub", index.is_some().into())];
+        v.push(1, grad_w, &args, &[&shared[..], &extra].concat())
     });
     let db = v.needs[2].then(|| v.push(2, Op::I8GradB, &[gc], &[]));
     vec![dx, dw, db, None]
