@@ -149,8 +149,21 @@ fn check_source(plan: &Plan, stored: &Stored, faults: &mut Vec<String>) {
     let suits = match &stored.source {
         Source::Zero => true,
         Source::File { file, .. } => (*file as usize) < plan.files.len(),
+        Source::Permuted { file, dtype, shape, axes, .. } => {
+            let order = axes.iter().map(|&a| shape.get(usize::from(a)).copied());
+            let once = (0..axes.len()).all(|d| axes.iter().filter(|&&a| usize::from(a) == d).count() == 1);
+            (*file as usize) < plan.files.len()
+                && *dtype == t.dtype
+                && !dtype.is_quantised()
+                && axes.len() == shape.len()
+                && once
+                && order.eq(t.shape.iter().map(|&d| Some(d)))
+        }
+        Source::Bytes(bytes) => bytes.len() as u64 == t.bytes(),
         Source::Table(values) => t.dtype == DType::F32 && values.len() as u64 == t.elems(),
-        Source::Uniform { bound } => t.dtype.is_float() && bound.is_finite(),
+        Source::Uniform { bound } => {
+            (t.dtype.is_float() && bound.is_finite()) || (t.dtype == DType::I8 && bound.abs() <= 127.0)
+        }
         Source::Normal { std } => t.dtype.is_float() && std.is_finite(),
         Source::Fill(value) => t.dtype.is_float() && value.is_finite(),
         Source::TopColumns { of, scale } => {

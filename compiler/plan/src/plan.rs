@@ -97,9 +97,24 @@ pub enum Source {
         /// Whether the file holds the transpose.
         transpose: bool,
     },
+    /// Part of a model's file that holds the stored type with its dimensions in another order.
+    Permuted {
+        /// Index into [`Plan::files`].
+        file: u32,
+        /// First byte in the file.
+        offset: u64,
+        /// How the file stores the elements; the stored type is the same.
+        dtype: DType,
+        /// Lengths of the dimensions in the file.
+        shape: Vec<u32>,
+        /// Which of them each stored dimension is.
+        axes: Vec<u8>,
+    },
+    /// Bytes known when the plan was made.
+    Bytes(Vec<u8>),
     /// Numbers known when the plan was made.
     Table(Vec<f32>),
-    /// Uniform in `-bound..bound`, from the run's seed.
+    /// Uniform in `-bound..bound`, from the run's seed; as int8 rounded to the nearest, ties to even.
     Uniform {
         /// The largest magnitude.
         bound: f64,
