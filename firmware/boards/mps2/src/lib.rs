@@ -7,6 +7,7 @@
 
 pub mod console;
 pub mod count;
+mod fault;
 pub mod flash;
 pub mod host;
 pub mod stack;
@@ -15,22 +16,13 @@ pub use console::Line;
 pub use cortex_m_rt::entry;
 
 use core::panic::PanicInfo;
-use cortex_m_rt::{ExceptionFrame, exception};
 
 /// Exit code of a panic.
 const PANIC: u32 = 101;
-/// Exit code of a fault of the processor.
-const HARD_FAULT: u32 = 102;
 
 #[panic_handler]
 fn panic(_: &PanicInfo) -> ! {
     host::exit(PANIC)
-}
-
-#[exception]
-unsafe fn HardFault(frame: &ExceptionFrame) -> ! {
-    Line::new().text("hard fault at ").hex(frame.pc()).text(" from ").hex(frame.lr()).print();
-    host::exit(HARD_FAULT)
 }
 
 /// Sets the processor back, as a loss of power would, and starts the program anew.
