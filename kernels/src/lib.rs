@@ -6,6 +6,7 @@
 
 #[cfg(feature = "std")]
 pub mod f32;
+pub mod int8;
 #[cfg(feature = "std")]
 pub mod par;
 pub mod random;

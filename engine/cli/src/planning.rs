@@ -195,6 +195,7 @@ fn plan_rows(
         clip_by: settings.clip_by,
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
+        target: tinyforge_compiler::target::Target::CPU,
         kernels: &CpuKernels { threads: settings.threads },
         source: &|name| model.source(name),
         files: model.file_names(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tinyforge::data::{Row, RowReader};
 use tinyforge::runner::Runner;
 use tinyforge_cli::model::Model;
-use tinyforge_plan::check::ALIGN_BYTES;
+const ALIGN_BYTES: u64 = 64;
 
 /// Fills every input of an entry with something that suits it.
 fn fill(runner: &mut Runner, entry: usize, seq: usize) {

@@ -1,0 +1,87 @@
+//! Convolution with a rounded output.
+//!
+//! ```text
+//! y[p, o] = clamp(nearest((sum over r, s, i of (x[..] - zero_x) w[o, r, s, i] + bias[o]) * scale[o]) + zero_y, lo, hi)
+//! ```
+//! Sums are exact, so blocks and vectors may take them in any order.
+
+use super::round::Rounder;
+use super::{Bits, Conv, Quant, Weights, lengths, mask_bytes, part, part_mut};
+use core::ops::Range;
+
+/// Bytes of scratch that [`i8_conv2d`] needs, beginning at a multiple of 16.
+pub const fn i8_conv2d_scratch_bytes(_dims: &Conv) -> usize {
+    0
+}
+
+/// Convolution: `x` of `dims.x_len()` to `y` of `dims.y_len()`; `mask`, of `mask_bytes(y)`, gets a bit for each output
+/// that was inside the limits before it was clamped.
+pub fn i8_conv2d(
+    dims: &Conv,
+    quant: &Quant,
+    x: &[i8],
+    weights: &Weights,
+    y: &mut [i8],
+    mask: Option<&mut [u8]>,
+    scratch: &mut [u8],
+) {
+    let mask_len = mask.as_ref().map_or(mask_bytes(y.len()), |m| m.len());
+    let fits = lengths([(x.len(), dims.x_len()), (mask_len, mask_bytes(dims.y_len())), (y.len(), dims.y_len())]);
+    if !fits || !weights.fit(dims, dims.w_len()) {
+        return;
+    }
+    let mask = mask.unwrap_or(&mut []);
+    mask.fill(0);
+    let (x_len, y_len) = (dims.in_pixels() * dims.in_channels, dims.out_pixels() * dims.out_channels);
+    for n in 0..dims.images {
+        let bits = Bits { bytes: mask, at: n * y_len };
+        let (x, y) = (part(x, n * x_len, x_len), part_mut(y, n * y_len, y_len));
+        conv_rows(dims, quant, x, weights, 0..dims.out_size[0], y, bits, scratch);
+    }
+}
+
+/// Some rows of the output of one image, `y` of these rows only.
+#[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
+pub(crate) fn conv_rows(
+    dims: &Conv,
+    quant: &Quant,
+    x: &[i8],
+    weights: &Weights,
+    rows: Range<usize>,
+    y: &mut [i8],
+    mut bits: Bits,
+    _scratch: &mut [u8],
+) {
+    let (o, width) = (dims.out_channels, dims.out_size[1].max(1));
+    let rounder = Rounder::of(quant);
+    for (p, y) in y.chunks_exact_mut(o.max(1)).enumerate() {
+        let out = [rows.start + p / width, p % width];
+        let w = weights.w.chunks_exact(dims.depth().max(1));
+        for (k, (((y, w), bias), scale)) in y.iter_mut().zip(w).zip(weights.bias).zip(weights.scale).enumerate() {
+            let acc = bias.wrapping_add(window(dims, quant.zero_x, x, w, out));
+            let (value, is_inside) = rounder.sum(acc, *scale);
+            *y = value;
+            bits.set(p * o + k, is_inside);
+        }
+    }
+}
+
+/// The sum of products of one window in one image.
+fn window(dims: &Conv, zero: i32, x: &[i8], w: &[i8], out: [usize; 2]) -> i32 {
+    let columns = dims.taps_inside(1, out[1]);
+    let channels = dims.in_channels;
+    let mut acc = 0i32;
+    if columns.is_empty() {
+        return acc;
+    }
+    for r in dims.taps_inside(0, out[0]) {
+        let row = out[0] * dims.stride[0] + r - dims.pad[0];
+        let column = out[1] * dims.stride[1] + columns.start - dims.pad[1];
+        let x = part(x, (row * dims.in_size[1] + column) * channels, columns.len() * channels);
+        let w = part(w, (r * dims.kernel[1] + columns.start) * channels, columns.len() * channels);
+        for (x, w) in x.iter().zip(w) {
+            acc = acc.wrapping_add((i32::from(*x) - zero).wrapping_mul(i32::from(*w)));
+        }
+    }
+    acc
+}
