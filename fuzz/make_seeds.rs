@@ -13,6 +13,7 @@ use tinyforge_compiler::ir::text::parse_graph;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::encode::encode;
 use tinyforge_plan::{DType, Source};
 
@@ -59,11 +60,13 @@ fn plan_body(scheme: &str, micro_batches: u32) -> Vec<u8> {
         entries: vec![Entry { name: "train".into(), graph, role: Role::Train { micro_batches } }],
         scheme: Scheme::parse(scheme).expect("a scheme"),
         group: 0,
+        keep_states: false,
         storage: Storage { trained: DType::F32, frozen: None },
         optimizer,
         clip_by: None,
         recompute: Recompute::Auto,
         arena_bytes_max: None,
+        target: Target::CPU,
         kernels: &CpuKernels { threads: 1 },
         source: &|_| Source::File { file: 0, offset: 64, dtype: DType::F32, transpose: false },
         files: vec!["model.safetensors".into()],

@@ -13,6 +13,7 @@ use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::ClipBy;
 use tinyforge_compiler::passes::{differentiate, fuse, order, recompute};
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::check::check;
 use tinyforge_plan::encode::{DecodeError, crc32, decode, encode};
 use tinyforge_plan::{DType, Plan, Source, Step};
@@ -102,11 +103,13 @@ fn train_plan(graph: &Graph, training: &Training) -> Plan {
         }],
         scheme: Scheme::full(),
         group: 0,
+        keep_states: false,
         storage: Storage { trained: DType::F32, frozen: None },
         optimizer,
         clip_by: Some(training.clip_by),
         recompute: training.recompute,
         arena_bytes_max: None,
+        target: Target::CPU,
         kernels: &CpuKernels { threads: training.threads },
         source: &|_| Source::Zero,
         files: Vec::new(),
@@ -330,20 +333,20 @@ const FAULTS: &[Fault] = &[
         "aligned",
     ),
     (
-        "a small arena",
+        "a small space",
         |p| {
-            p.spaces[0].arena_bytes -= 64;
+            p.spaces[0].bytes -= 64;
             true
         },
-        "arena",
+        "space",
     ),
     (
-        "no arena",
+        "no space",
         |p| {
             p.spaces.clear();
             true
         },
-        "arena",
+        "space",
     ),
     (
         "a peak that is too low",
@@ -434,14 +437,14 @@ const FAULTS: &[Fault] = &[
         "stored",
     ),
     (
-        "scratch past the arena",
+        "scratch past the space",
         |p| {
-            let at = p.spaces[0].arena_bytes;
+            let at = p.spaces[0].bytes;
             let Some(step) = steps(p).iter_mut().find(|s| s.scratch_bytes > 0) else { return false };
             step.scratch_offset = at;
             true
         },
-        "arena",
+        "space",
     ),
     (
         "a result over a weight",
@@ -462,13 +465,13 @@ const FAULTS: &[Fault] = &[
         "overlaps",
     ),
     (
-        "a stored tensor past the arena",
+        "a stored tensor past the space",
         |p| {
-            let end = p.spaces[0].arena_bytes;
+            let end = p.spaces[0].bytes;
             p.stored[0].tensor.offset = end;
             true
         },
-        "arena",
+        "space",
     ),
     (
         "a result that is overwritten",
