@@ -4,7 +4,8 @@ use super::call::Call;
 use super::conv::image;
 use super::{Kernel, KernelError, Query, plain};
 use tinyforge_kernels::int8::{
-    self as k, Add, Conv, CrossEntropy, Quant, Shape, Softmax, Update, WeightGrad, Weights, update_stream,
+    self as k, Add, Bottleneck, Conv, CrossEntropy, Quant, Shape, Softmax, Stage, Update, WeightGrad, Weights,
+    update_stream,
 };
 use tinyforge_plan::Step;
 
@@ -56,6 +57,14 @@ pub(super) const KERNELS: &[Kernel] = &[
         Ok(())
     }),
     plain("i8_update", i8_update),
+    Kernel {
+        name: "i8_bottleneck",
+        run: bottleneck,
+        scratch: |q| {
+            let dims = stages(q.args.iter().map(|s| s.dims).collect(), q.outs[0].dims, |name| q.int(name));
+            Ok(k::i8_bottleneck_scratch_bytes(&dims))
+        },
+    },
     plain("i8_add", add),
     plain("i8_softmax", |c| {
         let softmax = Softmax {
@@ -172,6 +181,38 @@ fn conv2d(c: &mut Call) -> Result<(), KernelError> {
 
 fn depthwise(c: &mut Call) -> Result<(), KernelError> {
     forward(c, k::i8_depthwise)
+}
+
+/// The three convolutions of a bottleneck, from the shapes of `x, w1, .., w2, .., w3, ..` and of the result.
+fn stages(args: Vec<&[u32]>, y: &[u32], int: impl Fn(&str) -> i64) -> Bottleneck {
+    let get = |prefix: &str, name: &str| int(&format!("{prefix}{name}"));
+    let stage = |prefix: &str, x: [usize; 4], y: [usize; 4], w: &[u32]| Stage {
+        conv: dims(x, y, taps(w), |name| usize::try_from(get(prefix, name)).unwrap_or(0)),
+        quant: Quant {
+            zero_x: get(prefix, "zero_x") as i32,
+            zero_y: get(prefix, "zero_y") as i32,
+            lo: get(prefix, "lo") as i32,
+            hi: get(prefix, "hi") as i32,
+        },
+    };
+    let size = |prefix: &str, name: &str| usize::try_from(get(prefix, name)).unwrap_or(0);
+    let (x, y) = (image(args[0]), image(y));
+    let after = |prefix: &str, channels: u32| [x[0], size(prefix, "out_h"), size(prefix, "out_w"), channels as usize];
+    let (first, second) = (after("a_", args[2][0]), after("b_", args[5][0]));
+    Bottleneck {
+        expand: Some(stage("a_", x, first, args[1])),
+        depthwise: stage("b_", first, second, args[4]),
+        project: stage("c_", second, y, args[7]),
+    }
+}
+
+fn bottleneck(c: &mut Call) -> Result<(), KernelError> {
+    let step = c.step;
+    let shapes = step.args.iter().map(|t| t.shape.as_slice()).collect();
+    let dims = stages(shapes, &step.outs[0].shape, |name| step.int(name));
+    let weights = [1, 4, 7].map(|i| Weights { w: c.arg(i), bias: c.arg(i + 1), scale: c.arg(i + 2) });
+    k::i8_bottleneck(&dims, c.arg(0), &weights, c.out(0), c.scratch());
+    Ok(())
 }
 
 /// The kernel works in place: what lies elsewhere is copied first.
