@@ -114,7 +114,7 @@ impl Assembly {
         }
         let Quant { scale, zero } = image.quant;
         // Kernels have it in f32.
-        if !(scale > 0.0 && (scale as f32).is_normal()) || !(-128..=127).contains(&zero) {
+        if !(scale > 0.0 && (scale as f32).is_normal() && (-128..=127).contains(&zero)) {
             return Err(refuse(format!("scale {scale} with zero point {zero} is no int8 quantisation")));
         }
         image.name = self.fresh(&image.name);
