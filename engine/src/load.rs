@@ -66,13 +66,22 @@ pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Resu
                 let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
                 from_file(stored, arena, &from, *transpose, &mut buffer)?;
             }
+            Source::Permuted { file, offset, dtype, shape, axes } => {
+                let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
+                permuted(stored, arena, &from, (shape, axes), &mut buffer)?;
+            }
+            Source::Bytes(bytes) => arena.tensor_mut(&stored.tensor).copy_from_slice(bytes),
             Source::TopColumns { .. } => {}
         }
     }
     for stored in &plan.stored {
-        if let Source::TopColumns { of } = &stored.source {
+        if let Source::TopColumns { of, scale } = &stored.source {
             let weight = &plan.find(of).expect("a column list belongs to a stored weight").tensor;
-            let list = top_columns(arena.tensor(weight), weight, stored.tensor.elems() as usize);
+            let scale = scale
+                .as_deref()
+                .and_then(|name| plan.find(name))
+                .map(|s| bytemuck::cast_slice(arena.tensor(&s.tensor)));
+            let list = top_columns(arena.tensor(weight), weight, scale, stored.tensor.elems() as usize);
             bytemuck::cast_slice_mut(arena.tensor_mut(&stored.tensor)).copy_from_slice(&list);
         }
     }
@@ -118,6 +127,9 @@ fn from_file(
         from.file.read(from.offset, arena.tensor_mut(t))?;
         return finite(&stored.name, t.dtype, arena.tensor(t));
     }
+    if !t.dtype.is_float() {
+        return Err(LoadError::Conversion { name: stored.name.clone(), from: from.dtype, to: t.dtype });
+    }
     // The file's rows are the tensor's, or its columns.
     let (rows, cols) = if transpose { (t.cols(), t.rows()) } else { (t.rows(), t.cols()) };
     let row_bytes = (cols as u64 / from.dtype.block_elems() * from.dtype.block_bytes()) as usize;
@@ -137,6 +149,44 @@ fn from_file(
         }
     }
     Ok(())
+}
+
+/// Fills a tensor from a part of a file that has its dimensions in another order; nothing is converted.
+fn permuted(
+    stored: &Stored,
+    arena: &mut Arena,
+    from: &FilePart,
+    (shape, axes): (&[u32], &[u8]),
+    buffer: &mut Vec<u8>,
+) -> Result<(), LoadError> {
+    let t = &stored.tensor;
+    // Elements of the tensor between neighbours along each of the file's dimensions.
+    let mut steps = vec![0; shape.len()];
+    let mut step = 1;
+    for (&axis, &len) in axes.iter().zip(&t.shape).rev() {
+        steps[usize::from(axis)] = step;
+        step *= len as usize;
+    }
+    let place = |i: usize| {
+        let (mut rest, mut at) = (i, 0);
+        for (&len, &step) in shape.iter().zip(&steps).rev() {
+            at += rest % len as usize * step;
+            rest /= len as usize;
+        }
+        at
+    };
+    let size = t.dtype.block_bytes() as usize;
+    let (elems, per_read) = (t.elems() as usize, BUFFER_BYTES / size);
+    for first in (0..elems).step_by(per_read) {
+        buffer.resize(per_read.min(elems - first) * size, 0);
+        from.file.read(from.offset + (first * size) as u64, buffer)?;
+        let out = arena.tensor_mut(t);
+        for (i, element) in buffer.chunks_exact(size).enumerate() {
+            let at = place(first + i) * size;
+            out[at..at + size].copy_from_slice(element);
+        }
+    }
+    finite(&stored.name, t.dtype, arena.tensor(t))
 }
 
 /// Elements of one stored row as f32.
@@ -182,6 +232,10 @@ fn store_row(out: &mut [u8], dtype: DType, values: &[f32], place: Place) -> bool
             let out: &mut [f16] = bytemuck::cast_slice_mut(out);
             values.iter().enumerate().for_each(|(i, &x)| out[at(i)] = f16::from_f32(x));
         }
+        DType::I8 => {
+            let out: &mut [i8] = bytemuck::cast_slice_mut(out);
+            values.iter().enumerate().for_each(|(i, &x)| out[at(i)] = x.round_ties_even() as i8);
+        }
         _ => return false,
     }
     true
@@ -206,13 +260,21 @@ fn finite(name: &str, dtype: DType, bytes: &[u8]) -> Result<(), LoadError> {
     }
 }
 
-/// The `count` columns with the largest L2 norm, ascending; of equal norms the earlier column.
-fn top_columns(bytes: &[u8], weight: &Tensor, count: usize) -> Vec<i32> {
+/// The `count` columns with the largest L2 norm, ascending; of equal norms the earlier column. An int8 element counts
+/// times the scale of its channel: the first dimension, or the last of a depthwise weight, which has three.
+fn top_columns(bytes: &[u8], weight: &Tensor, scale: Option<&[f32]>, count: usize) -> Vec<i32> {
     let cols = weight.cols();
+    let rows_per_channel = weight.rows() / weight.shape.first().map_or(1, |&d| d.max(1) as usize);
     let row_bytes = (cols as u64 / weight.dtype.block_elems() * weight.dtype.block_bytes()) as usize;
     let (mut sums, mut values) = (vec![0.0f64; cols], vec![0.0f32; cols]);
-    for row in bytes.chunks_exact(row_bytes) {
-        to_f32(weight.dtype, row, &mut values);
+    for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
+        match scale {
+            Some(scale) => {
+                let factor = |c: usize| if weight.shape.len() == 3 { scale[c] } else { scale[r / rows_per_channel] };
+                values.iter_mut().zip(row).enumerate().for_each(|(c, (x, &q))| *x = f32::from(q as i8) * factor(c));
+            }
+            None => to_f32(weight.dtype, row, &mut values),
+        }
         sums.iter_mut().zip(&values).for_each(|(s, &x)| *s += f64::from(x) * f64::from(x));
     }
     let mut order: Vec<i32> = (0..cols as i32).collect();

@@ -1,37 +1,49 @@
 //! The reference interpreter: every op by its naive f64 definition. Slow, simple, and the meaning of the language.
 
-use super::graph::{Graph, Kind, Value};
-use super::ops::Tensor;
+use super::graph::{Graph, Kind, Node, Value, ValueInfo};
+use super::ops::{Eval, Tensor};
 
 /// The contents of all values after a run; `None` for values nothing has computed.
 pub struct Memory(Vec<Option<Tensor>>);
 
 impl Memory {
     /// Runs a graph. `declared` gives the contents of every declared tensor.
-    pub fn run(graph: &Graph, mut declared: impl FnMut(Value) -> Tensor) -> Memory {
-        let mut memory = Memory((0..graph.values.len()).map(|_| None).collect());
-        for (i, info) in graph.values.iter().enumerate() {
-            if info.decl.is_some() {
-                memory.0[i] = Some(declared(Value(i as u32)));
-            }
-        }
+    pub fn run(graph: &Graph, declared: impl FnMut(Value) -> Tensor) -> Memory {
+        let mut memory = Memory::with(graph, declared);
         memory.step(graph);
         memory
     }
 
+    /// Runs a graph with the definitions that do not round, where ops have one: what finite differences are taken of.
+    pub fn run_smooth(graph: &Graph, declared: impl FnMut(Value) -> Tensor) -> Memory {
+        let mut memory = Memory::with(graph, declared);
+        graph
+            .nodes
+            .iter()
+            .for_each(|node| memory.node(graph, node, node.op.def().smooth.unwrap_or(node.op.def().eval)));
+        memory
+    }
+
+    fn with(graph: &Graph, mut declared: impl FnMut(Value) -> Tensor) -> Memory {
+        let of = |(i, info): (usize, &ValueInfo)| info.decl.map(|_| declared(Value(i as u32)));
+        Memory(graph.values.iter().enumerate().map(of).collect())
+    }
+
     /// Runs the graph's nodes again over what is there: another step with the same inputs.
     pub fn step(&mut self, graph: &Graph) {
-        for node in &graph.nodes {
-            let mut args: Vec<Tensor> = node.args.iter().map(|&v| self.get(v).clone()).collect();
-            let mut outs: Vec<Tensor> = node.outs.iter().map(|&v| Tensor::zeros(graph.ty(v))).collect();
-            (node.op.def().eval)(&mut args, &mut outs, &node.attrs);
-            let changed = (node.op.def().mutates)(&node.attrs);
-            for (&v, tensor) in node.args.iter().zip(args).take(changed) {
-                self.0[v.index()] = Some(tensor);
-            }
-            for (&v, tensor) in node.outs.iter().zip(outs) {
-                self.0[v.index()] = Some(tensor);
-            }
+        graph.nodes.iter().for_each(|node| self.node(graph, node, node.op.def().eval));
+    }
+
+    fn node(&mut self, graph: &Graph, node: &Node, eval: Eval) {
+        let mut args: Vec<Tensor> = node.args.iter().map(|&v| self.get(v).clone()).collect();
+        let mut outs: Vec<Tensor> = node.outs.iter().map(|&v| Tensor::zeros(graph.ty(v))).collect();
+        eval(&mut args, &mut outs, &node.attrs);
+        let changed = (node.op.def().mutates)(&node.attrs);
+        for (&v, tensor) in node.args.iter().zip(args).take(changed) {
+            self.0[v.index()] = Some(tensor);
+        }
+        for (&v, tensor) in node.outs.iter().zip(outs) {
+            self.0[v.index()] = Some(tensor);
         }
     }
 

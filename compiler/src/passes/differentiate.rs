@@ -1,15 +1,17 @@
 //! Reverse mode at compile time.
 //!
 //! Before: a forward graph with a result `loss`, one number per token or sample.
-//! After: for every float weight that the loss depends on, a result `grad:<weight>`, the gradient of the sum of
-//! `loss`. Contributions to one value are added in the order in which backward meets them: fan-in, tied and shared
+//! After: for every weight that the loss depends on (of floats, int8, or int32 biases), a result `grad:<weight>`, the
+//! gradient of the sum of `loss`. Nodes whose row has a `tape` flag give the further result that their gradient reads.
+//! Contributions to one value are added in the order in which backward meets them: fan-in, tied and shared
 //! weights alike. What a gradient reads is what the op's row declares, nothing else. Operands for which a row gives
 //! no gradient (loss weights, targets, rotation tables) end the way: a weight that is read only through them has no
 //! result.
 
-use crate::ir::graph::{Builder, Graph, Kind, Region, Value};
+use crate::ir::graph::{Builder, Graph, Kind, Region, Value, ValueInfo};
 use crate::ir::ops::{Op, Vjp};
 use crate::ir::verify::Finding;
+use tinyforge_plan::DType;
 
 /// Prefix of the results that are gradients.
 pub const GRAD: &str = "grad:";
@@ -27,9 +29,11 @@ pub fn run(graph: &mut Graph) -> Result<(), Vec<Finding>> {
         let message = format!("result `loss` must be one number per token or sample, found {}", graph.ty(loss));
         return Err(vec![Finding { node: None, message }]);
     }
-    let needs = needs_gradient(graph);
+    let mut needs = needs_gradient(graph);
     let reaches = reaches(graph, loss);
     check(graph, &needs, &reaches)?;
+    add_tapes(graph, |v| needs[v.index()] && reaches[v.index()]);
+    needs.resize(graph.values.len(), false);
     let forward = graph.nodes.clone();
     let weights: Vec<Value> = graph.declared(Kind::Weight).filter(|v| needs[v.index()] && reaches[v.index()]).collect();
     let mut tape = Tape { grads: vec![None; graph.values.len()], builder: Builder::new(graph) };
@@ -96,16 +100,36 @@ impl Tape<'_> {
     }
 }
 
-/// Which values depend on a float weight by way of float values.
+/// Which values depend on a weight by way of values that have a gradient: floats, and int8 images, whose gradient is
+/// f32. The int32 tensors among weights are biases; all others are indices.
 fn needs_gradient(graph: &Graph) -> Vec<bool> {
-    let is_weight = |v: &crate::ir::graph::ValueInfo| v.decl == Some(Kind::Weight) && v.ty.dtype.is_float();
+    let has_gradient = |dtype: DType| dtype.is_float() || dtype == DType::I8;
+    let is_weight =
+        |v: &ValueInfo| v.decl == Some(Kind::Weight) && (has_gradient(v.ty.dtype) || v.ty.dtype == DType::I32);
     let mut needs: Vec<bool> = graph.values.iter().map(is_weight).collect();
     for node in &graph.nodes {
         if node.args.iter().any(|a| needs[a.index()]) {
-            node.outs.iter().for_each(|o| needs[o.index()] = graph.ty(*o).dtype.is_float());
+            node.outs.iter().for_each(|o| needs[o.index()] = has_gradient(graph.ty(*o).dtype));
         }
     }
     needs
+}
+
+/// Sets the `tape` flag of nodes that are differentiated.
+fn add_tapes(graph: &mut Graph, wanted: impl Fn(Value) -> bool) {
+    for i in 0..graph.nodes.len() {
+        let node = &graph.nodes[i];
+        let Some(flag) = node.op.def().tape.filter(|flag| !node.attrs.flag(flag) && wanted(node.outs[0])) else {
+            continue;
+        };
+        let (op, args, base) = (node.op, graph.types(&node.args), graph.info(node.outs[0]).name.clone());
+        graph.nodes[i].attrs.set(flag, true.into());
+        let tys = (op.def().infer)(&args, &graph.nodes[i].attrs).expect("the flag only adds a result");
+        let name = Builder::new(graph).fresh(&format!("{base}.{flag}"));
+        let ty = tys.last().expect("the op has results").clone();
+        let out = graph.add_value(ValueInfo { name, ty, decl: None });
+        graph.nodes[i].outs.push(out);
+    }
 }
 
 /// Which values the loss depends on.

@@ -3,10 +3,14 @@
 //! Before: a forward graph as imported. After: the same function of the same inputs, where
 //! - trained tensors have the train storage type; vectors and adapters are f32;
 //! - low-rank adapters stand beside the linear layers they are for;
-//! - weights of which only columns are trained are read by `linear_sub`.
+//! - weights of which only columns are trained are read by `linear_sub`, or, in int8 graphs, have a const
+//!   `<weight>.index` that their gradient reads.
 //!
 //! A tensor that the file holds quantised and the scheme trains is dequantised once, to the train type; frozen ones
 //! stay as the file has them unless a storage type is asked for.
+//!
+//! An int8 graph (one with int8 convolutions) keeps its storage. In it `bias:N`, `sparse:N` and the layers of a scheme
+//! file count convolutions, those of the block `head` left out, and the head is always trained.
 
 use crate::ir::attrs::Attrs;
 use crate::ir::graph::{Builder, Graph, Kind, Node, Region, Value};
@@ -15,6 +19,8 @@ use crate::ir::types::Type;
 use crate::scheme::{Lora, Scheme, SchemeError, SchemeKind, Sparse};
 use std::collections::{BTreeMap, HashMap};
 use tinyforge_plan::{DType, Source};
+
+mod int8;
 
 /// Storage of parameters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +45,8 @@ pub enum Init {
     TopColumns {
         /// The weight.
         of: String,
+        /// The const that holds an int8 weight's scale for every output channel, up to a common factor.
+        scale: Option<String>,
     },
 }
 
@@ -58,7 +66,7 @@ impl Parameters {
         Some(match init {
             Init::Uniform { bound } => Source::Uniform { bound: *bound },
             Init::Zero => Source::Zero,
-            Init::TopColumns { of } => Source::TopColumns { of: of.clone() },
+            Init::TopColumns { of, scale } => Source::TopColumns { of: of.clone(), scale: scale.clone() },
         })
     }
 }
@@ -69,21 +77,31 @@ impl Parameters {
 /// The scheme does not suit the model: it names what is not there, or trains nothing.
 pub fn run(graph: &mut Graph, scheme: &Scheme, storage: Storage, group: u32) -> Result<Parameters, SchemeError> {
     let map = Map::of(graph);
+    let convs = int8::convs(graph);
     let mut parameters = Parameters::default();
     match &scheme.kind {
+        SchemeKind::Lora(_) if map.is_int8 => {
+            return Err(SchemeError::Misfit(format!("`{scheme}` adapts linear layers, an int8 model has none")));
+        }
         SchemeKind::Lora(lora) => add_lora(graph, lora, &mut parameters)?,
+        SchemeKind::Bias(last) if map.is_int8 => int8::train_biases(&convs, *last, &mut parameters)?,
+        SchemeKind::Sparse(sparse) if map.is_int8 => int8::train_sparse(graph, &convs, sparse, &mut parameters)?,
         SchemeKind::Sparse(sparse) => add_sparse(graph, &map, sparse, &mut parameters)?,
         kind => {
             let names = map.weights.iter().filter(|(_, w)| w.layer.is_some_and(|l| map.picks(kind, group, l, w)));
             parameters.trained.extend(names.map(|(name, _)| name.clone()));
         }
     }
-    if let SchemeKind::Last(n) | SchemeKind::Cycle(n) | SchemeKind::Bias(Some(n)) = scheme.kind
-        && n > map.layers
-    {
+    let blocks = match scheme.kind {
+        SchemeKind::Last(n) | SchemeKind::Cycle(n) => Some(n),
+        SchemeKind::Bias(n) if !map.is_int8 => n,
+        _ => None,
+    };
+    if let Some(n) = blocks.filter(|&n| n > map.layers) {
         return Err(SchemeError::Misfit(format!("`{scheme}` asks for {n} blocks, the model has {}", map.layers)));
     }
-    let ends = map.weights.iter().filter(|(_, w)| (scheme.head && w.head) || (scheme.embed && w.embed));
+    let head = scheme.head || (map.is_int8 && scheme.kind != SchemeKind::Frozen);
+    let ends = map.weights.iter().filter(|(_, w)| (head && w.head) || (scheme.embed && w.embed));
     parameters.trained.extend(ends.map(|(name, _)| name.clone()));
     parameters.trained.sort_by_key(|name| graph.find(name));
     parameters.trained.dedup();
@@ -121,6 +139,7 @@ struct Weight {
 struct Map {
     weights: BTreeMap<String, Weight>,
     layers: u32,
+    is_int8: bool,
 }
 
 impl Map {
@@ -140,7 +159,8 @@ impl Map {
                 weight.is_vector = graph.ty(a).shape.len() == 1;
             }
         }
-        Map { weights, layers: order.len() as u32 }
+        let is_int8 = graph.nodes.iter().any(|n| int8::is_conv(n.op));
+        Map { weights, layers: order.len() as u32, is_int8 }
     }
 
     fn picks(&self, kind: &SchemeKind, group: u32, layer: u32, weight: &Weight) -> bool {
@@ -259,7 +279,7 @@ fn add_sparse(graph: &mut Graph, map: &Map, sparse: &Sparse, parameters: &mut Pa
         }
         if keep < graph.ty(v).cols() {
             sub_tensor(graph, v, &name, keep)?;
-            parameters.added.push((format!("{name}.index"), Init::TopColumns { of: name.clone() }));
+            parameters.added.push((format!("{name}.index"), Init::TopColumns { of: name.clone(), scale: None }));
         }
         parameters.trained.push(name);
     }
@@ -326,7 +346,8 @@ fn sub_tensor(graph: &mut Graph, w: Value, name: &str, keep: u32) -> Result<(), 
 }
 
 fn store(graph: &mut Graph, storage: Storage, trained: &[String]) {
-    for info in graph.values.iter_mut().filter(|v| v.decl == Some(Kind::Weight)) {
+    let is_integer = |dtype: DType| matches!(dtype, DType::I8 | DType::I32);
+    for info in graph.values.iter_mut().filter(|v| v.decl == Some(Kind::Weight) && !is_integer(v.ty.dtype)) {
         let is_vector = info.ty.shape.len() == 1;
         let is_trained = trained.contains(&info.name);
         let is_adapter = info.name.contains(".lora_");

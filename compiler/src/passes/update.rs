@@ -6,12 +6,16 @@
 //! With one micro-batch a step the updates stand in the same graph. With several, gradients are added to states and
 //! a second graph, run once a step, updates from them and clears them; every use of a shared weight has a sum of its
 //! own there, so that sums are added in one order whatever the number of micro-batches.
+//!
+//! An int8 weight or int32 bias gets an `i8_update`: plain descent that rounds at random. Its const `<tensor>.factor`
+//! holds a factor for every output channel; the request says what.
 
 use super::differentiate::GRAD;
 use crate::ir::attrs::Attr;
 use crate::ir::graph::{Builder, Graph, Kind, Node, Region, Value, ValueInfo};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
+use crate::ir::verify::Finding;
 use crate::optimizer::RULES;
 use std::collections::HashMap;
 use tinyforge_plan::DType;
@@ -40,6 +44,29 @@ pub enum ClipBy {
     Keeping,
     /// The gradients are computed twice: once for the norm, once for the updates.
     SecondBackward,
+}
+
+/// Whether the update changes whole numbers.
+fn is_integer(ty: &Type) -> bool {
+    matches!(ty.dtype, DType::I8 | DType::I32)
+}
+
+/// Refuses what the updates of `trained` cannot do.
+///
+/// # Errors
+/// The graph trains int8 tensors by another rule than plain descent.
+pub fn check(graph: &Graph, optimizer: &Optimizer, trained: &[String]) -> Result<(), Vec<Finding>> {
+    let is_plain = RULES[optimizer.rule].name == "sgd" && optimizer.beta1 == 0.0 && optimizer.weight_decay == 0.0;
+    let integer = trained.iter().find(|name| graph.find(name).is_some_and(|v| is_integer(graph.ty(v))));
+    match integer {
+        Some(name) if !is_plain || optimizer.clip.is_some() => {
+            let message = format!(
+                "`{name}` is stored in whole numbers, which plain sgd trains: without momentum, weight decay and clipping"
+            );
+            Err(vec![Finding { node: None, message }])
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Emits updates into `graph`; with several micro-batches, returns the graph that updates.
@@ -136,6 +163,12 @@ fn updates(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], 
     let rng = find_or_declare(&mut b, Kind::Input, "rng", Type::new(DType::U32, &[4]));
     for (stream, (name, grad)) in grads.iter().enumerate() {
         let w = b.graph.find(name).expect("a gradient belongs to a declared weight");
+        let block = blocks.get(&w).copied().unwrap_or(0);
+        if is_integer(b.graph.ty(w)) {
+            b.at(block, Region::Update);
+            integer_update(&mut b, name, [w, *grad, hyper, rng], stream);
+            continue;
+        }
         let trained = b.graph.ty(*grad).clone();
         let index = b.graph.find(&format!("{name}.index"));
         let is_matrix = b.graph.ty(w).shape.len() > 1;
@@ -159,9 +192,20 @@ fn updates(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], 
         args.extend([*grad, hyper, rng]);
         args.extend(clip);
         args.extend(index);
-        b.at(blocks.get(&w).copied().unwrap_or(0), Region::Update);
+        b.at(block, Region::Update);
         b.push(name, Op::Update, &args, &attrs);
     }
+}
+
+fn integer_update(b: &mut Builder, name: &str, [w, grad, hyper, rng]: [Value; 4], stream: usize) {
+    let ty = b.graph.ty(w).clone();
+    let is_depthwise = ty.shape.len() == 3;
+    let channels = if is_depthwise { ty.cols() } else { ty.shape[0] };
+    let factor = b.declare(Kind::Const, &format!("{name}.factor"), Type::f32(&[channels]));
+    let index = b.graph.find(&format!("{name}.index"));
+    let attrs = [("stream", stream.into()), ("sub", index.is_some().into()), ("channel_last", is_depthwise.into())];
+    let args: Vec<Value> = [w, grad, factor, hyper, rng].into_iter().chain(index).collect();
+    b.push(name, Op::I8Update, &args, &attrs);
 }
 
 /// Adds each gradient to states of `graph`, declares those in `finish`, and returns their sums there.

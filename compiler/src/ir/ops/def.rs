@@ -87,10 +87,15 @@ pub struct OpDef {
     pub infer: Infer,
     /// Naive definition.
     pub eval: Eval,
+    /// The definition without rounding, for finite differences, where [`OpDef::eval`] rounds.
+    pub smooth: Option<Eval>,
     /// What the gradient reads.
     pub saves: &'static [Saves],
     /// The gradient; absent for ops that have none.
     pub vjp: Option<Gradient>,
+    /// The flag that gives the op one more result, which its gradient alone reads: `differentiate` sets it, and `prune`
+    /// takes it back where nothing reads that result.
+    pub tape: Option<&'static str>,
     /// `(operand, result)` pairs that may share memory.
     pub in_place: &'static [(usize, usize)],
     /// The operand that the result is added to, where the op has one.
@@ -108,8 +113,10 @@ pub const ROW: OpDef = OpDef {
     attrs: &[],
     infer: same,
     eval: |_, _, _| unreachable!("every row has a definition"),
+    smooth: None,
     saves: &[],
     vjp: None,
+    tape: None,
     in_place: &[],
     acc: None,
     mutates: |_| 0,
@@ -212,6 +219,12 @@ impl Vjp<'_, '_> {
     /// The type of an operand; types are no data and may always be read.
     pub fn arg_ty(&self, i: usize) -> Type {
         self.builder.graph.ty(self.args[i]).clone()
+    }
+
+    /// The columns of operand `i`, a weight, of which alone a gradient is wanted: the const `<weight>.index`.
+    pub fn columns(&self, i: usize) -> Option<Value> {
+        let graph = &self.builder.graph;
+        graph.find(&format!("{}.index", graph.info(self.args[i]).name))
     }
 
     /// The gradient of the first result, which exists where the node has one result.

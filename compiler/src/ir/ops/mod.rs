@@ -10,13 +10,14 @@ mod conv;
 mod def;
 mod elementwise;
 mod embedding;
+mod int8;
 mod linear;
 mod loss;
 mod norm;
 mod pool;
 mod update;
 
-pub use def::{Acc, OpDef, Saves, Tensor, Vjp};
+pub use def::{Acc, Eval, OpDef, Saves, Tensor, Vjp};
 
 macro_rules! op_table {
     ($($op:ident => $row:path,)*) => {
@@ -109,6 +110,27 @@ op_table! {
     AvgPoolGrad => pool::AVG_POOL_GRAD,
     GlobalAvgPool => pool::GLOBAL_AVG_POOL,
     GlobalAvgPoolGrad => pool::GLOBAL_AVG_POOL_GRAD,
+    I8Conv2d => int8::conv::CONV2D,
+    I8Depthwise => int8::conv::DEPTHWISE,
+    I8ScaleGrad => int8::conv::SCALE_GRAD,
+    I8GradB => int8::conv::GRAD_B,
+    I8Conv2dGradX => int8::conv::CONV2D_GRAD_X,
+    I8Conv2dGradW => int8::conv::CONV2D_GRAD_W,
+    I8DepthwiseGradX => int8::conv::DEPTHWISE_GRAD_X,
+    I8DepthwiseGradW => int8::conv::DEPTHWISE_GRAD_W,
+    I8Bottleneck => int8::bottleneck::BOTTLENECK,
+    I8Add => int8::elementwise::ADD,
+    I8AvgPool => int8::pool::AVG_POOL,
+    I8AvgPoolGrad => int8::pool::AVG_POOL_GRAD,
+    I8MaxPool => int8::pool::MAX_POOL,
+    I8MaxPoolGrad => int8::pool::MAX_POOL_GRAD,
+    I8Softmax => int8::elementwise::SOFTMAX,
+    I8CrossEntropy => int8::loss::CROSS_ENTROPY,
+    I8CrossEntropyGrad => int8::loss::CROSS_ENTROPY_GRAD,
+    I8Update => int8::update::UPDATE,
+    I8Conv2dGradWUpdate => int8::update::CONV2D_GRAD_W_UPDATE,
+    I8DepthwiseGradWUpdate => int8::update::DEPTHWISE_GRAD_W_UPDATE,
+    I8GradBUpdate => int8::update::GRAD_B_UPDATE,
     Update => update::UPDATE,
     LinearGradWUpdate => update::LINEAR_GRAD_W_UPDATE,
     NormSq => update::NORM_SQ,
