@@ -5,12 +5,54 @@
 //! ```
 
 use super::round::Rounder;
+use super::scratch::piece_bytes;
 use super::{Bits, Conv, Quant, Rows, Weights, lengths, mask_bytes, part, part_mut};
 use core::ops::Range;
 
+/// The widened rows of four channels where registers hold two outputs of one channel. The same on every machine, so
+/// that a plan made on one serves another.
+#[derive(Clone, Copy)]
+pub(crate) struct Planes {
+    /// Rows held: the window's.
+    pub(crate) rows: usize,
+    /// Elements of a row of one channel, even, with padding; 0 where the convolution is done without planes.
+    pub(crate) width: usize,
+    /// Words of the weights of one channel and row of taps.
+    pub(crate) words: usize,
+    /// Elements of a row of the output of one channel.
+    pub(crate) wide: usize,
+}
+
+impl Planes {
+    /// The highest window.
+    pub(crate) const ROWS: usize = 15;
+
+    pub(crate) const fn of(dims: &Conv) -> Planes {
+        let [height, columns] = dims.kernel;
+        let (stride, out) = (dims.stride[1], dims.out_size[1]);
+        let fits = match columns {
+            3 => height == 3,
+            5 | 7 => 1 <= height && height <= Planes::ROWS,
+            _ => false,
+        };
+        let has_step = stride == 1 || stride == 2;
+        if !fits || !has_step || out == 0 || dims.in_channels != dims.out_channels || dims.in_channels < 4 {
+            return Planes { rows: 0, width: 0, words: 0, wide: 0 };
+        }
+        let last_pair = (out - 1) / 2 * 2;
+        // A pair reads whole words: the window of its second output and up to one element more.
+        let width = (last_pair * stride + columns + stride + 1).next_multiple_of(2);
+        Planes { rows: height, width, words: columns - 1, wide: out.next_multiple_of(2) }
+    }
+}
+
 /// Bytes of scratch that [`i8_depthwise`] needs, beginning at a multiple of 16.
-pub const fn i8_depthwise_scratch_bytes(_dims: &Conv) -> usize {
-    0
+pub const fn i8_depthwise_scratch_bytes(dims: &Conv) -> usize {
+    let Planes { rows, width, words, wide } = Planes::of(dims);
+    if width == 0 {
+        return 0;
+    }
+    piece_bytes::<i16>((rows + 1) * 4 * width) + piece_bytes::<u32>(4 * rows * words) + piece_bytes::<i16>(wide)
 }
 
 /// Depthwise convolution: `x` of `dims.x_len()` to `y` of `dims.y_len()`; `mask` as for a convolution.
@@ -54,15 +96,40 @@ pub(crate) fn depthwise_rows(
     weights: &Weights,
     rows: Range<usize>,
     y: &mut [i8],
+    bits: Bits,
+    scratch: &mut [u8],
+) {
+    #[cfg(all(has_dsp, has_fpu))]
+    return super::dsp::depthwise::depthwise_rows(dims, quant, x, weights, rows, y, bits, scratch);
+    #[cfg(not(all(has_dsp, has_fpu)))]
+    {
+        let _ = scratch;
+        depthwise_portable(dims, quant, x, weights, rows, y, bits, 0..dims.out_channels);
+    }
+}
+
+/// [`depthwise_rows`] for some of the output channels, on any machine.
+#[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
+pub(crate) fn depthwise_portable(
+    dims: &Conv,
+    quant: &Quant,
+    x: Rows,
+    weights: &Weights,
+    rows: Range<usize>,
+    y: &mut [i8],
     mut bits: Bits,
-    _scratch: &mut [u8],
+    channels: Range<usize>,
 ) {
     let (o, width) = (dims.out_channels, dims.out_size[1].max(1));
     let multiplier = dims.multiplier().max(1);
     let rounder = Rounder::of(quant);
+    if channels.is_empty() {
+        return;
+    }
     for (p, y) in y.chunks_exact_mut(o.max(1)).enumerate() {
         let out = [rows.start + p / width, p % width];
-        for (k, ((y, bias), scale)) in y.iter_mut().zip(weights.bias).zip(weights.scale).enumerate() {
+        let all = y.iter_mut().zip(weights.bias).zip(weights.scale).enumerate();
+        for (k, ((y, bias), scale)) in all.skip(channels.start).take(channels.len()) {
             let acc = window(dims, quant.zero_x, x, weights.w, out, k, k / multiplier);
             let (value, is_inside) = rounder.sum(bias.wrapping_add(acc), *scale);
             *y = value;
