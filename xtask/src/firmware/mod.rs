@@ -91,10 +91,8 @@ fn build(bench: &Bench) -> Outcome {
 /// Panic-free, and how large.
 fn sizes(bench: &Bench) -> Outcome {
     println!("\n{:<14} {:>10} {:>10} {:>10}   bytes", "program", "flash", "RAM", "stack kept");
-    for name in ["conformance", "learn"] {
-        check_program(name, &bench.program(name))?;
-    }
-    Ok(())
+    let results = ["conformance", "learn"].map(|name| check_program(name, &bench.program(name)));
+    results.into_iter().collect()
 }
 
 /// One row of the table of sizes; an error if the program can panic.
@@ -106,6 +104,10 @@ fn check_program(name: &str, path: &Path) -> Outcome {
     if panics.is_empty() {
         return Ok(());
     }
-    let help = "find the call with `--emit asm`; index with `get`, divide by what the compiler knows is not 0";
-    Err(format!("{name} can panic: {}; {help}", panics.join(", ")))
+    Err(format!(
+        "{name} can panic: it holds {}; look for calls of it with `arm-none-eabi-objdump -dl {}`, then index with `get` \
+         and divide by what the compiler knows is not 0",
+        panics.join(", "),
+        path.display()
+    ))
 }

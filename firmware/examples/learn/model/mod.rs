@@ -11,7 +11,15 @@ use tinyforge_firmware::model::class_of;
 use tinyforge_firmware::{Arena, Fault, Model, Read, Slot, Span, Step, Write};
 
 /// Bytes of the arena: the highest end of a slot.
-pub const ARENA_BYTES: usize = 4000;
+pub const ARENA_BYTES: usize = 4000 + SCRATCH_BYTES;
+/// What a call may need beside its operands: the most of any.
+const SCRATCH_BYTES: usize = most([
+    i8_conv2d_scratch_bytes(&CONV),
+    i8_conv2d_grad_w_scratch_bytes(&CONV),
+    i8_conv2d_scratch_bytes(&HEAD),
+    i8_conv2d_grad_x_scratch_bytes(&HEAD),
+    i8_conv2d_grad_w_scratch_bytes(&HEAD),
+]);
 
 // What outlives a step.
 type ConvW = Slot<i8, 0, 72>;
@@ -31,6 +39,7 @@ type Loss = Slot<f32, 1420, 1>;
 type LogitsGrad = Slot<f32, 1424, 4>;
 type PoolGrad = Slot<f32, 1440, 128>;
 type ConvGrad = Slot<f32, 1952, 512>;
+type Scratch = Slot<u8, 4000, SCRATCH_BYTES>;
 
 const CONV: Conv = Conv {
     images: 1,
@@ -84,6 +93,15 @@ static CONV_B: [i32; 8] = [900, -700, 500, 0, -300, 200, 0, 400];
 static HEAD_W: [i8; 512] = noise(2, 12);
 static HEAD_B: [i32; 4] = [0; 4];
 
+const fn most<const N: usize>(all: [usize; N]) -> usize {
+    let (mut most, mut i) = (0, 0);
+    while i < N {
+        most = if all[i] > most { all[i] } else { most };
+        i += 1;
+    }
+    most
+}
+
 /// Numbers within +-`size` without a pattern.
 const fn noise<const N: usize>(seed: u32, size: u32) -> [i8; N] {
     let (mut all, mut state, mut i) = ([0; N], seed, 0);
@@ -109,14 +127,16 @@ impl Net {
     /// Image to logits, with the masks that a training step reads.
     fn forward(&mut self) {
         let arena = &mut self.arena;
-        let slots = arena.slots::<(Read<Image>, Read<ConvW>, Read<ConvB>, Write<ConvY>, Write<ConvMask>)>();
-        let (x, w, bias, y, mask) = slots;
-        i8_conv2d(&CONV, &CONV_QUANT, x, &Weights { w, bias, scale: &CONV_SCALE }, y, Some(mask), &mut []);
+        let slots =
+            arena.slots::<(Read<Image>, Read<ConvW>, Read<ConvB>, Write<ConvY>, Write<ConvMask>, Write<Scratch>)>();
+        let (x, w, bias, y, mask, scratch) = slots;
+        i8_conv2d(&CONV, &CONV_QUANT, x, &Weights { w, bias, scale: &CONV_SCALE }, y, Some(mask), scratch);
         let (x, y) = arena.slots::<(Read<ConvY>, Write<PoolY>)>();
         i8_avg_pool(&POOL, &POOL_QUANT, x, y);
-        let slots = arena.slots::<(Read<PoolY>, Read<HeadW>, Read<HeadB>, Write<Logits>, Write<LogitsMask>)>();
-        let (x, w, bias, y, mask) = slots;
-        i8_conv2d(&HEAD, &HEAD_QUANT, x, &Weights { w, bias, scale: &HEAD_SCALE }, y, Some(mask), &mut []);
+        let slots =
+            arena.slots::<(Read<PoolY>, Read<HeadW>, Read<HeadB>, Write<Logits>, Write<LogitsMask>, Write<Scratch>)>();
+        let (x, w, bias, y, mask, scratch) = slots;
+        i8_conv2d(&HEAD, &HEAD_QUANT, x, &Weights { w, bias, scale: &HEAD_SCALE }, y, Some(mask), scratch);
     }
 
     /// Gradients and updates, from the gradient of the logits.
@@ -126,20 +146,20 @@ impl Net {
         let update = |lr, factor, tensor| Update { lr, factor, stream: update_stream(&rng, tensor) };
         let (g, mask) = arena.slots::<(Write<LogitsGrad>, Read<LogitsMask>)>();
         i8_scale_grad(g, Some(mask), &HEAD_SCALE);
-        let (gc, w, gx) = arena.slots::<(Read<LogitsGrad>, Read<HeadW>, Write<PoolGrad>)>();
-        i8_conv2d_grad_x(&HEAD, gc, w, gx, &mut []);
-        let (gc, x, w) = arena.slots::<(Read<LogitsGrad>, Read<PoolY>, Write<HeadW>)>();
+        let (gc, w, gx, scratch) = arena.slots::<(Read<LogitsGrad>, Read<HeadW>, Write<PoolGrad>, Write<Scratch>)>();
+        i8_conv2d_grad_x(&HEAD, gc, w, gx, scratch);
+        let (gc, x, w, scratch) = arena.slots::<(Read<LogitsGrad>, Read<PoolY>, Write<HeadW>, Write<Scratch>)>();
         let from = WeightGrad { zero: HEAD_QUANT.zero_x, gc, x, index: None };
-        i8_conv2d_grad_w_update(&HEAD, &from, &update(lr, &HEAD_FACTOR, 2), w, &mut []);
+        i8_conv2d_grad_w_update(&HEAD, &from, &update(lr, &HEAD_FACTOR, 2), w, scratch);
         let (gc, bias) = arena.slots::<(Read<LogitsGrad>, Write<HeadB>)>();
         i8_grad_b_update(&update(bias_lr, &HEAD_BIAS_FACTOR, 3), gc, bias);
         let (g, gx) = arena.slots::<(Read<PoolGrad>, Write<ConvGrad>)>();
         i8_avg_pool_grad(&POOL, g, gx);
         let (g, mask) = arena.slots::<(Write<ConvGrad>, Read<ConvMask>)>();
         i8_scale_grad(g, Some(mask), &CONV_SCALE);
-        let (gc, x, w) = arena.slots::<(Read<ConvGrad>, Read<Image>, Write<ConvW>)>();
+        let (gc, x, w, scratch) = arena.slots::<(Read<ConvGrad>, Read<Image>, Write<ConvW>, Write<Scratch>)>();
         let from = WeightGrad { zero: CONV_QUANT.zero_x, gc, x, index: None };
-        i8_conv2d_grad_w_update(&CONV, &from, &update(lr, &CONV_FACTOR, 0), w, &mut []);
+        i8_conv2d_grad_w_update(&CONV, &from, &update(lr, &CONV_FACTOR, 0), w, scratch);
         let (gc, bias) = arena.slots::<(Read<ConvGrad>, Write<ConvB>)>();
         i8_grad_b_update(&update(bias_lr, &CONV_BIAS_FACTOR, 1), gc, bias);
     }
