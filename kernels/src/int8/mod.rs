@@ -24,6 +24,7 @@ mod pool;
 pub mod round;
 mod scratch;
 mod softmax;
+mod tile;
 mod update;
 
 pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};

@@ -8,9 +8,61 @@
 pub(crate) mod conv;
 pub(crate) mod depthwise;
 mod dot;
+mod sums;
 mod window;
 
+use super::{part, part_mut};
 use core::arch::asm;
+
+/// Adds to sums of up to four pixels and four columns, as `tile::add_rows`.
+pub(crate) fn add_rows(sums: &mut [f32], pitch: usize, pixels: usize, gc: &[f32], gc_pitch: usize, wt: &[[f32; 4]]) {
+    if pixels == 0 || sums.len() < (pixels - 1) * pitch + 4 || gc.len() < (pixels - 1) * gc_pitch + wt.len() {
+        return;
+    }
+    let mut job = sums::Rows4 {
+        a: gc.as_ptr(),
+        a_pitch: gc_pitch * 4,
+        b: wt.as_ptr().cast(),
+        c: sums.as_mut_ptr(),
+        c_pitch: pitch * 4,
+        k: wt.len(),
+    };
+    let mut left = pixels;
+    while left >= 4 {
+        // SAFETY: `left` of the pixels whose rows were compared with the lengths above begin at `a` and `c`.
+        unsafe { sums::add_rows4(&job) };
+        job.a = job.a.wrapping_add(4 * gc_pitch);
+        job.c = job.c.wrapping_add(4 * pitch);
+        left -= 4;
+    }
+    (job.a_pitch, job.c_pitch) = (0, 0);
+    for _ in 0..left {
+        // SAFETY: as above; without pitches it is one row only.
+        unsafe { sums::add_rows4(&job) };
+        job.a = job.a.wrapping_add(gc_pitch);
+        job.c = job.c.wrapping_add(pitch);
+    }
+}
+
+/// Adds to sums of channels and four columns, as `tile::add_outer`; gives how many channels it did.
+pub(crate) fn add_outer(sums: &mut [[f32; 4]], gc: &[f32], gc_pitch: usize, xt: &[[f32; 4]]) -> usize {
+    let channels = sums.len() / 4 * 4;
+    if xt.is_empty() || channels == 0 || gc.len() < (xt.len() - 1) * gc_pitch + channels {
+        return 0;
+    }
+    for o in (0..channels).step_by(4) {
+        let job = sums::Outer4 {
+            a: part(gc, o, 1).as_ptr(),
+            a_pitch: gc_pitch * 4,
+            b: xt.as_ptr().cast(),
+            c: part_mut(sums, o, 4).as_mut_ptr().cast(),
+            k: xt.len(),
+        };
+        // SAFETY: the gradients of `xt.len()` pixels and `channels` channels were found to be there; `c` is 4 x 4.
+        unsafe { sums::add_outer4(&job) };
+    }
+    channels
+}
 
 /// Bytes 0 and 2 of `x`, widened to 16 bits.
 #[inline(always)]
