@@ -17,6 +17,10 @@ use tinyforge_compiler::target::Target;
 use tinyforge_plan::encode::encode;
 use tinyforge_plan::{DType, Source};
 
+#[path = "../compiler/tests/tflite_file/mod.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use more of it")]
+mod tflite_file;
+
 fn main() -> std::io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     let put = |target: &str, name: &str, bytes: &[u8]| {
@@ -32,6 +36,10 @@ fn main() -> std::io::Result<()> {
     for (name, json) in CONFIGS {
         put("hf_config", name, json.as_bytes())?;
     }
+    put("tflite_model", "small", &tflite_file::small().bytes())?;
+    put("tflite_model", "everything", &tflite_file::everything().bytes())?;
+    put("tflite_model", "between_floats", &tflite_file::between_floats().bytes())?;
+    put("mcu_network", "small", &mcu_network())?;
     put("adapter_config", "lora", ADAPTER.as_bytes())?;
     put("adapter_config", "name", b"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight")?;
     for (name, json) in TOKENIZERS {
@@ -83,6 +91,32 @@ fn safetensors_file() -> Vec<u8> {
     let layout = safetensors::layout(&tensors, &metadata).expect("a valid layout");
     let mut file = layout.header;
     file.resize(layout.file_bytes as usize, 0);
+    file
+}
+
+/// A first convolution of one channel and a classifier.
+fn mcu_network() -> Vec<u8> {
+    let mut tensors = Vec::new();
+    let mut conv = |name: &str, shape: [u64; 4], side: &str| {
+        let named = |part: &str| format!("{name}.{part}");
+        tensors.push(NewTensor::new(named("weight"), DType::I8, &shape));
+        tensors.push(NewTensor::new(named("bias"), DType::I32, &shape[..1]));
+        tensors.push(NewTensor::new(named("w_scales"), DType::F32, &shape[..1]));
+        let [o, i, k, _] = shape;
+        format!(
+            r#"{{"in_channel":{i},"out_channel":{o},{side}"kernel_size":[{k},{k}],"stride":1,"groups":1,"params":{{"weight":{{"tensor":"{name}.weight","dtype":"int8","shape":{shape:?}}},"bias":{{"tensor":"{name}.bias","dtype":"int32","shape":[{o}]}},"w_scales":{{"tensor":"{name}.w_scales","dtype":"float32","shape":[{o}]}},"x_scale":0.1,"x_zero":0,"y_scale":0.1,"y_zero":0}}}}"#
+        )
+    };
+    let first = conv("a", [2, 1, 3, 3], r#""in_shape":4,"out_shape":4,"#);
+    let classifier = conv("c", [3, 2, 1, 1], "");
+    let json = format!(r#"{{"first_conv":{first},"blocks":[],"feature_mix":null,"classifier":{classifier}}}"#);
+    let layout = safetensors::layout(&tensors, &BTreeMap::new()).expect("a valid layout");
+    let mut file = (json.len() as u32).to_le_bytes().to_vec();
+    file.extend(json.bytes());
+    let start = file.len();
+    file.extend(layout.header);
+    // Weights of 1; scales and biases of 0x01010101, which is a positive number in both.
+    file.resize(start + layout.file_bytes as usize, 1);
     file
 }
 

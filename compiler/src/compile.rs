@@ -1,8 +1,8 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order -> place ->
-//! lower
+//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order ->
+//! fuse_rows -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -15,7 +15,9 @@ use crate::lower::{self, Input, Placed};
 use crate::passes::parameterize::{Parameters, Storage};
 use crate::passes::place::Placement;
 use crate::passes::update::{ClipBy, Optimizer};
-use crate::passes::{differentiate, fuse, fuse_update, order, parameterize, place, prune, recompute, update};
+use crate::passes::{
+    differentiate, fuse, fuse_rows, fuse_update, live, order, parameterize, place, prune, recompute, update,
+};
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
 use std::collections::HashSet;
@@ -335,6 +337,11 @@ fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result
         let at = |block: u32| rungs[(rung + usize::from(block < extra)).min(rungs.len() - 1)];
         stage.pass(request, "recompute", |g| recompute::run(g, at));
         stage.pass(request, "order", order::run);
+        let profile = |g: &Graph| {
+            let scratch = lower::scratch(g, request.kernels).ok()?;
+            Some(live::profile(g, |i| scratch[i]))
+        };
+        stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
         let scratch = lower::scratch(&stage.graph, request.kernels).map_err(no_kernel)?;
         let placement = place::run(&stage.graph, &scratch, &request.target);

@@ -41,6 +41,20 @@ impl<const N: usize> Arena<N> {
         Arena { bytes: [0; N] }
     }
 
+    /// These bytes: as a static that nothing writes they lie in flash.
+    pub const fn of(bytes: [u8; N]) -> Arena<N> {
+        Arena { bytes }
+    }
+
+    /// A slot, to be read.
+    #[inline(always)]
+    pub fn read<S: Located>(&self) -> &S::Array {
+        const { check(&[Use { span: S::SPAN, align: S::ALIGN, is_written: false }], N) };
+        // SAFETY: `check` has shown that the slot is inside and aligned from an `ALIGN_BYTES` aligned start; any bits
+        // are an element.
+        unsafe { &*self.bytes.as_ptr().add(S::SPAN.at).cast() }
+    }
+
     /// All bytes.
     pub const fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -281,6 +295,13 @@ mod tests {
         words[1] = 0x0403_0201;
         assert_eq!(arena.bytes(), [255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 1, 2, 3, 4]);
         assert_eq!(arena.bytes().as_ptr().align_offset(ALIGN_BYTES), 0);
+    }
+
+    #[test]
+    fn constants_are_read_in_place() {
+        static FLASH: Arena<8> = Arena::of([1, 2, 3, 4, 255, 255, 255, 255]);
+        assert_eq!(FLASH.read::<Slot<i8, 2, 3>>(), &[3, 4, -1]);
+        assert_eq!(FLASH.read::<Slot<i32, 4, 1>>(), &[-1]);
     }
 
     #[test]

@@ -82,3 +82,14 @@ pub const fn state_bytes<M: Model>() -> usize {
     }
     sum
 }
+
+/// The place of the greatest logit; the first of equal ones.
+pub fn class_of(logits: &[i8]) -> u16 {
+    let mut best = (0, i8::MIN);
+    for (class, &logit) in logits.iter().enumerate() {
+        if logit > best.1 {
+            best = (class as u16, logit);
+        }
+    }
+    best.0
+}

@@ -9,6 +9,7 @@ mod call;
 mod conv;
 mod elementwise;
 mod embedding;
+mod int8;
 mod linear;
 mod loss;
 mod norm;
@@ -85,6 +86,7 @@ const FAMILIES: &[&[Kernel]] = &[
     conv::KERNELS,
     elementwise::KERNELS,
     embedding::KERNELS,
+    int8::KERNELS,
     linear::KERNELS,
     loss::KERNELS,
     norm::KERNELS,

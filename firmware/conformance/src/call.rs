@@ -29,6 +29,7 @@ pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
         Kernel::Conv2dGradW | Kernel::Conv2dGradWUpdate => i8_conv2d_grad_w_scratch_bytes(dims),
         Kernel::DepthwiseGradX => i8_depthwise_grad_x_scratch_bytes(dims),
         Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate => i8_depthwise_grad_w_scratch_bytes(dims),
+        Kernel::Bottleneck | Kernel::BottleneckOverlay => i8_bottleneck_scratch_bytes(&params.bottleneck()),
         _ => 0,
     }
 }
@@ -42,6 +43,7 @@ pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
 /// | `i8_softmax` | scale of x, scale of y |
 /// | cross-entropy | scale |
 /// | updates | learning rate, seed low, seed high, step, tensor; 5: 1 when the channel is the last dimension |
+/// | bottlenecks | 6, 7: see [`Params::bottleneck`] |
 /// | `f32_scale` | factor |
 ///
 /// False when there are not as many buffers as the kernel has.
@@ -76,6 +78,16 @@ pub fn call(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch:
         }
         (Kernel::AddTo, [a, b]) => f32_add_to(write(a), read(b)),
         (Kernel::Scale, [x, y]) => f32_scale(params.float(0), read(x), write(y)),
+        (Kernel::Bottleneck, [x, w1, b1, s1, w2, b2, s2, w3, b3, s3, y]) => {
+            let stages = [(w1, b1, s1), (w2, b2, s2), (w3, b3, s3)];
+            let weights = stages.map(|(w, bias, scale)| Weights { w: read(w), bias: read(bias), scale: read(scale) });
+            i8_bottleneck(&params.bottleneck(), read(x), &weights, write(y), scratch);
+        }
+        (Kernel::BottleneckOverlay, [buffer, w1, b1, s1, w2, b2, s2, w3, b3, s3]) => {
+            let stages = [(w1, b1, s1), (w2, b2, s2), (w3, b3, s3)];
+            let weights = stages.map(|(w, bias, scale)| Weights { w: read(w), bias: read(bias), scale: read(scale) });
+            i8_bottleneck_overlay(&params.bottleneck(), &weights, write(buffer), scratch);
+        }
         (_, buffers) => return loss(kernel, params, buffers) || learn(kernel, params, buffers, scratch),
     }
     true

@@ -9,7 +9,7 @@
 mod call;
 
 pub use call::{call, scratch_bytes};
-use tinyforge_kernels::int8::{Conv, Quant};
+use tinyforge_kernels::int8::{Bottleneck, Conv, Quant, Stage};
 
 /// What a file of cases begins with, before the number of cases in 4 bytes.
 pub const MAGIC: [u8; 4] = *b"TFCV";
@@ -17,7 +17,7 @@ pub const MAGIC: [u8; 4] = *b"TFCV";
 /// Words of parameters.
 pub const PARAM_WORDS: usize = 26;
 /// Buffers of one call, at most.
-pub const BUFFERS: usize = 8;
+pub const BUFFERS: usize = 11;
 /// Bytes of a label.
 pub const LABEL_BYTES: usize = 48;
 
@@ -62,6 +62,8 @@ kernels! {
     MaxPoolGrad "i8_max_pool_grad",
     Update "i8_update",
     Update32 "i32_update",
+    Bottleneck "i8_bottleneck",
+    BottleneckOverlay "i8_bottleneck_overlay",
     AddTo "f32_add_to",
     Scale "f32_scale",
 }
@@ -108,6 +110,29 @@ impl Params {
     pub fn quant(&self) -> Quant {
         let word = |at: usize| self.0.get(at).map_or(0, |word| *word as i32);
         Quant { zero_x: word(13), zero_y: word(14), lo: word(15), hi: word(16) }
+    }
+
+    /// A bottleneck around the geometry, which is that of its depthwise convolution: number 6 is the channels of the
+    /// input before a 1 x 1 convolution, 0 for none; number 7 the channels of the output.
+    pub fn bottleneck(&self) -> Bottleneck {
+        let (conv, quant) = (self.conv(), self.quant());
+        let stage = |conv| Stage { conv, quant };
+        let point = |size, in_channels, out_channels| Conv {
+            images: conv.images,
+            in_size: size,
+            in_channels,
+            out_size: size,
+            out_channels,
+            kernel: [1, 1],
+            stride: [1, 1],
+            pad: [0, 0],
+        };
+        let expand = point(conv.in_size, self.number(6) as usize, conv.in_channels);
+        Bottleneck {
+            expand: (expand.in_channels > 0).then_some(stage(expand)),
+            depthwise: stage(conv),
+            project: stage(point(conv.out_size, conv.out_channels, self.number(7) as usize)),
+        }
     }
 
     /// Number `i` of the nine further ones.
@@ -236,7 +261,7 @@ mod tests {
             work: 99,
             label: [b'x'; LABEL_BYTES],
             params,
-            count: 8,
+            count: BUFFERS,
             buffers: [(Role::InOut, 5); BUFFERS],
         };
         let back = Case::decode(&case.encode()).expect("a case");

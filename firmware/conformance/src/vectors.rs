@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 use tinyforge_conformance::{BUFFERS, Case, Kernel, LABEL_BYTES, MAGIC, Params, Role, call, scratch_bytes};
-use tinyforge_kernels::int8::{Conv, Quant, mask_bytes};
+use tinyforge_kernels::int8::{Conv, Quant, i8_bottleneck_overlay_bytes, mask_bytes};
 use tinyforge_kernels::random::Stream;
 
 /// What the random numbers of cases are for, apart from their place in the file.
@@ -43,6 +43,13 @@ const DEPTHWISE: &[Conv] = &[
     conv(1, [8, 8], 32, 32, [7, 7], [1, 1], [3, 3], [8, 8]),
     conv(2, [5, 4], 3, 6, [3, 3], [1, 2], [1, 0], [5, 2]),
     conv(1, [3, 3], 1, 1, [3, 3], [2, 2], [1, 1], [2, 2]),
+];
+
+/// The depthwise convolutions of bottlenecks.
+const BOTTLENECKS: &[Conv] = &[
+    conv(1, [12, 12], 24, 24, [3, 3], [1, 1], [1, 1], [12, 12]),
+    conv(1, [10, 10], 20, 20, [5, 5], [2, 2], [2, 2], [5, 5]),
+    conv(2, [4, 5], 6, 6, [3, 3], [2, 1], [1, 0], [2, 3]),
 ];
 
 const POOLS: &[Conv] = &[
@@ -170,6 +177,25 @@ impl Builder {
     }
 }
 
+/// The buffers of a bottleneck: with a 1 x 1 convolution before it, or without.
+fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
+    use Role::{In, InOut};
+    let case = case.number(6, if is_narrow { 0 } else { dims.in_channels as u32 / 3 }).number(7, 9);
+    let all = case.case.params.bottleneck();
+    let is_over = case.case.kernel == Kernel::BottleneckOverlay;
+    let expand = all.expand.map(|stage| stage.conv);
+    let weights = [expand.map_or(0, |c| c.w_len()), all.depthwise.conv.depthwise_w_len(), all.project.conv.w_len()];
+    let channels = [expand.map_or(0, |c| c.out_channels), dims.out_channels, all.project.conv.out_channels];
+    let macs = expand.map_or(0, |c| c.y_len() * c.depth()) + dims.y_len() * dims.taps();
+    let work = macs + all.project.conv.y_len() * all.project.conv.depth();
+    let mut case = case.work(work);
+    case = if is_over { case.bytes(InOut, i8_bottleneck_overlay_bytes(&all)) } else { case.bytes(In, all.x_len()) };
+    for (w, o) in weights.into_iter().zip(channels) {
+        case = case.i8s(In, w, -127).i32s(In, o, 3000).f32s(In, o, 0.001, 0.01);
+    }
+    if is_over { case } else { case.out(all.y_len()) }
+}
+
 /// All cases of one kernel.
 fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
@@ -179,6 +205,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     );
     let shapes = match kernel {
         Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
+        Kernel::Bottleneck | Kernel::BottleneckOverlay => BOTTLENECKS,
         _ if is_depthwise => DEPTHWISE,
         _ => CONVS,
     };
@@ -262,6 +289,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                     if kernel == Kernel::Update { case.i8s(InOut, w, -127) } else { case.i32s(InOut, w, 1 << 30) };
                 if twist { gradient(case, o, o.div_ceil(3)) } else { gradient(case, columns, columns) }
             }
+            Kernel::Bottleneck | Kernel::BottleneckOverlay => bottleneck(case, dims, twist),
             Kernel::AddTo => case.work(y).f32s(InOut, y, -1.0, 1.0).f32s(In, y, -1.0, 1.0),
             Kernel::Scale => case.work(y).float(0, 1.25).f32s(In, y, -1.0, 1.0).out(4 * y),
         };

@@ -5,12 +5,69 @@
 //! ```
 
 use super::round::Rounder;
+use super::scratch::piece_bytes;
 use super::{Bits, Conv, Quant, Rows, Weights, lengths, mask_bytes, part, part_mut};
 use core::ops::Range;
 
+/// Bytes that the planes of four channels may have beyond the rows of one window.
+const PLANE_BYTES: usize = 4096;
+
+/// The widened rows of four channels where registers hold two outputs of one channel. The same on every machine, so
+/// that a plan made on one serves another.
+#[derive(Clone, Copy)]
+pub(crate) struct Planes {
+    /// Rows of the output that are computed from the planes at a time.
+    pub(crate) bands: usize,
+    /// Input rows held.
+    pub(crate) rows: usize,
+    /// Elements of a row of one channel, even, with padding; 0 where the convolution is done without planes.
+    pub(crate) width: usize,
+    /// Words of the weights of one channel and row of taps.
+    pub(crate) words: usize,
+}
+
+impl Planes {
+    pub(crate) const fn of(dims: &Conv) -> Planes {
+        let [height, columns] = dims.kernel;
+        let ([step, stride], out) = (dims.stride, dims.out_size);
+        let fits = match columns {
+            3 => height == 3,
+            5 | 7 => height > 0,
+            _ => false,
+        };
+        let has_step = step > 0 && (stride == 1 || stride == 2);
+        let has_size = out[0] > 0 && out[1] > 0 && dims.in_channels == dims.out_channels && dims.in_channels >= 4;
+        if !fits || !has_step || !has_size {
+            return Planes { bands: 0, rows: 0, width: 0, words: 0 };
+        }
+        let last_pair = (out[1] - 1) / 2 * 2;
+        // A pair reads whole words: the window of its second output and up to one element more.
+        let width = (last_pair * stride + columns + stride + 1).next_multiple_of(2);
+        let Some(fit) = PLANE_BYTES.checked_div(4 * width * size_of::<i16>()) else {
+            return Planes { bands: 0, rows: 0, width: 0, words: 0 };
+        };
+        let bands = if fit < height + step { 1 } else { (fit - height) / step + 1 };
+        let bands = if bands < out[0] { bands } else { out[0] };
+        Planes { bands, rows: (bands - 1) * step + height, width, words: columns - 1 }
+    }
+}
+
+impl Planes {
+    /// Elements of the rows of one channel's output that are computed at a time; the last pair may need one more.
+    pub(crate) const fn wide(&self, dims: &Conv) -> usize {
+        self.bands * dims.out_size[1] + 1
+    }
+}
+
 /// Bytes of scratch that [`i8_depthwise`] needs, beginning at a multiple of 16.
-pub const fn i8_depthwise_scratch_bytes(_dims: &Conv) -> usize {
-    0
+pub const fn i8_depthwise_scratch_bytes(dims: &Conv) -> usize {
+    let planes = Planes::of(dims);
+    if planes.width == 0 {
+        return 0;
+    }
+    piece_bytes::<i16>(planes.rows * 4 * planes.width)
+        + piece_bytes::<u32>(4 * dims.kernel[0] * planes.words)
+        + piece_bytes::<i16>(planes.wide(dims))
 }
 
 /// Depthwise convolution: `x` of `dims.x_len()` to `y` of `dims.y_len()`; `mask` as for a convolution.
@@ -54,15 +111,40 @@ pub(crate) fn depthwise_rows(
     weights: &Weights,
     rows: Range<usize>,
     y: &mut [i8],
+    bits: Bits,
+    scratch: &mut [u8],
+) {
+    #[cfg(all(has_dsp, has_fpu))]
+    return super::dsp::depthwise::depthwise_rows(dims, quant, x, weights, rows, y, bits, scratch);
+    #[cfg(not(all(has_dsp, has_fpu)))]
+    {
+        let _ = scratch;
+        depthwise_portable(dims, quant, x, weights, rows, y, bits, 0..dims.out_channels);
+    }
+}
+
+/// [`depthwise_rows`] for some of the output channels, on any machine.
+#[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
+pub(crate) fn depthwise_portable(
+    dims: &Conv,
+    quant: &Quant,
+    x: Rows,
+    weights: &Weights,
+    rows: Range<usize>,
+    y: &mut [i8],
     mut bits: Bits,
-    _scratch: &mut [u8],
+    channels: Range<usize>,
 ) {
     let (o, width) = (dims.out_channels, dims.out_size[1].max(1));
     let multiplier = dims.multiplier().max(1);
     let rounder = Rounder::of(quant);
+    if channels.is_empty() {
+        return;
+    }
     for (p, y) in y.chunks_exact_mut(o.max(1)).enumerate() {
         let out = [rows.start + p / width, p % width];
-        for (k, ((y, bias), scale)) in y.iter_mut().zip(weights.bias).zip(weights.scale).enumerate() {
+        let all = y.iter_mut().zip(weights.bias).zip(weights.scale).enumerate();
+        for (k, ((y, bias), scale)) in all.skip(channels.start).take(channels.len()) {
             let acc = window(dims, quant.zero_x, x, weights.w, out, k, k / multiplier);
             let (value, is_inside) = rounder.sum(bias.wrapping_add(acc), *scale);
             *y = value;

@@ -13,6 +13,8 @@ mod add;
 mod bottleneck;
 mod conv;
 mod depthwise;
+#[cfg(all(has_dsp, has_fpu))]
+mod dsp;
 mod fma;
 mod grad;
 mod grad_conv;
@@ -22,6 +24,7 @@ mod pool;
 pub mod round;
 mod scratch;
 mod softmax;
+mod tile;
 mod update;
 
 pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};
@@ -115,6 +118,18 @@ impl Conv {
     /// Whether output pixel `p` sees input pixel `p` alone.
     pub(crate) fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.stride == [1, 1] && self.pad == [0, 0] && self.in_size == self.out_size
+    }
+
+    /// Whether each output's inputs lie together in the input, in whole words: 1 x 1, and nothing in padding.
+    pub(crate) const fn reads_in_place(&self) -> bool {
+        let [height, width] = self.out_size;
+        self.kernel[0] == 1
+            && self.kernel[1] == 1
+            && self.pad[0] == 0
+            && self.pad[1] == 0
+            && self.in_channels.is_multiple_of(4)
+            && height.saturating_sub(1) * self.stride[0] < self.in_size[0]
+            && width.saturating_sub(1) * self.stride[1] < self.in_size[1]
     }
 
     /// Output channels of one input channel of a depthwise convolution.

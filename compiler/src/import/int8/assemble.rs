@@ -113,7 +113,8 @@ impl Assembly {
             return Err(refuse(format!("an image of {h} x {w} x {c} has more than 2147483647 elements")));
         }
         let Quant { scale, zero } = image.quant;
-        if !(scale.is_finite() && scale > 0.0) || !(-128..=127).contains(&zero) {
+        // Kernels have it in f32.
+        if !(scale > 0.0 && (scale as f32).is_normal() && (-128..=127).contains(&zero)) {
             return Err(refuse(format!("scale {scale} with zero point {zero} is no int8 quantisation")));
         }
         image.name = self.fresh(&image.name);
@@ -141,6 +142,13 @@ impl Assembly {
             let why =
                 format!("a sum of {:?} and {:?} gives {:?}; shapes must be equal", shapes[0], shapes[1], output.shape);
             return Err(Int8Error::Layer { layer: output.name, why });
+        }
+        for x in [a, b] {
+            let ratio = self.at(x).quant.scale / output.quant.scale;
+            if !(ratio as f32).is_normal() {
+                let why = format!("a scale is {ratio} times the sum's, outside of f32");
+                return Err(Int8Error::Layer { layer: output.name, why });
+            }
         }
         self.push(LayerOp::Add(limits), &[a, b], output)
     }
@@ -293,7 +301,7 @@ fn per_channel(spec: &ConvSpec, channels: u32) -> std::result::Result<Vec<f32>, 
 
 fn effective(x: &Image, y: &Image, w_scales: &[f32]) -> std::result::Result<Vec<f32>, String> {
     let scales: Vec<f32> = w_scales.iter().map(|&s| (x.quant.scale * f64::from(s) / y.quant.scale) as f32).collect();
-    match scales.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+    match scales.iter().find(|s| !(s.is_normal() && **s > 0.0)) {
         Some(bad) => Err(format!("an effective scale is {bad}, outside of f32")),
         None => Ok(scales),
     }

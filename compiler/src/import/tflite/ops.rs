@@ -163,7 +163,7 @@ fn model_input(file: &File) -> Result<(Vec<usize>, Image), Int8Error> {
     let first = &file.tensors[tensors[0]];
     let quant = quant(first).map_err(refuse)?;
     let shape = image_shape(first).map_err(refuse)?;
-    for &t in &tensors {
+    for &t in &tensors[1..] {
         if self::quant(&file.tensors[t]) != Ok(quant) || image_shape(&file.tensors[t]) != Ok(shape) {
             return Err(refuse("it is quantised in several ways".into()));
         }
