@@ -15,8 +15,8 @@ const COLUMNS: usize = 8;
 /// Bytes of widened weights that are kept for all windows of a few pixels.
 const PACKED_BYTES: usize = 4096;
 
-/// How a convolution is cut where registers hold four output channels. The same on every machine, so that a plan made on
-/// one serves another.
+/// How a convolution is cut where registers hold four output channels. The same on every machine, so that a plan made
+/// on one serves another.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     /// Inputs of an output, rounded up to whole steps of four.

@@ -14,7 +14,8 @@ pub const fn i8_depthwise_grad_x_scratch_bytes(_dims: &Conv) -> usize {
     0
 }
 
-/// Bytes of scratch that [`i8_depthwise_grad_w`] and [`i8_depthwise_grad_w_update`] need, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_depthwise_grad_w`] and [`i8_depthwise_grad_w_update`] need, beginning at a multiple of
+/// 16.
 pub const fn i8_depthwise_grad_w_scratch_bytes(_dims: &Conv) -> usize {
     0
 }

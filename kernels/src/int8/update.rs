@@ -3,8 +3,8 @@
 //! ```text
 //! delta = -((lr factor[o]) g);  w' = saturate(w + floor(delta) + [u < delta - floor(delta)]),  u uniform in [0, 1)
 //! ```
-//! The mean over `u` of the move is `delta`, however small. `u` is a function of the run's seed, the step, the tensor and
-//! the element's place in the whole tensor, so that a part of a tensor is updated as the whole would be.
+//! The mean over `u` of the move is `delta`, however small. `u` is a function of the run's seed, the step, the tensor
+//! and the element's place in the whole tensor, so that a part of a tensor is updated as the whole would be.
 
 use super::{lengths, part};
 use crate::random::Stream;

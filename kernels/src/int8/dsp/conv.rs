@@ -1,7 +1,8 @@
 //! Convolution, four output channels at a time.
 //!
 //! The weights of four channels are widened once and serve all pixels; the input's zero goes into the bias. A 1 x 1
-//! convolution reads its input in place, any other copies the windows of a few pixels into columns, padding as the zero.
+//! convolution reads its input in place, any other copies the windows of a few pixels into columns, padding as the
+//! zero.
 
 use super::dot::{Dot4, dot4, dot4_wide};
 use super::{products, widen_even, widen_odd};

@@ -1,8 +1,8 @@
 //! Depthwise convolution, four channels at a time.
 //!
-//! Input rows of four channels are widened into planes, the zero subtracted and padding as zeros, for as many rows of the
-//! output as the planes hold. Windows of 3 x 3 and of 5 or 7 columns, with steps of one or two columns; others are the
-//! portable kernel's.
+//! Input rows of four channels are widened into planes, the zero subtracted and padding as zeros, for as many rows of
+//! the output as the planes hold. Windows of 3 x 3 and of 5 or 7 columns, with steps of one or two columns; others
+//! are the portable kernel's.
 
 use super::window::*;
 use super::{widen_even, widen_odd};
