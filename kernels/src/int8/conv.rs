@@ -92,12 +92,45 @@ pub(crate) fn conv_rows(
     #[cfg(not(all(has_dsp, has_fpu)))]
     {
         let _ = scratch;
-        conv_portable(dims, quant, x, weights, rows, y, bits, 0..dims.out_channels);
+        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        if super::x86::conv::supports(dims) {
+            return super::x86::conv::conv_rows(dims, quant, x, weights, rows, y, bits);
+        }
+        let channels = 0..dims.out_channels;
+        #[cfg(feature = "std")]
+        super::simd::dispatch(Portable { dims, quant, x, weights, rows, y, bits, channels });
+        #[cfg(not(feature = "std"))]
+        conv_portable(dims, quant, x, weights, rows, y, bits, channels);
+    }
+}
+
+/// [`conv_portable`] compiled for each instruction set.
+#[cfg(feature = "std")]
+struct Portable<'a> {
+    dims: &'a Conv,
+    quant: &'a Quant,
+    x: &'a [i8],
+    weights: &'a Weights<'a>,
+    rows: Range<usize>,
+    y: &'a mut [i8],
+    bits: Bits<'a>,
+    channels: Range<usize>,
+}
+
+#[cfg(feature = "std")]
+impl super::simd::Kernel for Portable<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: super::simd::Simd>(self, _: S) {
+        let Portable { dims, quant, x, weights, rows, y, bits, channels } = self;
+        conv_portable(dims, quant, x, weights, rows, y, bits, channels);
     }
 }
 
 /// [`conv_rows`] for some of the output channels, on any machine.
 #[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
+#[inline(always)]
 pub(crate) fn conv_portable(
     dims: &Conv,
     quant: &Quant,
@@ -126,7 +159,27 @@ pub(crate) fn conv_portable(
     }
 }
 
+/// Copies the inputs of one window.
+#[cfg(any(all(has_dsp, has_fpu), all(feature = "std", target_arch = "x86_64")))]
+pub(crate) fn gather(dims: &Conv, zero: i32, x: &[i8], out: [usize; 2], column: &mut [i8]) {
+    let (taps, channels) = (dims.taps_inside(1, out[1]), dims.in_channels);
+    let rows = dims.taps_inside(0, out[0]);
+    if rows.len() < dims.kernel[0] || taps.len() < dims.kernel[1] {
+        column.fill(zero as i8);
+    }
+    let first = (out[1] * dims.stride[1] + taps.start).saturating_sub(dims.pad[1]);
+    for r in rows {
+        let row = out[0] * dims.stride[0] + r - dims.pad[0];
+        let x = part(x, (row * dims.in_size[1] + first) * channels, taps.len() * channels);
+        let to = column.get_mut((r * dims.kernel[1] + taps.start) * channels..).unwrap_or(&mut []);
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = *x;
+        }
+    }
+}
+
 /// The sum of products of one window in one image.
+#[inline(always)]
 fn window(dims: &Conv, zero: i32, x: &[i8], w: &[i8], out: [usize; 2]) -> i32 {
     let columns = dims.taps_inside(1, out[1]);
     let channels = dims.in_channels;

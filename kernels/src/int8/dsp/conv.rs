@@ -5,7 +5,7 @@
 
 use super::dot::{Dot4, dot4, dot4_wide};
 use super::{products, widen_even, widen_odd};
-use crate::int8::conv::{Blocks, conv_portable};
+use crate::int8::conv::{Blocks, conv_portable, gather};
 use crate::int8::scratch::Scratch;
 use crate::int8::{Bits, Conv, Quant, Weights, part};
 use core::ops::Range;
@@ -98,24 +98,6 @@ fn pack(dims: &Conv, zero: i32, weights: &Weights, group: usize, packed: &mut [[
         }
         let of_channel = weights.bias.get(group * 4 + j).copied().unwrap_or_default();
         *bias = of_channel.wrapping_sub(zero.wrapping_mul(sum));
-    }
-}
-
-/// Copies the inputs of one window.
-fn gather(dims: &Conv, zero: i32, x: &[i8], out: [usize; 2], column: &mut [i8]) {
-    let (taps, channels) = (dims.taps_inside(1, out[1]), dims.in_channels);
-    let rows = dims.taps_inside(0, out[0]);
-    if rows.len() < dims.kernel[0] || taps.len() < dims.kernel[1] {
-        column.fill(zero as i8);
-    }
-    let first = (out[1] * dims.stride[1] + taps.start).saturating_sub(dims.pad[1]);
-    for r in rows {
-        let row = out[0] * dims.stride[0] + r - dims.pad[0];
-        let x = part(x, (row * dims.in_size[1] + first) * channels, taps.len() * channels);
-        let to = column.get_mut((r * dims.kernel[1] + taps.start) * channels..).unwrap_or(&mut []);
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = *x;
-        }
     }
 }
 
