@@ -69,26 +69,24 @@ fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
     }
 }
 
-/// Calls `run` with the first output pixel, the first input pixel and the length of every stretch of outputs whose tap
-/// `(r, s)` is inside, ascending; the input's pixels lie `stride` apart.
+/// The first output pixel, the first input pixel and the length of every stretch of outputs whose tap `(r, s)` is inside,
+/// ascending; the input's pixels lie `stride` apart.
 #[inline(always)]
-fn stretches(dims: &Conv, r: usize, s: usize, mut run: impl FnMut(usize, usize, usize)) {
+fn stretches(dims: &Conv, r: usize, s: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     // Rows of a pointwise convolution follow each other: one stretch.
     let is_pointwise = dims.is_pointwise();
     let (rows, outs) = (dims.outputs_inside(0, r), dims.outputs_inside(1, s));
     let (images, rows) = if is_pointwise { (1, 0..1) } else { (dims.images, rows) };
     let len = if is_pointwise { dims.images * dims.out_pixels() } else { outs.len() };
-    if len == 0 {
-        return;
-    }
-    for n in 0..images {
-        for row in rows.clone() {
-            let h = row * dims.stride[0] + r - dims.pad[0];
-            let w = outs.start * dims.stride[1] + s - dims.pad[1];
-            let p = (n * dims.out_size[0] + row) * dims.out_size[1] + outs.start;
-            run(p, (n * dims.in_size[0] + h) * dims.in_size[1] + w, len);
-        }
-    }
+    let count = if len == 0 { 0 } else { images * rows.len() };
+    let dims = *dims;
+    (0..count).map(move |i| {
+        let (n, row) = (i / rows.len().max(1), rows.start + i % rows.len().max(1));
+        let h = row * dims.stride[0] + r - dims.pad[0];
+        let w = outs.start * dims.stride[1] + s - dims.pad[1];
+        let p = (n * dims.out_size[0] + row) * dims.out_size[1] + outs.start;
+        (p, (n * dims.in_size[0] + h) * dims.in_size[1] + w, len)
+    })
 }
 
 #[inline(always)]
@@ -105,12 +103,12 @@ fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut Tile) {
                 for (k, wt) in wt.iter_mut().enumerate() {
                     floats(part(w, ((from + k) * dims.taps() + tap) * channels + first, width), wt);
                 }
-                stretches(dims, r, s, |p, q, len| {
+                for (p, q, len) in stretches(dims, r, s) {
                     let pitch = channels * dims.stride[1];
                     let sums = gx.get_mut(q * channels + first..).unwrap_or(&mut []);
                     let gc = gc.get(p * o + from..).unwrap_or(&[]);
                     add_rows(sums, pitch, len, width, gc, o, wt);
-                });
+                }
             }
         }
     }
@@ -153,7 +151,7 @@ fn grad_w(
             for channel in (0..o).step_by(DEPTH) {
                 let sums = part_mut(sums, 0, DEPTH.min(o - channel));
                 sums.fill([0.0; COLUMNS]);
-                stretches(dims, r, s, |p, q, len| {
+                for (p, q, len) in stretches(dims, r, s) {
                     for at in (0..len).step_by(DEPTH) {
                         let xt = part_mut(xt, 0, DEPTH.min(len - at));
                         for (i, xt) in xt.iter_mut().enumerate() {
@@ -164,7 +162,7 @@ fn grad_w(
                         let gc = from.gc.get((p + at) * o + channel..).unwrap_or(&[]);
                         add_outer(sums, gc, o, xt);
                     }
-                });
+                }
                 for (k, sums) in sums.iter().enumerate() {
                     done((channel + k) * taps + tap, first, part(sums, 0, width));
                 }
