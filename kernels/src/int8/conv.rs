@@ -1,7 +1,8 @@
 //! Convolution with a rounded output.
 //!
 //! ```text
-//! y[p, o] = clamp(nearest((sum over r, s, i of (x[..] - zero_x) w[o, r, s, i] + bias[o]) * scale[o]) + zero_y, lo, hi)
+//! y[p, o] = clamp(nearest((sum over r, s, i of (x[..] - zero_x) w[o, r, s, i] + bias[o]) * scale[o]) + zero_y, lo,
+//! hi)
 //! ```
 //! Sums are exact, so blocks and vectors may take them in any order.
 
@@ -15,8 +16,8 @@ const COLUMNS: usize = 8;
 /// Bytes of widened weights that are kept for all windows of a few pixels.
 const PACKED_BYTES: usize = 4096;
 
-/// How a convolution is cut where registers hold four output channels. The same on every machine, so that a plan made on
-/// one serves another.
+/// How a convolution is cut where registers hold four output channels. The same on every machine, so that a plan made
+/// on one serves another.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     /// Inputs of an output, rounded up to whole steps of four.
@@ -171,10 +172,25 @@ pub(crate) fn gather(dims: &Conv, zero: i32, x: &[i8], out: [usize; 2], column: 
     for r in rows {
         let row = out[0] * dims.stride[0] + r - dims.pad[0];
         let x = part(x, (row * dims.in_size[1] + first) * channels, taps.len() * channels);
-        let to = column.get_mut((r * dims.kernel[1] + taps.start) * channels..).unwrap_or(&mut []);
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = *x;
-        }
+        let to = part_mut(column, (r * dims.kernel[1] + taps.start) * channels, x.len());
+        copy_few(to, x);
+    }
+}
+
+/// Copies a few bytes, without the way into a general routine.
+#[cfg(any(all(has_dsp, has_fpu), all(feature = "std", target_arch = "x86_64")))]
+#[inline(always)]
+fn copy_few(to: &mut [i8], from: &[i8]) {
+    let ((fours, to), (from_fours, from)) = (to.as_chunks_mut::<4>(), from.as_chunks::<4>());
+    for (to, from) in fours.iter_mut().zip(from_fours) {
+        *to = *from;
+    }
+    if let ([a, b, c], [x, y, z]) = (&mut *to, from) {
+        (*a, *b, *c) = (*x, *y, *z);
+    } else if let ([a, b], [x, y]) = (&mut *to, from) {
+        (*a, *b) = (*x, *y);
+    } else if let ([a], [x]) = (to, from) {
+        *a = *x;
     }
 }
 

@@ -4,8 +4,8 @@
 //! gx[q, i]       sums over the taps that reach q (r, then s, then o ascending) of gc[p, o] w[o, r, s, i]
 //! gw[o, r, s, i] sums over output pixels p ascending of (x[.., i] - zero_x) gc[p, o]; a tap outside of x is skipped
 //! ```
-//! Every product is added in one fused operation. A tile of columns is turned into floats and serves all sums; it is cut
-//! where it would be too long, and the sums go on from where they were.
+//! Every product is added in one fused operation. A tile of columns is turned into floats and serves all sums; it is
+//! cut where it would be too long, and the sums go on from where they were.
 
 use super::simd::{self, Kernel, Simd};
 use super::tile::{COLUMNS, DEPTH, add_outer, add_rows, tile_bytes};
@@ -69,8 +69,8 @@ fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
     }
 }
 
-/// The first output pixel, the first input pixel and the length of every stretch of outputs whose tap `(r, s)` is inside,
-/// ascending; the input's pixels lie `stride` apart.
+/// The first output pixel, the first input pixel and the length of every stretch of outputs whose tap `(r, s)` is
+/// inside, ascending; the input's pixels lie `stride` apart.
 #[inline(always)]
 fn stretches(dims: &Conv, r: usize, s: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     // Rows of a pointwise convolution follow each other: one stretch.
@@ -127,8 +127,8 @@ fn floats(w: &[i8], to: &mut [f32; COLUMNS]) {
     }
 }
 
-/// The gradient, tile by tile: calls `done` with a row of the weight (output channel and tap), the first of some columns
-/// and their sums.
+/// The gradient, tile by tile: calls `done` with a row of the weight (output channel and tap), the first of some
+/// columns and their sums.
 #[inline(always)]
 fn grad_w(
     dims: &Conv,

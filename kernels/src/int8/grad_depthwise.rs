@@ -30,7 +30,8 @@ pub const fn i8_depthwise_grad_x_scratch_bytes(dims: &Conv) -> usize {
     if is_tiled(dims) { piece_bytes::<f32>(dims.taps() * PLANNED_LANES) } else { 0 }
 }
 
-/// Bytes of scratch that [`i8_depthwise_grad_w`] and [`i8_depthwise_grad_w_update`] need, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_depthwise_grad_w`] and [`i8_depthwise_grad_w_update`] need, beginning at a multiple of
+/// 16.
 pub const fn i8_depthwise_grad_w_scratch_bytes(dims: &Conv) -> usize {
     if !is_tiled(dims) {
         return 0;
@@ -115,8 +116,8 @@ fn with_lanes(scratch: &mut [u8], len: usize, run: impl FnOnce(&mut [Lanes], &mu
     }
 }
 
-/// The taps of one axis that reach an input pixel: the first, how many, and the output under the first. From one to the
-/// next taps grow by the stride and outputs fall by one.
+/// The taps of one axis that reach an input pixel: the first, how many, and the output under the first. From one to
+/// the next taps grow by the stride and outputs fall by one.
 #[inline(always)]
 fn reach(dims: &Conv, axis: usize, at: usize) -> (usize, usize, usize) {
     let (stride, shifted) = (dims.stride[axis].max(1), at + dims.pad[axis]);

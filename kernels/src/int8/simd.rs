@@ -1,4 +1,5 @@
-//! Code compiled once for each instruction set: the f32 family's, or only the target's own without the standard library.
+//! Code compiled once for each instruction set: the f32 family's, or only the target's own without the standard
+//! library.
 
 #[cfg(feature = "std")]
 pub(crate) use crate::f32::simd::{Kernel, Simd, dispatch};

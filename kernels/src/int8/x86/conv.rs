@@ -1,7 +1,9 @@
-//! Convolution with AVX-512 VNNI: 32 output channels of eight pixels in registers, four products an instruction and lane.
+//! Convolution with AVX-512 VNNI: 32 output channels of eight pixels in registers, four products an instruction and
+//! lane.
 //!
-//! One factor of the instruction is unsigned: inputs go in with 128 added, which the bias takes out again. That sum, and
-//! the wrapping of its parts, are exact modulo 2^32, as is the result.
+//! One factor of the instruction is unsigned: inputs go in with 128 added, which the bias takes out again. That sum,
+//! and the wrapping of its parts, are exact modulo 2^32, as is the result.
+#![expect(unsafe_code, reason = "instructions that were detected, on pieces whose lengths were compared")]
 
 use crate::f32::simd::{Isa, isa};
 use crate::int8::conv::gather;
