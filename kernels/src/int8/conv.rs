@@ -169,6 +169,17 @@ pub(crate) fn gather(dims: &Conv, zero: i32, x: &[i8], out: [usize; 2], column: 
         column.fill(zero as i8);
     }
     let first = (out[1] * dims.stride[1] + taps.start).saturating_sub(dims.pad[1]);
+    if rows.len() == dims.kernel[0] && taps.len() == dims.kernel[1] {
+        let (len, pitch) = (taps.len() * channels, dims.in_size[1] * channels);
+        let top = (out[0] * dims.stride[0]).saturating_sub(dims.pad[0]);
+        let x = x.get(top * pitch + first * channels..).unwrap_or(&[]);
+        let mut at = 0;
+        for to in column.chunks_exact_mut(len.max(1)).take(dims.kernel[0]) {
+            copy_few(to, part(x, at, len));
+            at += pitch;
+        }
+        return;
+    }
     for r in rows {
         let row = out[0] * dims.stride[0] + r - dims.pad[0];
         let x = part(x, (row * dims.in_size[1] + first) * channels, taps.len() * channels);

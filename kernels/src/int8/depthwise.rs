@@ -43,8 +43,12 @@ impl Planes {
         let last_pair = (out[1] - 1) / 2 * 2;
         // A pair reads whole words: the window of its second output and up to one element more.
         let width = (last_pair * stride + columns + stride + 1).next_multiple_of(2);
-        let fit = PLANE_BYTES / (4 * width * size_of::<i16>());
-        let bands = if fit < height + step { 1 } else { (fit - height) / step + 1 };
+        let fit = PLANE_BYTES / (4 * width * size_of::<i16>() + 1);
+        let more = match fit.saturating_sub(height).checked_div(step) {
+            Some(more) => more,
+            None => 0,
+        };
+        let bands = 1 + more;
         let bands = if bands < out[0] { bands } else { out[0] };
         Planes { bands, rows: (bands - 1) * step + height, width, words: columns - 1 }
     }
