@@ -19,13 +19,17 @@ mod fma;
 mod grad;
 mod grad_conv;
 mod grad_depthwise;
+mod lanes;
 mod loss;
 mod pool;
 pub mod round;
 mod scratch;
+mod simd;
 mod softmax;
 mod tile;
 mod update;
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+mod x86;
 
 pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};
 pub use bottleneck::{
@@ -260,6 +264,17 @@ impl Bits<'_> {
     #[inline(always)]
     pub(crate) fn set(&mut self, at: usize, bit: bool) {
         round::set_bit(self.bytes, self.at + at, bit);
+    }
+
+    /// Sets the first `len` bits of `run` from bit `at` on.
+    #[cfg(feature = "std")]
+    #[inline(always)]
+    pub(crate) fn set_run(&mut self, at: usize, run: u16, len: usize) {
+        let at = self.at + at;
+        let run = (u32::from(run) & ((1 << len) - 1)) << (at % 8);
+        for (i, byte) in self.bytes.iter_mut().skip(at / 8).take(3).enumerate() {
+            *byte |= (run >> (8 * i)) as u8;
+        }
     }
 }
 
