@@ -9,50 +9,63 @@ use super::scratch::piece_bytes;
 use super::{Bits, Conv, Quant, Rows, Weights, lengths, mask_bytes, part, part_mut};
 use core::ops::Range;
 
+/// Bytes that the planes of four channels may have beyond the rows of one window.
+const PLANE_BYTES: usize = 4096;
+
 /// The widened rows of four channels where registers hold two outputs of one channel. The same on every machine, so
 /// that a plan made on one serves another.
 #[derive(Clone, Copy)]
 pub(crate) struct Planes {
-    /// Rows held: the window's.
+    /// Rows of the output that are computed from the planes at a time.
+    pub(crate) bands: usize,
+    /// Input rows held.
     pub(crate) rows: usize,
     /// Elements of a row of one channel, even, with padding; 0 where the convolution is done without planes.
     pub(crate) width: usize,
     /// Words of the weights of one channel and row of taps.
     pub(crate) words: usize,
-    /// Elements of a row of the output of one channel.
-    pub(crate) wide: usize,
 }
 
 impl Planes {
-    /// The highest window.
-    pub(crate) const ROWS: usize = 15;
-
     pub(crate) const fn of(dims: &Conv) -> Planes {
         let [height, columns] = dims.kernel;
-        let (stride, out) = (dims.stride[1], dims.out_size[1]);
+        let ([step, stride], out) = (dims.stride, dims.out_size);
         let fits = match columns {
             3 => height == 3,
-            5 | 7 => 1 <= height && height <= Planes::ROWS,
+            5 | 7 => height > 0,
             _ => false,
         };
-        let has_step = stride == 1 || stride == 2;
-        if !fits || !has_step || out == 0 || dims.in_channels != dims.out_channels || dims.in_channels < 4 {
-            return Planes { rows: 0, width: 0, words: 0, wide: 0 };
+        let has_step = step > 0 && (stride == 1 || stride == 2);
+        let has_size = out[0] > 0 && out[1] > 0 && dims.in_channels == dims.out_channels && dims.in_channels >= 4;
+        if !fits || !has_step || !has_size {
+            return Planes { bands: 0, rows: 0, width: 0, words: 0 };
         }
-        let last_pair = (out - 1) / 2 * 2;
+        let last_pair = (out[1] - 1) / 2 * 2;
         // A pair reads whole words: the window of its second output and up to one element more.
         let width = (last_pair * stride + columns + stride + 1).next_multiple_of(2);
-        Planes { rows: height, width, words: columns - 1, wide: out.next_multiple_of(2) }
+        let fit = PLANE_BYTES / (4 * width * size_of::<i16>());
+        let bands = if fit < height + step { 1 } else { (fit - height) / step + 1 };
+        let bands = if bands < out[0] { bands } else { out[0] };
+        Planes { bands, rows: (bands - 1) * step + height, width, words: columns - 1 }
+    }
+}
+
+impl Planes {
+    /// Elements of the rows of one channel's output that are computed at a time; the last pair may need one more.
+    pub(crate) const fn wide(&self, dims: &Conv) -> usize {
+        self.bands * dims.out_size[1] + 1
     }
 }
 
 /// Bytes of scratch that [`i8_depthwise`] needs, beginning at a multiple of 16.
 pub const fn i8_depthwise_scratch_bytes(dims: &Conv) -> usize {
-    let Planes { rows, width, words, wide } = Planes::of(dims);
-    if width == 0 {
+    let planes = Planes::of(dims);
+    if planes.width == 0 {
         return 0;
     }
-    piece_bytes::<i16>((rows + 1) * 4 * width) + piece_bytes::<u32>(4 * rows * words) + piece_bytes::<i16>(wide)
+    piece_bytes::<i16>(planes.rows * 4 * planes.width)
+        + piece_bytes::<u32>(4 * dims.kernel[0] * planes.words)
+        + piece_bytes::<i16>(planes.wide(dims))
 }
 
 /// Depthwise convolution: `x` of `dims.x_len()` to `y` of `dims.y_len()`; `mask` as for a convolution.

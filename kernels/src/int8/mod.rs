@@ -19,11 +19,13 @@ mod fma;
 mod grad;
 mod grad_conv;
 mod grad_depthwise;
+mod lanes;
 mod loss;
 mod pool;
 pub mod round;
 mod scratch;
 mod softmax;
+mod tile;
 mod update;
 
 pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};

@@ -1,8 +1,8 @@
 //! Depthwise convolution, four channels at a time.
 //!
-//! Rows of four channels are widened into planes, the zero subtracted, in a ring of as many rows as the window is high;
-//! each input row is widened once, when the first output row needs it. Windows of 3 x 3 and of 5 or 7 columns, with
-//! steps of one or two columns; others are the portable kernel's.
+//! Input rows of four channels are widened into planes, the zero subtracted and padding as zeros, for as many rows of the
+//! output as the planes hold. Windows of 3 x 3 and of 5 or 7 columns, with steps of one or two columns; others are the
+//! portable kernel's.
 
 use super::window::*;
 use super::{widen_even, widen_odd};
@@ -58,17 +58,23 @@ pub(crate) fn depthwise_rows(
         return;
     }
     let mut pieces = Scratch::new(scratch);
-    let ring = pieces.take::<i16>((planes.rows + 1) * 4 * planes.width);
-    let packed = pieces.take::<u32>(4 * planes.rows * planes.words);
-    let wide = pieces.take::<i16>(planes.wide);
-    if wide.len() < planes.wide {
+    let plane = pieces.take::<i16>(planes.rows * 4 * planes.width);
+    let packed = pieces.take::<u32>(4 * dims.kernel[0] * planes.words);
+    let wide = pieces.take::<i16>(planes.wide(dims));
+    if wide.len() < planes.wide(dims) || plane.len() < planes.rows * 4 * planes.width {
         return;
     }
-    ring.fill(0);
-    let mut job = Job { dims, quant, planes, weights, kernels, ring, packed, wide };
+    plane.fill(0);
+    let mut job = Job { dims, quant, planes, weights, kernels, plane, packed, wide };
     for channel in (0..channels / 4 * 4).step_by(4) {
         job.pack(channel);
-        job.group(x, channel, rows.clone(), y, &mut bits);
+        for first in (0..rows.len()).step_by(planes.bands) {
+            let band = first..rows.len().min(first + planes.bands);
+            job.widen(x, channel, rows.start + first, band.len());
+            for c in 0..4 {
+                job.run(channel, c, band.clone(), y, &mut bits);
+            }
+        }
     }
     depthwise_portable(dims, quant, x, weights, rows, y, bits, channels / 4 * 4..channels);
 }
@@ -79,11 +85,11 @@ struct Job<'a> {
     planes: Planes,
     weights: &'a Weights<'a>,
     kernels: [Kernel; 2],
-    /// Rows of four planes; the last row is zeros.
-    ring: &'a mut [i16],
+    /// Input rows of four channels: a row of each channel, then the next row.
+    plane: &'a mut [i16],
     /// Weights of four channels, row by row of each.
     packed: &'a mut [u32],
-    /// One row of one channel before its limits.
+    /// Rows of one channel before their limits.
     wide: &'a mut [i16],
 }
 
@@ -91,117 +97,106 @@ impl Job<'_> {
     /// Widens the weights of four channels.
     fn pack(&mut self, channel: usize) {
         let (columns, channels) = (self.dims.kernel[1], self.dims.out_channels);
-        let pairs = pairs(columns);
-        for (i, packed) in self.packed.chunks_exact_mut(pairs.len()).enumerate() {
-            let (c, r) = (i / self.planes.rows.max(1), i % self.planes.rows.max(1));
-            let tap = |s: usize| {
-                let at = (r * columns + s) * channels + channel + c;
-                u32::from(i16::from(self.weights.w.get(at).copied().unwrap_or_default()) as u16)
-            };
-            for (packed, s) in packed.iter_mut().zip(pairs) {
-                *packed = tap(*s) | tap(*s + 1) << 16;
+        let words = self.planes.words;
+        let of_channel = self.dims.kernel[0] * words;
+        let tap = |at: usize| {
+            let bytes =
+                part(self.weights.w, at * channels + channel, 4).first_chunk::<4>().copied().unwrap_or_default();
+            let word = u32::from_le_bytes(bytes.map(|w| w as u8));
+            (widen_even(word), widen_odd(word))
+        };
+        for r in 0..self.dims.kernel[0] {
+            for (i, s) in pairs(columns).iter().enumerate() {
+                let ((a0, a1), (b0, b1)) = (tap(r * columns + s), tap(r * columns + s + 1));
+                for (c, word) in transpose(a0, a1, b0, b1).into_iter().enumerate() {
+                    if let Some(packed) = self.packed.get_mut(c * of_channel + r * words + i) {
+                        *packed = word;
+                    }
+                }
             }
         }
     }
 
-    /// All rows of the output of four channels.
-    fn group(&mut self, x: Rows, channel: usize, rows: Range<usize>, y: &mut [i8], bits: &mut Bits) {
+    /// Widens the input rows of four channels under `count` rows of the output from row `first` on.
+    fn widen(&mut self, x: Rows, channel: usize, first: usize, count: usize) {
         let (dims, planes) = (self.dims, self.planes);
         let row_len = 4 * planes.width;
-        let mut widened = 0;
-        for (i, out) in rows.enumerate() {
-            let taps = dims.taps_inside(0, out);
-            let first = (out * dims.stride[0] + taps.start).saturating_sub(dims.pad[0]);
-            for row in first.max(widened)..first + taps.len() {
-                let to = part_mut(self.ring, row % planes.rows * row_len, row_len);
-                widen(dims, self.quant.zero_x, x.row(row), channel, planes, to);
-            }
-            widened = widened.max(first + taps.len());
-            let zeros = self.ring.as_ptr().wrapping_add(planes.rows * row_len);
-            let mut table = [core::ptr::null(); Planes::ROWS + 1];
-            let mut skipped = 0;
-            if dims.kernel[1] == 3 {
-                // The kernel of 3 x 3 has its weights in registers and reads zeros where a row is outside.
-                for (r, row) in table.iter_mut().take(3).enumerate() {
-                    let inside = taps.contains(&r);
-                    let at = (first + r).wrapping_sub(taps.start) % planes.rows * row_len;
-                    *row = if inside { self.ring.as_ptr().wrapping_add(at) } else { zeros };
-                }
-            } else if taps.is_empty() {
-                table[0] = zeros;
-            } else {
-                skipped = taps.start;
-                for (r, row) in table.iter_mut().take(taps.len().min(Planes::ROWS)).enumerate() {
-                    *row = self.ring.as_ptr().wrapping_add((first + r) % planes.rows * row_len);
-                }
-            }
-            for c in 0..4 {
-                self.row(&table, skipped, channel, c, i, y, bits);
+        let top = first * dims.stride[0];
+        for r in 0..(count - 1) * dims.stride[0] + dims.kernel[0] {
+            let to = part_mut(self.plane, r * row_len, row_len);
+            match (top + r).checked_sub(dims.pad[0]).filter(|row| *row < dims.in_size[0]) {
+                Some(row) => widen(dims, self.quant.zero_x, x.row(row), channel, planes, to),
+                // With all rows in the planes nothing was written over the zeros.
+                None if planes.bands >= dims.out_size[0] => {}
+                None => to.fill(0),
             }
         }
     }
 
-    /// One row of the output of one channel.
-    #[expect(clippy::too_many_arguments, reason = "which row of what")]
-    fn row(
-        &mut self,
-        table: &[*const i16; Planes::ROWS + 1],
-        skipped: usize,
-        channel: usize,
-        c: usize,
-        row: usize,
-        y: &mut [i8],
-        bits: &mut Bits,
-    ) {
-        let (width, step) = (self.dims.out_size[1], self.dims.out_channels);
-        let at = channel + c;
-        let taps = part(self.packed, (c * self.planes.rows + skipped) * self.planes.words, self.planes.words);
-        let (Some(bias), Some(scale), Some(w)) = (self.weights.bias.get(at), self.weights.scale.get(at), taps.first())
-        else {
-            return;
-        };
+    /// Some rows of the output of one of the four channels.
+    fn run(&mut self, channel: usize, c: usize, rows: Range<usize>, y: &mut [i8], bits: &mut Bits) {
+        let (dims, planes) = (self.dims, self.planes);
+        let (width, step, at) = (dims.out_size[1], dims.out_channels, channel + c);
+        let of_channel = dims.kernel[0] * planes.words;
+        let taps = part(self.packed, c * of_channel, of_channel).as_ptr_range();
+        let (Some(bias), Some(scale)) = (self.weights.bias.get(at), self.weights.scale.get(at)) else { return };
         let is_narrow = bits.bytes.is_empty() && self.quant.lo == -128 && self.quant.hi == 127;
-        let y_at = row * width * step + at;
+        let y_at = rows.start * width * step + at;
         let (start, y_step) = if is_narrow {
             (y.as_mut_ptr().wrapping_add(y_at), step)
         } else {
             (self.wide.as_mut_ptr().cast::<i8>(), size_of::<i16>())
         };
+        let pitch = 4 * planes.width * size_of::<i16>();
+        let odd = width % 2;
+        let advance = 2 * dims.stride[1] * size_of::<i16>();
         let mut window = Window {
-            rows: table.as_ptr(),
-            w,
+            x: self.plane.as_ptr().wrapping_add(c * planes.width),
+            pitch,
+            w: taps.start,
+            w_end: taps.end,
             scale: *scale,
             y: start,
             bias: *bias,
             zero: self.quant.zero_y,
             y_step,
-            y_end: start.wrapping_add(width / 2 * 2 * y_step),
-            offset: c * self.planes.width * size_of::<i16>(),
+            y_end: start.wrapping_add((width - odd) * y_step),
+            y_gap: odd * y_step,
+            y_row: width * y_step,
+            x_gap: (dims.stride[0] * pitch).wrapping_sub(width / 2 * advance),
+            rows: rows.len(),
         };
         let kernel = self.kernels[usize::from(!is_narrow)];
         if width >= 2 {
-            // SAFETY: `Planes` made every row wide enough for the pairs of a row of the output; the table names rows of
-            // the ring, as many as the weights from `skipped` on have, and ends with a null; `y` was found to have all
-            // rows of the output, and `wide` one row.
+            // SAFETY: `Planes` made the planes wide and high enough for the pairs of `rows`, at most `bands` of them;
+            // the weights are those of one channel; `y` was found to have all rows, and `wide` has `bands` rows.
             unsafe { kernel(&window) };
         }
-        if width % 2 == 1 {
+        if odd == 1 {
+            window.x = window.x.wrapping_add((width - 1) * dims.stride[1]);
             window.y = window.y_end;
+            window.y_gap = window.y_row;
             window.y_step = 0;
-            window.offset += (width - 1) * self.dims.stride[1] * size_of::<i16>();
+            window.x_gap = (dims.stride[0] * pitch).wrapping_sub(advance);
             // SAFETY: as above; the second output of the pair is stored in the place of the first, which overwrites it.
             unsafe { kernel(&window) };
         }
         if !is_narrow {
             let (lo, hi) = (self.quant.lo, self.quant.hi);
             let y = y.get_mut(y_at..).unwrap_or(&mut []).iter_mut().step_by(step.max(1));
-            for (p, (y, r)) in y.zip(self.wide.iter().take(width)).enumerate() {
+            for (p, (y, r)) in y.zip(self.wide.iter().take(rows.len() * width)).enumerate() {
                 let r = i32::from(*r);
                 *y = r.max(lo).min(hi) as i8;
                 bits.set(y_at + p * step, lo <= r && r <= hi);
             }
         }
     }
+}
+
+/// From numbers of 16 bits of channels (0, 2) and (1, 3) of two neighbours, the pairs of each channel.
+#[inline(always)]
+fn transpose(a0: u32, a1: u32, b0: u32, b1: u32) -> [u32; 4] {
+    [a0 & 0xffff | b0 << 16, a1 & 0xffff | b1 << 16, a0 >> 16 | b0 & !0xffff, a1 >> 16 | b1 & !0xffff]
 }
 
 /// The numbers of 16 bits of `a` minus those of `b`.
@@ -232,8 +227,7 @@ fn widen(dims: &Conv, zero: i32, x: &[i8], channel: usize, planes: Planes, to: &
     let to = to.as_mut_ptr();
     for column in (0..columns / 2 * 2).step_by(2) {
         let ((a0, a1), (b0, b1)) = (read(column), read(column + 1));
-        let words = [a0 & 0xffff | b0 << 16, a1 & 0xffff | b1 << 16, a0 >> 16 | b0 & !0xffff, a1 >> 16 | b1 & !0xffff];
-        for (plane, word) in words.into_iter().enumerate() {
+        for (plane, word) in transpose(a0, a1, b0, b1).into_iter().enumerate() {
             // SAFETY: `pad + column + 1 < planes.width`, and there are four planes.
             unsafe { to.add(plane * planes.width + pad + column).cast::<u32>().write_unaligned(word) };
         }

@@ -6,34 +6,64 @@
 
 use core::arch::naked_asm;
 
-/// What a kernel runs over; the assembly knows the places of the fields.
+/// What a kernel runs over: some rows of the output of one channel. The assembly knows the places of the fields.
 #[repr(C)]
 pub(super) struct Window {
-    /// The input rows under the window, of all channels, ended by a null.
-    pub(super) rows: *const *const i16,
-    /// Weights of these rows.
+    /// The channel's first input row under the first output row.
+    pub(super) x: *const i16,
+    /// Bytes from one input row to the next.
+    pub(super) pitch: usize,
+    /// Weights of the channel.
     pub(super) w: *const u32,
-    /// The channel's factor.
-    pub(super) scale: f32,
+    /// End of the weights.
+    pub(super) w_end: *const u32,
     /// First output.
     pub(super) y: *mut i8,
+    /// The channel's factor.
+    pub(super) scale: f32,
     /// Where the sums start.
     pub(super) bias: i32,
     /// Stored value of the output's zero.
     pub(super) zero: i32,
     /// Bytes from one output to the next.
     pub(super) y_step: usize,
-    /// Where `y` is after the last pair.
+    /// Where `y` is after the last pair of the first row.
     pub(super) y_end: *mut i8,
-    /// Bytes from the beginning of a row to the channel's part.
-    pub(super) offset: usize,
+    /// Bytes from there to the next row's first output.
+    pub(super) y_gap: usize,
+    /// Bytes from one row of the output to the next.
+    pub(super) y_row: usize,
+    /// Bytes from the inputs after the last pair to those of the next row's first.
+    pub(super) x_gap: usize,
+    /// Rows of the output.
+    pub(super) rows: usize,
 }
 
-/// Rounds the sums r11 and r12, stores them at lr by `$saturate` and `$store`, and goes back for the next pair. The
-/// second is stored first: with a step of 0 bytes the first one stays. `$zero`, `$end`: where the stack holds the zero
-/// and the step, and the end.
+/// Loads the fields: x in r0, lr = y, s2 = scale, and on the stack pitch 0, w_end 4, w 8, bias 12, zero 16, y_step 20,
+/// y_end 24, y_gap 28, y_row 32, x_gap 36, rows 40.
+macro_rules! begin {
+    () => {
+        concat!(
+            ".fpu fpv4-sp-d16\n",
+            "push {{r4-r11, lr}}\n",
+            "add r1, r0, #24\n",
+            "ldm r1, {{r1-r8}}\n",
+            "push {{r1-r8}}\n",
+            "ldr r3, [r0, #8]\n",
+            "ldr r1, [r0, #4]\n",
+            "ldr r2, [r0, #12]\n",
+            "push {{r1-r3}}\n",
+            "ldr lr, [r0, #16]\n",
+            "vldr s2, [r0, #20]\n",
+            "ldr r0, [r0]"
+        )
+    };
+}
+
+/// Rounds the sums r11 and r12, stores them at lr by `$store` after saturation to `$bits`, and goes back for the next
+/// pair. The second is stored first: with a step of 0 bytes the first one stays.
 macro_rules! finish {
-    ($zero:literal, $end:literal, $bits:literal, $store:literal) => {
+    ($bits:literal, $store:literal) => {
         concat!(
             "vmov s0, s1, r11, r12\n",
             "vcvt.f32.s32 s0, s0\n",
@@ -44,9 +74,7 @@ macro_rules! finish {
             "vcvtr.s32.f32 s0, s0\n",
             "vcvtr.s32.f32 s1, s1\n",
             "vmov r11, r12, s0, s1\n",
-            "ldrd r3, r4, [sp, #",
-            $zero,
-            "]\n",
+            "ldrd r3, r4, [sp, #16]\n",
             "qadd r11, r11, r3\n",
             "qadd r12, r12, r3\n",
             "ssat r11, #",
@@ -59,12 +87,19 @@ macro_rules! finish {
             " r12, [lr, r4]\n",
             $store,
             " r11, [lr]\n",
-            "ldr r3, [sp, #",
-            $end,
-            "]\n",
+            "ldr r3, [sp, #24]\n",
             "add lr, lr, r4, lsl #1\n",
             "cmp lr, r3\n",
-            "bne 2b"
+            "bne 2b\n",
+            // The next row of the output.
+            "ldrd r11, r12, [sp, #28]\n",
+            "add lr, r11\n",
+            "add r3, r12\n",
+            "str r3, [sp, #24]\n",
+            "ldrd r3, r4, [sp, #36]\n",
+            "add r0, r3\n",
+            "subs r4, #1\n",
+            "str r4, [sp, #40]"
         )
     };
 }
@@ -77,30 +112,23 @@ macro_rules! square {
         #[unsafe(naked)]
         pub(super) unsafe extern "C" fn $name(job: &Window) {
             naked_asm!(
-                ".fpu fpv4-sp-d16",
-                "push {{r4-r11, lr}}",
-                "vldr s2, [r0, #8]",
-                "ldr lr, [r0, #12]",
-                "ldrd r1, r2, [r0, #16]",
-                "ldrd r3, r4, [r0, #24]",
-                // On the stack: bias 0, zero 4, y_step 8, y_end 12.
-                "push {{r1-r4}}",
-                "ldr r1, [r0, #4]",
-                "ldm r1, {{r5-r10}}",
-                "ldr r3, [r0, #32]",
-                "ldr r0, [r0]",
-                "ldm r0, {{r0-r2}}",
-                "add r0, r3",
-                "add r1, r3",
-                "add r2, r3",
+                begin!(),
+                "ldr r3, [sp, #8]",
+                "ldm r3, {{r5-r10}}",
+                "ldr r3, [sp]",
+                "add r1, r0, r3",
+                "add r2, r1, r3",
                 "2:",
-                "ldr r11, [sp]",
+                "ldr r11, [sp, #12]",
                 "mov r12, r11",
                 $row!("r0", "r5", "r6"),
                 $row!("r1", "r7", "r8"),
                 $row!("r2", "r9", "r10"),
-                finish!("4", "12", $bits, $store),
-                "add sp, #16",
+                finish!($bits, $store),
+                "add r1, r3",
+                "add r2, r3",
+                "bne 2b",
+                "add sp, #44",
                 "pop {{r4-r11, pc}}",
             )
         }
@@ -154,7 +182,7 @@ macro_rules! row3_stride2 {
     };
 }
 
-/// A kernel of any number of rows of taps: `$row` adds the products of the row at r3 with its weights at r2 to r11 and
+/// A kernel of any number of rows of taps: `$row` adds the products of the row at r1 with its weights at r2 to r11 and
 /// r12. `$advance`: bytes from one pair's inputs to the next one's.
 macro_rules! tall {
     ($(#[$doc:meta])* $name:ident, $row:ident, $advance:literal, $bits:literal, $store:literal) => {
@@ -162,30 +190,21 @@ macro_rules! tall {
         #[unsafe(naked)]
         pub(super) unsafe extern "C" fn $name(job: &Window) {
             naked_asm!(
-                ".fpu fpv4-sp-d16",
-                "push {{r4-r11, lr}}",
-                "vldr s2, [r0, #8]",
-                "ldr lr, [r0, #12]",
-                "ldrd r1, r2, [r0]",
-                "ldrd r3, r4, [r0, #16]",
-                "ldrd r5, r6, [r0, #24]",
-                // On the stack: rows 0, w 4, bias 8, zero 12, y_step 16, y_end 20.
-                "push {{r1-r6}}",
-                "ldr r0, [r0, #32]",
+                begin!(),
                 "2:",
-                "ldrd r1, r2, [sp]",
-                "ldr r11, [sp, #8]",
+                "ldrd r2, r11, [sp, #8]",
                 "mov r12, r11",
-                "ldr r3, [r1], #4",
+                "mov r1, r0",
                 "3:",
-                "add r3, r0",
                 $row!(),
-                "ldr r3, [r1], #4",
-                "cmp r3, #0",
+                "ldrd r8, r9, [sp]",
+                "add r1, r8",
+                "cmp r2, r9",
                 "bne 3b",
                 concat!("add r0, #", $advance),
-                finish!("12", "20", $bits, $store),
-                "add sp, #24",
+                finish!($bits, $store),
+                "bne 2b",
+                "add sp, #44",
                 "pop {{r4-r11, pc}}",
             )
         }
@@ -196,7 +215,7 @@ macro_rules! tall {
 macro_rules! row5 {
     () => {
         concat!(
-            "ldm r3, {{r3-r5}}\n",
+            "ldm r1, {{r3-r5}}\n",
             "ldmia r2!, {{r6-r9}}\n",
             "smlad r11, r3, r6, r11\n",
             "smlatb r12, r3, r6, r12\n",
@@ -211,7 +230,7 @@ macro_rules! row5 {
 macro_rules! row5_stride2 {
     () => {
         concat!(
-            "ldm r3, {{r3-r5, r10}}\n",
+            "ldm r1, {{r3-r5, r10}}\n",
             "ldmia r2!, {{r6-r9}}\n",
             "smlad r11, r3, r6, r11\n",
             "smlad r12, r4, r6, r12\n",
@@ -227,7 +246,7 @@ macro_rules! row5_stride2 {
 macro_rules! row7 {
     () => {
         concat!(
-            "ldm r3, {{r3-r6}}\n",
+            "ldm r1, {{r3-r6}}\n",
             "ldmia r2!, {{r7-r9}}\n",
             "smlad r11, r3, r7, r11\n",
             "smlatb r12, r3, r7, r12\n",
@@ -245,7 +264,7 @@ macro_rules! row7 {
 macro_rules! row7_stride2 {
     () => {
         concat!(
-            "ldm r3, {{r3-r7}}\n",
+            "ldm r1, {{r3-r7}}\n",
             "ldmia r2!, {{r8-r10}}\n",
             "smlad r11, r3, r8, r11\n",
             "smlad r12, r4, r8, r12\n",
@@ -268,7 +287,7 @@ macro_rules! both {
             /// Stores bytes.
             ///
             /// # Safety
-            /// `rows` must be aligned to words and reach, like `w` and `y`, as far as the pairs up to `y_end` need.
+            /// `x` must be aligned to words and reach, like `w` and `y`, as far as the rows and pairs need.
             $narrow, $row $(, $advance)?, "8", "strb"
         }
         $form! {
