@@ -9,6 +9,7 @@
 
 use crate::ir::graph::Graph;
 use crate::ir::text::print_graph;
+use crate::ir::types::Type;
 use crate::ir::verify::{self, Finding};
 use crate::lower::{self, Input, Placed};
 use crate::passes::parameterize::{Parameters, Storage};
@@ -17,7 +18,9 @@ use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
     differentiate, fuse, fuse_rows, fuse_update, live, order, parameterize, place, prune, recompute, update,
 };
-use crate::scheme::{Scheme, SchemeError};
+use crate::scheme::{Scheme, SchemeError, SchemeKind};
+use crate::target::Target;
+use std::collections::HashSet;
 use tinyforge_plan::{Kernels, Peak, Plan, Source};
 
 /// What an entry is made for.
@@ -69,6 +72,8 @@ pub struct Request<'a> {
     pub scheme: Scheme,
     /// Active group of a `cycle`.
     pub group: u32,
+    /// Whether a `cycle` keeps the states of all its groups, at the same places in all their plans.
+    pub keep_states: bool,
     /// Storage of parameters.
     pub storage: Storage,
     /// The update rule.
@@ -77,8 +82,10 @@ pub struct Request<'a> {
     pub clip_by: Option<ClipBy>,
     /// How much is recomputed.
     pub recompute: Recompute,
-    /// The largest arena.
+    /// The most that the plan may take of the near memory.
     pub arena_bytes_max: Option<u64>,
+    /// What the plan is made for.
+    pub target: Target,
     /// What the device's kernels can do.
     pub kernels: &'a dyn Kernels,
     /// Where a weight or constant comes from.
@@ -183,13 +190,13 @@ impl Stage {
 /// # Errors
 /// See [`CompileError`]; nothing is allocated for the run before this returns.
 pub fn compile(request: &Request) -> Result<Compiled, CompileError> {
-    let (stages, parameters) = front(request)?;
+    let front = front(request)?;
     let mut smallest: Option<CompileError> = None;
     for clip_by in clip_choices(request) {
-        match fit(request, &stages, &parameters, clip_by) {
+        match fit(request, &front, clip_by) {
             Ok((plan, mut choice)) => {
                 choice.clip_by = request.optimizer.clip.map(|_| clip_by);
-                return Ok(Compiled { plan, parameters, choice });
+                return Ok(Compiled { plan, parameters: front.parameters, choice });
             }
             Err(error @ CompileError::Budget { .. }) => {
                 let need = |e: &CompileError| if let CompileError::Budget { need, .. } = e { *need } else { u64::MAX };
@@ -212,8 +219,16 @@ fn clip_choices(request: &Request) -> Vec<ClipBy> {
     }
 }
 
+/// What does not depend on the budget.
+struct Front {
+    stages: Vec<Stage>,
+    parameters: Parameters,
+    /// States that outlive their group's turn.
+    kept: Vec<(String, Type)>,
+}
+
 /// The passes before anything depends on the budget.
-fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
+fn front(request: &Request) -> Result<Front, CompileError> {
     let mut stages = Vec::new();
     let mut parameters = Parameters::default();
     for entry in &request.entries {
@@ -236,18 +251,34 @@ fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
         parameters = found;
         stages.push(stage);
     }
-    Ok((stages, parameters))
+    Ok(Front { stages, parameters, kept: kept_states(request)? })
+}
+
+/// The states that all groups of a `cycle` have together, in one order for all of them; none where they are dropped.
+fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
+    let trains = request.entries.iter().find(|e| matches!(e.role, Role::Train { .. }));
+    let (true, Some(entry), &SchemeKind::Cycle(n)) = (request.keep_states, trains, &request.scheme.kind) else {
+        return Ok(Vec::new());
+    };
+    let mut kept: Vec<(String, Type)> = Vec::new();
+    for group in 0..parameterize::cycle_groups(&entry.graph, n) {
+        let mut graph = entry.graph.clone();
+        for name in parameterize::run(&mut graph, &request.scheme, request.storage, group)?.trained {
+            let ty = graph.ty(graph.find(&name).expect("what is trained is declared"));
+            let states = update::states(&request.optimizer).iter();
+            kept.extend(states.map(|state| (format!("{name}.{}", state.name), (state.ty)(ty))));
+        }
+    }
+    // Head and embedding belong to every group.
+    let mut seen = HashSet::new();
+    kept.retain(|(name, _)| seen.insert(name.clone()));
+    Ok(kept)
 }
 
 /// Emits updates and finds the cheapest recomputation that fits.
-fn fit(
-    request: &Request,
-    stages: &[Stage],
-    parameters: &Parameters,
-    clip_by: ClipBy,
-) -> Result<(Plan, Choice), CompileError> {
+fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
     let mut ready = Vec::new();
-    for (entry, stage) in request.entries.iter().zip(stages) {
+    for (entry, stage) in request.entries.iter().zip(&front.stages) {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
         if let Role::Train { micro_batches } = entry.role {
             let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
@@ -261,7 +292,7 @@ fn fit(
         }
     }
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
-    let at = |step: u32| back(request, &ready, parameters, step);
+    let at = |step: u32| back(request, &ready, front, step);
     let choice = |step| Choice { recompute_step: step, recompute_steps: steps, clip_by: None };
     match request.recompute {
         Recompute::Nothing => Ok((bounded(request, at(0)?)?, choice(0))),
@@ -271,7 +302,7 @@ fn fit(
             let (mut low, mut high) = (0, steps);
             let first = at(0)?;
             let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
-            if first.arena_bytes() <= limit {
+            if first.near_bytes() <= limit {
                 return Ok((first, choice(0)));
             }
             let mut best = bounded(request, at(steps)?)?;
@@ -279,7 +310,7 @@ fn fit(
             while high - low > 1 {
                 let middle = low + (high - low) / 2;
                 let plan = at(middle)?;
-                if plan.arena_bytes() <= limit {
+                if plan.near_bytes() <= limit {
                     (high, best) = (middle, plan);
                 } else {
                     low = middle;
@@ -296,7 +327,7 @@ fn ladder_steps(graph: &Graph) -> u32 {
 }
 
 /// The passes that depend on the budget, and the plan they lead to.
-fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32) -> Result<Plan, CompileError> {
+fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result<Plan, CompileError> {
     let mut placed: Vec<(Stage, Vec<u64>, Placement)> = Vec::new();
     for stage in stages {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
@@ -313,27 +344,28 @@ fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32)
         stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
         let scratch = lower::scratch(&stage.graph, request.kernels).map_err(no_kernel)?;
-        let placement = place::run(&stage.graph, &scratch);
+        let placement = place::run(&stage.graph, &scratch, &request.target);
         placed.push((stage, scratch, placement));
     }
     let entries: Vec<Placed> = placed
         .iter()
         .map(|(stage, scratch, placement)| Placed { name: &stage.name, graph: &stage.graph, scratch, placement })
         .collect();
-    let source = |name: &str| parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
-    let (name, threads, files) = (&request.name, request.threads, &request.files);
-    Ok(lower::run(&Input { name, entries, source: &source, threads, files }))
+    let source = |name: &str| front.parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
+    let Request { name, threads, files, target, .. } = request;
+    let kept = &front.kept;
+    Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target, kept }))
 }
 
 fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
     let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
-    if plan.arena_bytes() <= limit {
+    if plan.near_bytes() <= limit {
         return Ok(plan);
     }
     let fullest = plan.entries.iter().max_by_key(|e| e.peak.bytes).expect("a plan has entries");
     let step = fullest.steps.get(fullest.peak.step as usize);
     Err(CompileError::Budget {
-        need: plan.arena_bytes(),
+        need: plan.near_bytes(),
         limit,
         entry: fullest.name.clone(),
         peak: Box::new(fullest.peak.clone()),

@@ -66,6 +66,11 @@ pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Resu
                 let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
                 from_file(stored, arena, &from, *transpose, &mut buffer)?;
             }
+            Source::Permuted { file, offset, dtype, shape, axes } => {
+                let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
+                permuted(stored, arena, &from, (shape, axes), &mut buffer)?;
+            }
+            Source::Bytes(bytes) => arena.tensor_mut(&stored.tensor).copy_from_slice(bytes),
             Source::TopColumns { .. } => {}
         }
     }
@@ -122,6 +127,9 @@ fn from_file(
         from.file.read(from.offset, arena.tensor_mut(t))?;
         return finite(&stored.name, t.dtype, arena.tensor(t));
     }
+    if !t.dtype.is_float() {
+        return Err(LoadError::Conversion { name: stored.name.clone(), from: from.dtype, to: t.dtype });
+    }
     // The file's rows are the tensor's, or its columns.
     let (rows, cols) = if transpose { (t.cols(), t.rows()) } else { (t.rows(), t.cols()) };
     let row_bytes = (cols as u64 / from.dtype.block_elems() * from.dtype.block_bytes()) as usize;
@@ -141,6 +149,44 @@ fn from_file(
         }
     }
     Ok(())
+}
+
+/// Fills a tensor from a part of a file that has its dimensions in another order; nothing is converted.
+fn permuted(
+    stored: &Stored,
+    arena: &mut Arena,
+    from: &FilePart,
+    (shape, axes): (&[u32], &[u8]),
+    buffer: &mut Vec<u8>,
+) -> Result<(), LoadError> {
+    let t = &stored.tensor;
+    // Elements of the tensor between neighbours along each of the file's dimensions.
+    let mut steps = vec![0; shape.len()];
+    let mut step = 1;
+    for (&axis, &len) in axes.iter().zip(&t.shape).rev() {
+        steps[usize::from(axis)] = step;
+        step *= len as usize;
+    }
+    let place = |i: usize| {
+        let (mut rest, mut at) = (i, 0);
+        for (&len, &step) in shape.iter().zip(&steps).rev() {
+            at += rest % len as usize * step;
+            rest /= len as usize;
+        }
+        at
+    };
+    let size = t.dtype.block_bytes() as usize;
+    let (elems, per_read) = (t.elems() as usize, BUFFER_BYTES / size);
+    for first in (0..elems).step_by(per_read) {
+        buffer.resize(per_read.min(elems - first) * size, 0);
+        from.file.read(from.offset + (first * size) as u64, buffer)?;
+        let out = arena.tensor_mut(t);
+        for (i, element) in buffer.chunks_exact(size).enumerate() {
+            let at = place(first + i) * size;
+            out[at..at + size].copy_from_slice(element);
+        }
+    }
+    finite(&stored.name, t.dtype, arena.tensor(t))
 }
 
 /// Elements of one stored row as f32.
@@ -185,6 +231,10 @@ fn store_row(out: &mut [u8], dtype: DType, values: &[f32], place: Place) -> bool
         DType::F16 => {
             let out: &mut [f16] = bytemuck::cast_slice_mut(out);
             values.iter().enumerate().for_each(|(i, &x)| out[at(i)] = f16::from_f32(x));
+        }
+        DType::I8 => {
+            let out: &mut [i8] = bytemuck::cast_slice_mut(out);
+            values.iter().enumerate().for_each(|(i, &x)| out[at(i)] = x.round_ties_even() as i8);
         }
         _ => return false,
     }

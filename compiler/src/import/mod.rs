@@ -13,6 +13,8 @@
 //! | [`gguf_decoder`] | GGUF metadata | a [`DecoderConfig`] |
 //! | [`gguf_export`] | a [`DecoderConfig`] | GGUF metadata |
 //! | [`weight_map`] | a [`DecoderConfig`] and a [`Catalog`] | one [`Binding`] a parameter, shapes checked |
+//! | [`tflite`] | a file | an [`int8::Int8Model`] |
+//! | [`mcu`] | a network's `.json` and its safetensors | an [`int8::Int8Model`] |
 //! | [`peft`] | `adapter_config.json` | LoRA settings and tensor names; writes them |
 
 pub mod config_error;
@@ -22,15 +24,19 @@ pub mod gguf;
 pub mod gguf_decoder;
 pub mod gguf_export;
 pub mod hf;
+pub mod int8;
 mod json;
+pub mod mcu;
 pub mod peft;
 pub mod rope;
 pub mod safetensors;
 pub mod source;
+pub mod tflite;
 pub mod weight_map;
 
 pub use config_error::{ConfigError, Finding};
 pub use decoder_config::{Activation, DecoderConfig, Family, NormKind, SlidingWindow};
+pub use int8::{Int8Error, Int8Model};
 pub use rope::{Rope, RopeScaling};
 pub use source::{Catalog, FileLayout, TensorRef};
 pub use weight_map::{Binding, RowOrder, WeightMap};

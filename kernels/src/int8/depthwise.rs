@@ -43,7 +43,9 @@ impl Planes {
         let last_pair = (out[1] - 1) / 2 * 2;
         // A pair reads whole words: the window of its second output and up to one element more.
         let width = (last_pair * stride + columns + stride + 1).next_multiple_of(2);
-        let fit = PLANE_BYTES / (4 * width * size_of::<i16>());
+        let Some(fit) = PLANE_BYTES.checked_div(4 * width * size_of::<i16>()) else {
+            return Planes { bands: 0, rows: 0, width: 0, words: 0 };
+        };
         let bands = if fit < height + step { 1 } else { (fit - height) / step + 1 };
         let bands = if bands < out[0] { bands } else { out[0] };
         Planes { bands, rows: (bands - 1) * step + height, width, words: columns - 1 }

@@ -68,7 +68,7 @@ pub(crate) fn depthwise_rows(
     let mut job = Job { dims, quant, planes, weights, kernels, plane, packed, wide };
     for channel in (0..channels / 4 * 4).step_by(4) {
         job.pack(channel);
-        for first in (0..rows.len()).step_by(planes.bands) {
+        for first in (0..rows.len()).step_by(planes.bands.max(1)) {
             let band = first..rows.len().min(first + planes.bands);
             job.widen(x, channel, rows.start + first, band.len());
             for c in 0..4 {

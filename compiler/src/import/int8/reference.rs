@@ -1,0 +1,60 @@
+//! Contents of an int8 program's tensors for the reference interpreter: the naive twin of the engine's loader.
+
+use tinyforge_plan::{DType, Source};
+
+use super::Int8Model;
+use crate::ir::graph::{Graph, Value};
+use crate::ir::ops::Tensor;
+use crate::ir::reference::mix;
+
+impl Int8Model {
+    /// What a stored tensor of the model's program holds, read from `file`, all bytes of the model's file. A new head
+    /// is drawn from `seed`, with other numbers than a run's. `None` for tensors that the model does not bring.
+    pub fn contents(&self, graph: &Graph, v: Value, file: &[u8], seed: u64) -> Option<Tensor> {
+        let (ty, source) = (graph.ty(v), self.source(&graph.info(v).name, true)?);
+        let mut tensor = Tensor::zeros(ty);
+        let part = |offset: u64, dtype: DType| {
+            let start = usize::try_from(offset).ok()?;
+            let end = usize::try_from(ty.elems().checked_mul(dtype.block_bytes())?).ok()?.checked_add(start)?;
+            file.get(start..end).map(|bytes| numbers(bytes, dtype))
+        };
+        match source {
+            Source::Zero => {}
+            Source::File { offset, dtype, .. } => tensor.data = part(offset, dtype)?,
+            Source::Permuted { offset, dtype, shape, axes, .. } => {
+                permute(&mut tensor, &part(offset, dtype)?, &shape, &axes)
+            }
+            Source::Bytes(bytes) => tensor.data = numbers(&bytes, ty.dtype),
+            Source::Table(values) => tensor.data = values.into_iter().map(f64::from).collect(),
+            Source::Uniform { bound } => {
+                for (i, x) in tensor.data.iter_mut().enumerate() {
+                    let unit = (mix(seed ^ mix(i as u64)) >> 11) as f64 / (1u64 << 53) as f64;
+                    *x = ((2.0 * unit - 1.0) * bound).round_ties_even();
+                }
+            }
+            _ => return None,
+        }
+        (tensor.data.len() as u64 == ty.elems()).then_some(tensor)
+    }
+}
+
+fn numbers(bytes: &[u8], dtype: DType) -> Vec<f64> {
+    match dtype {
+        DType::I8 => bytes.iter().map(|&b| f64::from(b as i8)).collect(),
+        _ => bytes.chunks_exact(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+    }
+}
+
+/// Stored axis `k` is axis `axes[k]` of the file.
+fn permute(tensor: &mut Tensor, file: &[f64], shape: &[u32], axes: &[u8]) {
+    let stored = tensor.shape.clone();
+    for (i, x) in tensor.data.iter_mut().enumerate() {
+        let (mut rest, mut at) = (i, vec![0; shape.len()]);
+        for (k, &axis) in axes.iter().enumerate().rev() {
+            at[usize::from(axis)] = rest % stored[k];
+            rest /= stored[k];
+        }
+        let from = at.iter().zip(shape).fold(0, |n, (&at, &len)| n * len as usize + at);
+        *x = file[from];
+    }
+}
