@@ -179,8 +179,9 @@ fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
 /// and there is something to gain: a share of the bound, and tries that take little time.
 fn improve(rooms: &[Room], mut order: Vec<usize>, mut best: (Vec<u64>, u64), bound: u64) -> (Vec<u64>, u64) {
     const WORTH: u64 = 1000;
-    const WORK: usize = 1 << 26;
-    let mut tries = WORK / (order.len() * order.len()).max(1);
+    // A try takes the square of the number of rooms, and the more rooms there are the less one of them matters.
+    const WORK: u64 = 1 << 35;
+    let mut tries = usize::try_from(WORK / (order.len() as u64).saturating_pow(3).max(1)).unwrap_or(usize::MAX);
     while best.1 - bound.min(best.1) > bound / WORTH {
         let moves: Vec<(usize, usize)> =
             supports(rooms, &order, &best).into_iter().flat_map(|at| turns(rooms, &order, at)).collect();
