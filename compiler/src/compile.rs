@@ -1,8 +1,8 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order -> place ->
-//! lower
+//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order ->
+//! fuse_rows -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -14,8 +14,11 @@ use crate::lower::{self, Input, Placed};
 use crate::passes::parameterize::{Parameters, Storage};
 use crate::passes::place::Placement;
 use crate::passes::update::{ClipBy, Optimizer};
-use crate::passes::{differentiate, fuse, fuse_update, order, parameterize, place, prune, recompute, update};
+use crate::passes::{
+    differentiate, fuse, fuse_rows, fuse_update, live, order, parameterize, place, prune, recompute, update,
+};
 use crate::scheme::{Scheme, SchemeError};
+use crate::target::Target;
 use tinyforge_plan::{Kernels, Peak, Plan, Source};
 
 /// What an entry is made for.
@@ -75,8 +78,10 @@ pub struct Request<'a> {
     pub clip_by: Option<ClipBy>,
     /// How much is recomputed.
     pub recompute: Recompute,
-    /// The largest arena.
+    /// The most that the plan may take of the near memory.
     pub arena_bytes_max: Option<u64>,
+    /// What the plan is made for.
+    pub target: Target,
     /// What the device's kernels can do.
     pub kernels: &'a dyn Kernels,
     /// Where a weight or constant comes from.
@@ -269,7 +274,7 @@ fn fit(
             let (mut low, mut high) = (0, steps);
             let first = at(0)?;
             let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
-            if first.arena_bytes() <= limit {
+            if first.near_bytes() <= limit {
                 return Ok((first, choice(0)));
             }
             let mut best = bounded(request, at(steps)?)?;
@@ -277,7 +282,7 @@ fn fit(
             while high - low > 1 {
                 let middle = low + (high - low) / 2;
                 let plan = at(middle)?;
-                if plan.arena_bytes() <= limit {
+                if plan.near_bytes() <= limit {
                     (high, best) = (middle, plan);
                 } else {
                     low = middle;
@@ -304,9 +309,14 @@ fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32)
         let at = |block: u32| rungs[(rung + usize::from(block < extra)).min(rungs.len() - 1)];
         stage.pass(request, "recompute", |g| recompute::run(g, at));
         stage.pass(request, "order", order::run);
+        let profile = |g: &Graph| {
+            let scratch = lower::scratch(g, request.kernels).ok()?;
+            Some(live::profile(g, |i| scratch[i]))
+        };
+        stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
         let scratch = lower::scratch(&stage.graph, request.kernels).map_err(no_kernel)?;
-        let placement = place::run(&stage.graph, &scratch);
+        let placement = place::run(&stage.graph, &scratch, &request.target);
         placed.push((stage, scratch, placement));
     }
     let entries: Vec<Placed> = placed
@@ -314,19 +324,19 @@ fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32)
         .map(|(stage, scratch, placement)| Placed { name: &stage.name, graph: &stage.graph, scratch, placement })
         .collect();
     let source = |name: &str| parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
-    let (name, threads, files) = (&request.name, request.threads, &request.files);
-    Ok(lower::run(&Input { name, entries, source: &source, threads, files }))
+    let Request { name, threads, files, target, .. } = request;
+    Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target }))
 }
 
 fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
     let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
-    if plan.arena_bytes() <= limit {
+    if plan.near_bytes() <= limit {
         return Ok(plan);
     }
     let fullest = plan.entries.iter().max_by_key(|e| e.peak.bytes).expect("a plan has entries");
     let step = fullest.steps.get(fullest.peak.step as usize);
     Err(CompileError::Budget {
-        need: plan.arena_bytes(),
+        need: plan.near_bytes(),
         limit,
         entry: fullest.name.clone(),
         peak: Box::new(fullest.peak.clone()),

@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod export;
 pub mod import;
 pub mod ir;
 mod lower;
 pub mod optimizer;
 pub mod passes;
 pub mod scheme;
+pub mod target;

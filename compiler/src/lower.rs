@@ -6,7 +6,8 @@ use crate::ir::graph::{Graph, Kind, Node, Region, Value};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::passes::live;
-use crate::passes::place::{Placement, align};
+use crate::passes::place::Placement;
+use crate::target::Target;
 use std::collections::HashMap;
 use tinyforge_plan::{
     Entry, Holder, Kernels, Named, Number, Part, Peak, Plan, Shape, Source, Space, Step, Stored, StoredKind, Tensor,
@@ -36,6 +37,8 @@ pub struct Input<'a> {
     pub threads: u32,
     /// The model's files.
     pub files: &'a [String],
+    /// What the plan is made for.
+    pub target: Target,
 }
 
 fn number(attr: Attr) -> Number {
@@ -81,14 +84,16 @@ fn label(graph: &Graph, node: &Node) -> String {
 
 /// Puts the plan together.
 pub fn run(input: &Input) -> Plan {
-    let stored = stored(input);
-    let base = stored.iter().map(|s| align(s.tensor.end())).max().unwrap_or(0);
+    let target = &input.target;
+    let (stored, near) = stored(input);
+    let base = stored.iter().map(|s| target.align(s.tensor.end())).max().unwrap_or(0);
     let by_name: HashMap<&str, &Stored> = stored.iter().map(|s| (s.name.as_str(), s)).collect();
     let entries: Vec<Entry> = input.entries.iter().map(|p| entry(p, base, &by_name, stored.len() as u32)).collect();
     let arena_bytes = entries.iter().map(|e| e.peak.bytes).max().unwrap_or(base);
     Plan {
         name: input.name.to_string(),
-        spaces: vec![Space { name: "ram".to_string(), arena_bytes: align(arena_bytes) }],
+        spaces: spaces(target, near, target.align(arena_bytes)),
+        align_bytes: target.align_bytes,
         files: input.files.to_vec(),
         entries,
         fixed: Vec::new(),
@@ -97,9 +102,22 @@ pub fn run(input: &Input) -> Plan {
     }
 }
 
-/// All stored tensors of all entries: weights and constants first, so that their places do not depend on what is
-/// trained, then states.
-fn stored(input: &Input) -> Vec<Stored> {
+/// The near memory from `near` to `end`, and before it the one that is not written, where the target has it.
+fn spaces(target: &Target, near: u64, end: u64) -> Vec<Space> {
+    let space = |name: &str, first_byte, end: u64, is_written| Space {
+        name: name.to_string(),
+        first_byte,
+        bytes: end - first_byte,
+        is_written,
+    };
+    let fixed = target.fixed.map(|name| space(name, 0, near, false));
+    fixed.into_iter().chain([space(target.near, near, end, true)]).collect()
+}
+
+/// All stored tensors of all entries, and the first address of the near memory. In one memory weights and constants
+/// come first, so that their places do not depend on what is trained, then states; where there is a memory for what
+/// stays, that comes before all.
+fn stored(input: &Input) -> (Vec<Stored>, u64) {
     let mut found: Vec<Stored> = Vec::new();
     let mut at: HashMap<String, usize> = HashMap::new();
     for placed in &input.entries {
@@ -122,13 +140,18 @@ fn stored(input: &Input) -> Vec<Stored> {
             found[index].changes |= changed[i];
         }
     }
-    found.sort_by_key(|s| s.kind == StoredKind::State);
-    let mut offset = 0;
+    let target = &input.target;
+    let is_near = |s: &Stored| target.fixed.is_none() || s.changes || s.kind == StoredKind::State;
+    found.sort_by_key(|s| (is_near(s), s.kind == StoredKind::State));
+    let (mut offset, mut near) = (0, None);
     for (i, stored) in found.iter_mut().enumerate() {
+        if is_near(stored) && near.is_none() {
+            near = Some(offset);
+        }
         (stored.tensor.offset, stored.tensor.value) = (offset, i as u32);
-        offset = align(stored.tensor.end());
+        offset = target.align(stored.tensor.end());
     }
-    found
+    (found, near.unwrap_or(offset))
 }
 
 fn changed(graph: &Graph) -> Vec<bool> {

@@ -10,5 +10,7 @@ pub mod files;
 pub mod generate;
 pub mod load;
 pub mod runner;
+pub mod samples;
+pub mod simulate;
 pub mod text;
 pub mod train;

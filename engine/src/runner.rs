@@ -8,6 +8,7 @@ use crate::cpu::{Code, KernelError};
 use crate::files::ReadAt;
 use crate::load::{self, LoadError};
 use bytemuck::Pod;
+use std::ops::Range;
 use std::sync::Arc;
 use tinyforge_kernels::par::Par;
 use tinyforge_plan::{Plan, Step, StoredKind, Tensor, check};
@@ -180,9 +181,17 @@ impl Runner {
     /// # Errors
     /// A kernel refused its data.
     pub fn run(&mut self, entry: usize) -> Result<(), RunError> {
+        self.run_steps(entry, 0..usize::MAX)
+    }
+
+    /// Runs some steps of an entry: what is left of it must be run before another one.
+    ///
+    /// # Errors
+    /// A kernel refused its data.
+    pub fn run_steps(&mut self, entry: usize, steps: Range<usize>) -> Result<(), RunError> {
         let Runner { phases, active, arena, par } = self;
         let code = &mut phases[*active].code;
-        Ok(par.enter(|| code.run(entry, arena, par))?)
+        Ok(par.enter(|| code.run(entry, steps, arena, par))?)
     }
 
     /// Steps with the nanoseconds spent in them and how often they ran, where that is counted.

@@ -16,7 +16,7 @@ use tinyforge_plan::{DType, Plan, Source, StoredKind, Tensor};
 /// Name of the entry that [`compile_forward`] makes.
 pub const ENTRY: &str = "forward";
 
-/// Compiles a graph that is only run forward. A scheme must train something, so the graph gets one more weight, which
+/// Compiles a graph that is only run forward. Every run must have a result, so the graph gets one more weight, which
 /// nothing of it reads.
 ///
 /// # Errors
@@ -32,13 +32,14 @@ pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError
     let request = Request {
         name: "one op".to_string(),
         entries: vec![Entry { name: ENTRY.to_string(), graph, role: Role::Forward }],
-        scheme: Scheme::parse("bias").expect("a scheme"),
+        scheme: Scheme::frozen(),
         group: 0,
         storage: Storage { trained: DType::F32, frozen: None },
         optimizer: optimizer("sgd"),
         clip_by: None,
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
+        target: tinyforge_compiler::target::Target::CPU,
         kernels: &CpuKernels { threads },
         source: &|_| Source::Zero,
         files: Vec::new(),

@@ -17,6 +17,13 @@ pub fn run(graph: &Graph, contents: &[Tensor]) -> Memory {
     Memory::run(graph, |_| contents.next().expect("contents for every declared tensor").clone())
 }
 
+/// Runs a graph with the definitions that do not round.
+pub fn run_smooth(graph: &Graph, contents: &[Tensor]) -> Memory {
+    assert_verified(graph);
+    let mut contents = contents.iter();
+    Memory::run_smooth(graph, |_| contents.next().expect("contents for every declared tensor").clone())
+}
+
 /// Runs a graph whose declared tensors are filled by name.
 pub fn run_named(graph: &Graph, contents: impl Fn(&str) -> Tensor) -> Memory {
     assert_verified(graph);

@@ -3,6 +3,7 @@
 //! Not for anything that another crate needs: nothing depends on this one.
 #![forbid(unsafe_code)]
 
+pub mod convnets;
 pub mod device;
 pub mod generate;
 pub mod golden;

@@ -4,16 +4,20 @@
 //! |---|---|
 //! | `parameterize` | an update scheme: `last:1+head` |
 //! | `differentiate`, `fuse`, `fuse_update`, `order`, `verify` | none |
+//! | `fuse_rows` | none; scratch is a row of what `i8_bottleneck` reads, times 8 |
 //! | `prune` | names of trained tensors; none takes what `parameterize` found |
 //! | `update` | a rule, then `clip=`, `micro=`, `beta1=`, `weight_decay=`, and `second`: clip by a second backward |
 //! | `recompute` | a step of the ladder, or `all` |
 
 use crate::graphs::{assert_text_is_graph, assert_verified};
 use tinyforge_compiler::ir::graph::Graph;
+use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
-use tinyforge_compiler::passes::{differentiate, fuse, fuse_update, order, parameterize, prune, recompute, update};
+use tinyforge_compiler::passes::{
+    differentiate, fuse, fuse_rows, fuse_update, live, order, parameterize, prune, recompute, update,
+};
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::DType;
 
@@ -115,6 +119,7 @@ impl Stages {
                 recompute_step(&mut self.graph, step);
             }
             ("order", []) => self.both(order::run),
+            ("fuse_rows", []) => fuse_rows::run(&mut self.graph, |g| Some(live::profile(g, |i| ring(g, i)))),
             _ => panic!("there is no pass `{}` that takes {:?}", call.pass, call.args),
         }
         Ok(())
@@ -136,6 +141,12 @@ impl Stages {
         }
         self.finish = update::run(&mut self.graph, &optimizer, clip_by, micro);
     }
+}
+
+/// A stand-in for the scratch of a device's kernel.
+fn ring(graph: &Graph, i: usize) -> u64 {
+    let node = &graph.nodes[i];
+    if node.op == Op::I8Bottleneck { 8 * u64::from(graph.ty(node.args[0]).cols()) } else { 0 }
 }
 
 /// How many steps [`recompute_step`] knows for a graph.

@@ -52,7 +52,7 @@ fn text() -> String {
         let (of, constant) = place(&table, &name).unwrap_or_else(|| panic!("{name} has no line in the table"));
         if of != family {
             family = of;
-            source = read(&format!("{FOLDER}{of}.rs"));
+            source = read(&format!("{FOLDER}{}.rs", of.replace("::", "/")));
             let header = source.lines().next().and_then(|line| line.strip_prefix("//! ")).unwrap_or_default();
             write!(text, "\n## {family}\n\n{header}\n{COLUMNS}").expect("a text takes whatever is written");
         }
@@ -98,10 +98,11 @@ fn saved(saves: &Saves) -> String {
     }
 }
 
-/// Family and constant of an op, from the line `Name => family::CONSTANT,` of the table.
+/// Family and constant of an op, from the line `Name => family::CONSTANT,` of the table. A family `int8::conv` is the
+/// file `int8/conv.rs`.
 fn place<'a>(table: &'a str, name: &str) -> Option<(&'a str, &'a str)> {
     let line = table.lines().find_map(|line| line.trim().strip_prefix(name)?.trim_start().strip_prefix("=>"))?;
-    line.trim().trim_end_matches(',').split_once("::")
+    line.trim().trim_end_matches(',').rsplit_once("::")
 }
 
 /// The comment over a row, in one line.

@@ -52,6 +52,7 @@ impl Case<'_> {
             clip_by: None,
             recompute: self.recompute,
             arena_bytes_max: self.arena_bytes_max,
+            target: tinyforge_compiler::target::Target::CPU,
             kernels: &NoScratch,
             source: &|_| Source::Zero,
             files: Vec::new(),

@@ -1,6 +1,7 @@
 //! The project's tasks: `cargo xtask`.
 #![forbid(unsafe_code)]
 
+mod firmware;
 mod help;
 mod source;
 mod tasks;
@@ -18,6 +19,7 @@ const USAGE: &str = "cargo xtask TASK
   docs               prints docs/ops.md from the op table and docs/commands.md from the command's help
   bench [--peer P]   speed of the kernels; beside them P = rust (other crates) or torch
   fuzz [SECONDS]     every fuzz target for so long (default 30)
+  firmware           builds for Cortex-M, runs conformance and the examples in QEMU, prints sizes and instructions
   ci                 what CI does: a fresh clone of the last commit, then .ci/run in it
 ";
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         ["bench", "--peer", peer] => tasks::bench(Some(peer)),
         ["fuzz"] => tasks::fuzz("30"),
         ["fuzz", seconds] => tasks::fuzz(seconds),
+        ["firmware"] => firmware::run(),
         ["ci"] => tasks::ci(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

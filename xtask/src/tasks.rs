@@ -11,19 +11,21 @@ use std::process::{Command, Stdio};
 pub type Outcome = Result<(), String>;
 
 /// The same cargo that runs this program.
-fn cargo(args: &[&str]) -> Command {
+pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.args(args).current_dir(tree::root());
     command
 }
 
-fn words(command: &Command) -> String {
+/// A command as people write it, without the folder of its program.
+pub fn words(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();
     let words = std::iter::once(program).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-fn run(mut command: Command) -> Outcome {
+/// Runs a command that must succeed.
+pub fn run(mut command: Command) -> Outcome {
     let name = words(&command);
     eprintln!("$ {name}");
     match command.status() {

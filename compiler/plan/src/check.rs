@@ -1,7 +1,7 @@
 //! The checker of plans. It shares no code with the planner: it replays the steps over a map of the arena and
 //! holds every read against what was last written there.
 //!
-//! Checked: tensors are aligned and inside the arena; stored tensors overlap neither each other nor anything
+//! Checked: spaces follow one another; tensors are aligned and inside one space; what is written lies in a written one; stored tensors overlap neither each other nor anything
 //! written; every operand's bytes hold the value that is meant; results and scratch overlap nothing that is read
 //! or changed by the same step, save a result that takes exactly an operand's place; what is changed is a stored
 //! tensor that is said to change; sources are there; peaks are what is touched.
@@ -12,9 +12,6 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-
-/// Every tensor starts at a multiple of this.
-pub const ALIGN_BYTES: u64 = 64;
 
 /// What the bytes from a key up to the next key hold; `None` is nothing known.
 struct Contents(BTreeMap<u64, Option<u32>>);
@@ -82,19 +79,42 @@ pub fn check(plan: &Plan) -> Vec<String> {
 
 /// Everything lies in the arena, aligned, and has a size.
 fn check_places(plan: &Plan, faults: &mut Vec<String>) {
+    let mut end = 0;
+    for space in &plan.spaces {
+        if space.first_byte != end || space.end() == u64::MAX {
+            faults.push(format!(
+                "space `{}` starts at {}, the one before it ends at {end}",
+                space.name, space.first_byte
+            ));
+        }
+        end = space.end();
+    }
+    if !plan.align_bytes.is_power_of_two() {
+        faults.push(format!("the alignment is {}, which is no power of two", plan.align_bytes));
+        return;
+    }
     for stored in &plan.stored {
         in_arena(plan, &stored.tensor, &stored.name, faults);
+        if stored.changes && !is_writable(plan, stored.tensor.offset, stored.tensor.end()) {
+            faults.push(format!("`{}` changes and lies in no written space", stored.name));
+        }
     }
     for entry in &plan.entries {
         for named in entry.inputs.iter().chain(&entry.results) {
             in_arena(plan, &named.tensor, &named.name, faults);
+            if !is_writable(plan, named.tensor.offset, named.tensor.end()) && plan.spaces.len() > 1 {
+                faults.push(format!("`{}` of {} lies in no written space", named.name, entry.name));
+            }
         }
         for (i, step) in entry.steps.iter().enumerate() {
             let at = at_step(entry, i);
             step.args.iter().chain(&step.outs).for_each(|t| in_arena(plan, t, &at, faults));
             let end = scratch_span(step).1;
-            if step.scratch_bytes > 0 && end > plan.arena_bytes() {
-                faults.push(format!("{at}: scratch ends at {end}, the arena at {}", plan.arena_bytes()));
+            if step.scratch_bytes > 0 && !is_writable(plan, step.scratch_offset, end) {
+                faults.push(format!("{at}: scratch {}..{end} lies in no written space", step.scratch_offset));
+            }
+            for (k, out) in step.outs.iter().enumerate().filter(|(_, t)| !is_writable(plan, t.offset, t.end())) {
+                faults.push(format!("{at}: result {k} at {} lies in no written space", out.offset));
             }
         }
     }
@@ -109,12 +129,18 @@ fn in_arena(plan: &Plan, t: &Tensor, name: &str, faults: &mut Vec<String>) {
     if t.bytes() == 0 || t.shape.is_empty() {
         faults.push(format!("`{name}` has a tensor without elements"));
     }
-    if t.end() > plan.arena_bytes() {
-        faults.push(format!("`{name}` ends at {}, the arena at {}", t.end(), plan.arena_bytes()));
+    if plan.space_of(t.offset).is_none_or(|s| t.end() > s.end()) {
+        let arena = plan.arena_bytes();
+        faults.push(format!("`{name}` at {}..{} leaves its space; the arena ends at {arena}", t.offset, t.end()));
     }
-    if !t.offset.is_multiple_of(ALIGN_BYTES) {
-        faults.push(format!("`{name}` at {} is not aligned to {ALIGN_BYTES}", t.offset));
+    if !t.offset.is_multiple_of(u64::from(plan.align_bytes)) {
+        faults.push(format!("`{name}` at {} is not aligned to {}", t.offset, plan.align_bytes));
     }
+}
+
+/// Whether all of these bytes lie in one space that may be written.
+fn is_writable(plan: &Plan, start: u64, end: u64) -> bool {
+    plan.space_of(start).is_some_and(|s| s.is_written && end <= s.end())
 }
 
 /// What a stored tensor is filled from is there and suits it.

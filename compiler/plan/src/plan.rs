@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 pub struct Plan {
     /// What was planned, in a word or two: model and scheme.
     pub name: String,
-    /// The memories; the first is the near one, whose arena all offsets are in.
+    /// The memories, sections of one range of addresses, in ascending order; the last is the near one.
     pub spaces: Vec<Space>,
+    /// Every tensor starts at a multiple of this, a power of two.
+    pub align_bytes: u32,
     /// The model's files, as they were named to the compiler.
     pub files: Vec<String>,
     /// Weights, state and constants: they keep their place from load to end.
@@ -24,13 +26,24 @@ pub struct Plan {
     pub threads: u32,
 }
 
-/// A memory and how much of it the plan takes.
+/// A memory and how much of it the plan takes: a section of the addresses that all offsets are in.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Space {
-    /// `ram`, `vram`, `sram`, ...
+    /// `ram`, `vram`, `sram`, `flash`, ...
     pub name: String,
-    /// Size of the arena.
-    pub arena_bytes: u64,
+    /// First address.
+    pub first_byte: u64,
+    /// Bytes taken.
+    pub bytes: u64,
+    /// Whether steps and loading may write it after the start: flash is not.
+    pub is_written: bool,
+}
+
+impl Space {
+    /// First address past the section.
+    pub fn end(&self) -> u64 {
+        self.first_byte.saturating_add(self.bytes)
+    }
 }
 
 /// A part of the process's memory that is not in the arena.
@@ -314,9 +327,19 @@ impl Plan {
         self.stored.iter().find(|s| s.name == name)
     }
 
-    /// Size of the near arena.
+    /// Bytes of all addresses: what a host takes to run the plan over one block of memory.
     pub fn arena_bytes(&self) -> u64 {
-        self.spaces.first().map_or(0, |s| s.arena_bytes)
+        self.spaces.last().map_or(0, Space::end)
+    }
+
+    /// Bytes taken of the near memory.
+    pub fn near_bytes(&self) -> u64 {
+        self.spaces.last().map_or(0, |s| s.bytes)
+    }
+
+    /// The space that an address lies in.
+    pub fn space_of(&self, offset: u64) -> Option<&Space> {
+        self.spaces.iter().find(|s| (s.first_byte..s.end()).contains(&offset))
     }
 
     /// Bytes of the parts outside the arena.
@@ -326,7 +349,7 @@ impl Plan {
 
     /// What the process takes of the near memory: arena and fixed parts.
     pub fn total_bytes(&self) -> u64 {
-        self.arena_bytes() + self.fixed_bytes()
+        self.near_bytes() + self.fixed_bytes()
     }
 
     /// Bytes of the stored tensors that `wanted` picks.

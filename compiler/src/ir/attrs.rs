@@ -117,6 +117,11 @@ impl From<i64> for Attr {
         Attr::Int(v)
     }
 }
+impl From<i32> for Attr {
+    fn from(v: i32) -> Attr {
+        Attr::Int(i64::from(v))
+    }
+}
 impl From<usize> for Attr {
     fn from(v: usize) -> Attr {
         Attr::Int(v as i64)

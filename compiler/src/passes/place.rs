@@ -2,12 +2,12 @@
 //!
 //! Before: an ordered graph. After (a [`Placement`] beside the graph, which is only read): values that are live at
 //! one time lie apart, a result lies in a dying operand's place where its op allows it, and everything starts at a
-//! multiple of [`ALIGN_BYTES`]. Stored tensors have places of their own below all others.
+//! multiple of the target's alignment. Stored tensors have places of their own below all others.
 
 use crate::ir::graph::{Graph, Kind, Value};
 use crate::ir::ops::Op;
 use crate::passes::live::{self, Life};
-use tinyforge_plan::check::ALIGN_BYTES;
+use crate::target::Target;
 
 /// Where everything lies, counted from the end of the stored tensors.
 #[derive(Clone, Debug)]
@@ -26,11 +26,6 @@ pub struct Placement {
     pub peak_node: usize,
 }
 
-/// Rounds up to the alignment.
-pub fn align(bytes: u64) -> u64 {
-    bytes.next_multiple_of(ALIGN_BYTES)
-}
-
 /// Values that share one place, and when it is taken.
 #[derive(Clone, Debug)]
 struct Room {
@@ -39,13 +34,13 @@ struct Room {
 }
 
 /// Places all values of a graph; `scratch` gives bytes per node.
-pub fn run(graph: &Graph, scratch: &[u64]) -> Placement {
+pub fn run(graph: &Graph, scratch: &[u64], target: &Target) -> Placement {
     let stored_in = accumulated_in_place(graph);
-    let (room_of, rooms) = share(graph, &stored_in);
+    let (room_of, rooms) = share(graph, &stored_in, target);
     let mut all = rooms;
     let first_scratch = all.len();
     for (i, &bytes) in scratch.iter().enumerate() {
-        all.push(Room { bytes: align(bytes), life: Life { start: i as u32, end: i as u32 } });
+        all.push(Room { bytes: target.align(bytes), life: Life { start: i as u32, end: i as u32 } });
     }
     let (offsets, bytes) = best_fit(&all);
     let (lower_bound_bytes, peak_node) = lower_bound(&all, graph.nodes.len());
@@ -82,13 +77,14 @@ fn accumulated_in_place(graph: &Graph) -> Vec<Option<Value>> {
 }
 
 /// Puts values into rooms: a result joins the room of an operand that dies at its node, where the op allows it.
-fn share(graph: &Graph, stored_in: &[Option<Value>]) -> (Vec<Option<usize>>, Vec<Room>) {
+fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Option<usize>>, Vec<Room>) {
     let lives = live::lives(graph);
     let mut room_of: Vec<Option<usize>> = vec![None; graph.values.len()];
     let mut rooms: Vec<Room> = Vec::new();
     for v in graph.declared(Kind::Input) {
         room_of[v.index()] = Some(rooms.len());
-        rooms.push(Room { bytes: align(graph.ty(v).bytes()), life: lives[v.index()].expect("inputs have a life") });
+        let bytes = target.align(graph.ty(v).bytes());
+        rooms.push(Room { bytes, life: lives[v.index()].expect("inputs have a life") });
     }
     for (i, node) in graph.nodes.iter().enumerate() {
         let mut taken = Vec::new();
@@ -97,7 +93,7 @@ fn share(graph: &Graph, stored_in: &[Option<Value>]) -> (Vec<Option<usize>>, Vec
                 continue;
             }
             let life = lives[out.index()].expect("results have a life");
-            let bytes = align(graph.ty(out).bytes());
+            let bytes = target.align(graph.ty(out).bytes());
             // A result that is added to an accumulator can only lie where that lies.
             let acc = node.op.def().acc.filter(|acc| acc.out == o && acc.arg < node.args.len());
             let fits = |&&(a, to): &&(usize, usize)| {

@@ -2,7 +2,10 @@
 //!
 //! `full`, `last:N`, `bias[:N]`, `lora[:rank]`, `sparse[:N]`, `cycle:N`, each with `+head` and `+embed` behind it;
 //! or a TOML file for `sparse` with chosen tensors. Blocks count from the top. Embedding, final norm and head are
-//! trained by `full`, and otherwise only when asked for.
+//! trained by `full`, and otherwise only when asked for. In int8 models `bias` and `sparse` count convolutions instead
+//! of blocks, and the head is always trained.
+
+pub mod published;
 
 use serde::Deserialize;
 use std::fmt;
@@ -27,7 +30,7 @@ pub enum SchemeKind {
     Full,
     /// All parameters of the last blocks.
     Last(u32),
-    /// Biases and norm parameters, of all blocks or the last ones.
+    /// Biases and norm parameters, of all blocks (of an int8 model: convolutions) or the last ones.
     Bias(Option<u32>),
     /// Low-rank adapters beside the named linear layers.
     Lora(Lora),
@@ -51,10 +54,11 @@ pub struct Lora {
 /// A selection of sub-tensors.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Sparse {
-    /// Biases and norm parameters of so many blocks from the top; `None` is half of them.
+    /// Biases and norm parameters of so many blocks from the top (of an int8 model: convolutions); `None` is half.
     pub bias_last: Option<u32>,
     /// Chosen weights; empty takes the attention's projections and the feed-forward's first products of the upper
-    /// quarter of the blocks at a ratio of 1/4.
+    /// quarter of the blocks at a ratio of 1/4, or of the upper quarter of an int8 model's convolutions those that
+    /// expand the channels.
     pub weights: Vec<SparseWeight>,
 }
 

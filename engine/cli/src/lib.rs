@@ -7,6 +7,7 @@ pub mod commands;
 pub mod debug;
 pub mod error;
 pub mod fixed;
+pub mod int8;
 pub mod knobs;
 pub mod model;
 pub mod output;

@@ -4,7 +4,7 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use tinyforge_cli::commands::{eval, generate, inspect, plan, resume, train};
+use tinyforge_cli::commands::{compile, eval, generate, inspect, plan, resume, simulate, train};
 
 /// Trains neural networks where the memory is too small for it
 #[derive(Parser)]
@@ -16,6 +16,8 @@ enum Cli {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
+    Compile(compile::CompileArgs),
+    Simulate(simulate::SimulateArgs),
 }
 
 fn main() -> ExitCode {
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         Cli::Eval(args) => eval::run(args),
         Cli::Generate(args) => generate::run(args),
         Cli::Inspect(args) => inspect::run(args),
+        Cli::Compile(args) => compile::run(args),
+        Cli::Simulate(args) => simulate::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,11 @@
 //! From a model and settings to a plan that fits the budget.
 
 use crate::model::Model;
+use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
+use tinyforge_compiler::import::weight_map::Binding;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::Scheme;
@@ -56,10 +58,11 @@ pub enum Wanted {
 /// Tokens that a prefill takes at a time.
 pub const PREFILL_TOKENS: u32 = 64;
 
-/// Rows of the micro-batches to try, largest first: the divisors of the batch.
-pub(crate) fn micro_batches(settings: &Settings) -> Vec<u32> {
+/// Rows of the micro-batches to try, largest first: the divisors of the batch. Only training can do with fewer rows.
+fn micro_batches(settings: &Settings, wanted: Wanted) -> Vec<u32> {
     match settings.micro_batch {
         Some(rows) => vec![rows.clamp(1, settings.batch)],
+        None if wanted != Wanted::Train => vec![settings.batch],
         None => (1..=settings.batch).rev().filter(|r| settings.batch.is_multiple_of(*r)).collect(),
     }
 }
@@ -75,17 +78,74 @@ pub struct Planned {
 /// Compiles a plan that fits; `fixed` are the parts of the process outside the arena.
 ///
 /// # Errors
-/// See [`CompileError`]; where the budget cannot be met, for the smallest micro-batch.
+/// See [`CompileError`]; where the budget cannot be met, for the micro-batch that needs least.
 pub fn plan(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed]) -> Result<Planned, CompileError> {
-    let mut last = None;
-    for micro_rows in micro_batches(settings) {
-        match plan_rows(model, settings, wanted, fixed, micro_rows) {
-            Ok(compiled) => return Ok(Planned { compiled, micro_rows }),
-            Err(error @ CompileError::Budget { .. }) if wanted == Wanted::Train => last = Some(error),
+    let groups = settings.group..settings.group + 1;
+    Ok(plan_groups(model, settings, wanted, fixed, groups)?.remove(0))
+}
+
+/// Compiles a plan for each of some groups of a `cycle`, all with the same micro-batches: the largest that fit.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_groups(
+    model: &Model,
+    settings: &Settings,
+    wanted: Wanted,
+    fixed: &[Fixed],
+    groups: Range<u32>,
+) -> Result<Vec<Planned>, CompileError> {
+    largest(&micro_batches(settings, wanted), |micro_rows| {
+        let of_group = |group| -> Result<Planned, CompileError> {
+            let settings = Settings { group, ..settings.clone() };
+            let compiled = plan_rows(model, &settings, wanted, fixed, micro_rows)?;
+            Ok(Planned { compiled, micro_rows })
+        };
+        // The lowest group's backward is the longest: what does not fit shows there first.
+        let mut plans = groups.clone().rev().map(of_group).collect::<Result<Vec<Planned>, CompileError>>()?;
+        plans.reverse();
+        Ok(plans)
+    })
+}
+
+/// What `attempt` makes of the first of `sizes`, largest first, that fits. Few are tried: the whole batch, whose
+/// gradients need no place to add up in; the smallest, since what does not fit then never does; and then by halving.
+fn largest<T>(sizes: &[u32], attempt: impl Fn(u32) -> Result<T, CompileError>) -> Result<T, CompileError> {
+    let (&first, rest) = sizes.split_first().expect("a batch has micro-batches");
+    let whole = match attempt(first) {
+        Err(error) if needs(&error).is_some() && !rest.is_empty() => error,
+        result => return result,
+    };
+    let mut best = match attempt(rest[rest.len() - 1]) {
+        Err(error) if needs(&error) >= needs(&whole) => return Err(whole),
+        result => result?,
+    };
+    // Invariant: `rest[end]` fits and is `best`; nothing before `rest[start]` does.
+    let (mut start, mut end) = (0, rest.len() - 1);
+    while start < end {
+        let middle = start + (end - start) / 2;
+        match attempt(rest[middle]) {
+            Ok(found) => (end, best) = (middle, found),
+            Err(error) if needs(&error).is_some() => start = middle + 1,
             Err(error) => return Err(error),
         }
     }
-    Err(last.expect("at least one micro-batch was tried"))
+    Ok(best)
+}
+
+/// The arena that a refusal says is needed.
+fn needs(error: &CompileError) -> Option<u64> {
+    if let CompileError::Budget { need, .. } = error { Some(*need) } else { None }
+}
+
+/// The least that weights take in any plan with this storage: what is trained takes no less than what is frozen.
+pub fn weight_bytes_min(model: &Model, settings: &Settings) -> u64 {
+    let bytes = |binding: &Binding| {
+        let elem_bytes = if settings.dtype == DType::BF16 && binding.shape.len() > 1 { 2 } else { 4 };
+        let elems: u64 = binding.shape.iter().product();
+        binding.tensor.bytes.min(elem_bytes * elems)
+    };
+    model.weights.iter().map(bytes).sum()
 }
 
 fn entries(model: &Model, settings: &Settings, wanted: Wanted, rows: u32) -> Vec<Entry> {
@@ -135,6 +195,7 @@ fn plan_rows(
         clip_by: settings.clip_by,
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
+        target: tinyforge_compiler::target::Target::CPU,
         kernels: &CpuKernels { threads: settings.threads },
         source: &|name| model.source(name),
         files: model.file_names(),

@@ -8,7 +8,7 @@ use crate::planning::{self, Planned, Settings, Wanted};
 use crate::report;
 use crate::sizes::show;
 use std::path::Path;
-use tinyforge_compiler::compile::CompileError;
+use tinyforge_compiler::compile::{CompileError, Recompute};
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
 use tinyforge_plan::Fixed;
 
@@ -40,82 +40,70 @@ pub fn plan_phases(
             settings.seq
         )));
     }
-    let groups = match (&settings.scheme.kind, wanted) {
+    planning::plan_groups(model, settings, wanted, fixed, 0..groups(model, settings, wanted)).map_err(|error| {
+        let fixed_bytes = fixed.iter().map(|f| f.bytes).sum();
+        CommandError::request(report::refusal(&error, fixed_bytes, &hints(model, settings, wanted, fixed, &error)))
+    })
+}
+
+/// How many plans take turns.
+fn groups(model: &Model, settings: &Settings, wanted: Wanted) -> u32 {
+    match (&settings.scheme.kind, wanted) {
         (SchemeKind::Cycle(n), Wanted::Train) => (model.config.layers as u32).div_ceil((*n).max(1)),
         _ => 1,
-    };
-    let mut refused = None;
-    // All phases have the same micro-batches: the largest with which each of them fits.
-    let sizes: Vec<Option<u32>> = match groups {
-        1 => vec![settings.micro_batch],
-        _ => planning::micro_batches(settings).into_iter().map(Some).collect(),
-    };
-    for micro_batch in sizes {
-        let of_group = |group| Settings { group, micro_batch, ..settings.clone() };
-        // The lowest group's backward is the longest: what does not fit shows there first.
-        let plan =
-            |group| planning::plan(model, &of_group(group), wanted, fixed).map_err(|e| Box::new((e, of_group(group))));
-        match (0..groups).rev().map(plan).collect::<Result<Vec<Planned>, _>>() {
-            Ok(mut plans) => {
-                plans.reverse();
-                return Ok(plans);
-            }
-            Err(error) if matches!(error.0, CompileError::Budget { .. }) => refused = Some(error),
-            Err(error) => return Err(refuse(model, &error.1, wanted, fixed, &error.0)),
-        }
     }
-    let error = refused.expect("a batch has micro-batches");
-    Err(refuse(model, &error.1, wanted, fixed, &error.0))
 }
 
-fn refuse(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], error: &CompileError) -> CommandError {
-    let fixed_bytes = fixed.iter().map(|f| f.bytes).sum();
-    let hints = match error {
-        CompileError::Budget { .. } => hints(model, settings, wanted, fixed),
-        _ => Vec::new(),
+/// The nearest settings that fit, for a budget that was refused. Each was planned; what a sum of bytes rules out is
+/// not tried, and what is tried is planned once, in the way that takes least.
+fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], refused: &CompileError) -> Vec<String> {
+    let &CompileError::Budget { need, limit, stored, .. } = refused else { return Vec::new() };
+    let frugal = |settings: Settings| Settings {
+        micro_batch: settings.micro_batch.or((wanted == Wanted::Train).then_some(1)),
+        recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
+        ..settings
     };
-    CommandError::request(report::refusal(error, fixed_bytes, &hints))
-}
-
-/// The nearest settings that fit, each tried by planning.
-fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed]) -> Vec<String> {
+    let total = |settings: Settings, groups| {
+        let plans = planning::plan_groups(model, &frugal(settings), wanted, fixed, groups).ok()?;
+        plans.iter().map(|p| p.compiled.plan.total_bytes()).max()
+    };
+    let attempt = |what: String, changed: Settings| {
+        let groups = 0..groups(model, &changed, wanted);
+        total(changed, groups).map(|bytes| format!("`{what}` fits in {}", show(bytes)))
+    };
     let mut hints = Vec::new();
-    let mut attempt = |what: &str, changed: Settings| {
-        if let Ok(planned) = planning::plan(model, &changed, wanted, fixed) {
-            hints.push(format!("`{what}` fits in {}", show(planned.compiled.plan.total_bytes())));
-            return true;
-        }
-        false
+    // At best, what is not stored shrinks with the rows.
+    let could_fit = |seq: &u32| {
+        let share = f64::from(*seq) / f64::from(settings.seq);
+        *seq >= SEQ_MIN && stored as f64 + (need - stored) as f64 * share <= limit as f64
     };
-    for divisor in [2, 4, 8] {
-        let seq = settings.seq / divisor;
-        let flag = if wanted == Wanted::Generate { "--context" } else { "--seq" };
-        if seq >= 16 && attempt(&format!("{flag} {seq}"), Settings { seq, context: seq, ..settings.clone() }) {
-            break;
-        }
+    let flag = if wanted == Wanted::Generate { "--context" } else { "--seq" };
+    let mut lengths = [2, 4, 8].map(|divisor| settings.seq / divisor).into_iter().filter(could_fit);
+    let shorter = |seq| attempt(format!("{flag} {seq}"), Settings { seq, context: seq, ..settings.clone() });
+    hints.extend(lengths.find_map(shorter));
+    if wanted == Wanted::Train && planning::weight_bytes_min(model, settings) < limit {
+        let others = SMALLER_SCHEMES.iter().filter_map(|name| Some((name, Scheme::parse(name).ok()?)));
+        let mut others = others.filter(|(_, scheme)| *scheme != settings.scheme);
+        let other = |(name, scheme)| attempt(format!("--scheme {name}"), Settings { scheme, ..settings.clone() });
+        hints.extend(others.find_map(other));
     }
-    if wanted == Wanted::Train {
-        for name in ["last:4", "lora", "last:1", "bias"] {
-            let Ok(scheme) = Scheme::parse(name) else { continue };
-            if scheme != settings.scheme
-                && attempt(&format!("--scheme {name}"), Settings { scheme, ..settings.clone() })
-            {
-                break;
-            }
-        }
-    }
-    // What the smallest budget for these settings is: everything recomputed, one row at a time.
-    let least = Settings {
-        memory: None,
-        micro_batch: Some(1),
-        recompute: tinyforge_compiler::compile::Recompute::All,
-        ..settings.clone()
+    let phases = groups(model, settings, wanted);
+    let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
+    let least = match phases {
+        // The refusal says what they need in the way that takes least.
+        1 => Some(need + fixed_bytes),
+        // Backward is longest for the lowest group, which may have fewer blocks than the one above it.
+        n => total(Settings { memory: None, ..settings.clone() }, n - 2..n),
     };
-    if let Ok(planned) = planning::plan(model, &least, wanted, fixed) {
-        hints.push(format!("these settings need `--memory {}`", mib_up(planned.compiled.plan.total_bytes())));
-    }
+    hints.extend(least.map(|bytes| format!("these settings need `--memory {}`", mib_up(bytes))));
     hints
 }
+
+/// Rows that are no use when they are shorter.
+const SEQ_MIN: u32 = 16;
+
+/// Schemes to propose, those that change most first.
+const SMALLER_SCHEMES: [&str; 4] = ["last:4", "lora", "last:1", "bias"];
 
 fn mib_up(bytes: u64) -> String {
     format!("{}MiB", bytes.div_ceil(1 << 20))

@@ -120,6 +120,35 @@ fn training_makes_the_adapter_that_pytorch_makes() {
     }
 }
 
+/// The gradient of every factor; with two micro-batches a step the sums are stored, so that they can be looked at.
+#[test]
+fn gradients_are_those_of_pytorch() {
+    for model in MODELS {
+        let adapted = Adapted::open(model, "lora");
+        let settings = adapted.settings();
+        let settings = Settings { micro_batch: Some(settings.batch), batch: 2 * settings.batch, ..settings };
+        let mut train = adapted.runner(&adapted.folder, &settings, Wanted::Train);
+        train.run(0).expect("runs");
+        let loss: f32 = train.result::<f32>(0, "loss").iter().sum();
+        let wanted = adapted.reference.floats["loss"][0];
+        assert!((loss - wanted).abs() < 1e-5 * wanted, "{model}: loss {loss}, {wanted} in PyTorch");
+        let prefix = "grad.base_model.model.";
+        let grads = adapted.reference.floats.iter().filter_map(|(name, g)| Some((name.strip_prefix(prefix)?, g)));
+        let mut compared = Vec::new();
+        for (name, wanted) in grads {
+            let sum = train.stored(&format!("{name}.grad_sum")).unwrap_or_else(|| panic!("{model}: no sum for {name}"));
+            let off = difference(bytemuck::cast_slice(sum.1), wanted);
+            assert!(off < 1e-4, "{model}: the gradient of {name} differs by {off}");
+            compared.push(format!("{name}.grad_sum"));
+        }
+        let sums = train.plan().stored.iter().filter(|s| s.name.contains(".grad_sum"));
+        let mut sums: Vec<String> = sums.map(|s| s.name.clone()).collect();
+        sums.sort_unstable();
+        compared.sort_unstable();
+        assert_eq!(compared, sums, "{model}: every trained tensor has a gradient to compare with, and no other has");
+    }
+}
+
 #[test]
 fn a_wider_plan_holds_a_narrower_adapter_of_another_scale() {
     let adapted = Adapted::open("llama", "lora");

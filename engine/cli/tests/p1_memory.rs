@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tinyforge::data::{Row, RowReader};
 use tinyforge::runner::Runner;
 use tinyforge_cli::model::Model;
-use tinyforge_plan::check::ALIGN_BYTES;
+const ALIGN_BYTES: u64 = 64;
 
 /// Fills every input of an entry with something that suits it.
 fn fill(runner: &mut Runner, entry: usize, seq: usize) {
@@ -162,6 +162,37 @@ fn proposals(stderr: &str) -> Vec<Vec<String>> {
     hints.map(|h| h.split('`').nth(1).expect("flags").split(' ').map(str::to_string).collect()).collect()
 }
 
+/// Asks for what cannot be: the refusal comes within a second, says why, and all that it proposes can be planned.
+/// Returns how many proposals there were.
+fn refuses(desk: &Desk, flags: &[&str], budget: u64) -> usize {
+    let memory = budget.to_string();
+    let flags = [flags, &["--memory", &memory]].concat();
+    let mut fastest = Duration::MAX;
+    // Of three attempts the fastest counts: other processes may be running.
+    for _ in 0..3 {
+        let started = Instant::now();
+        let refused = desk.train(&flags);
+        fastest = fastest.min(started.elapsed());
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(!desk.scratch.join("out").exists(), "something was written before the refusal");
+        let error = &refused.stderr;
+        assert!(error.starts_with("error: plan needs ") && error.contains(" over)"), "{error}");
+        assert!(error.contains("peak at ") && error.contains("outside the arena"), "{error}");
+    }
+    assert!(fastest < Duration::from_secs(1), "{flags:?}: refused after {fastest:?}");
+    let proposals = proposals(&desk.train(&flags).stderr);
+    assert!(proposals.iter().any(|p| p[0] == "--memory"), "{flags:?}: a refusal says what would fit");
+    for proposal in &proposals {
+        let changed: Vec<&str> = proposal.iter().map(String::as_str).collect();
+        // A flag given later would be a repetition: the proposal takes the place of what it changes.
+        let kept = flags.chunks(2).filter(|pair| pair[0] != changed[0]).flatten().copied();
+        let total = desk.total_bytes(&kept.chain(changed.iter().copied()).collect::<Vec<_>>());
+        let limit = if changed[0] == "--memory" { u64::MAX } else { budget };
+        assert!(total <= limit, "{changed:?} takes {total} of {limit}");
+    }
+    proposals.len()
+}
+
 #[test]
 fn a_budget_that_is_too_small_is_refused_with_what_would_fit() {
     let desk = Desk::new("p1-refusal", SMALL);
@@ -169,33 +200,39 @@ fn a_budget_that_is_too_small_is_refused_with_what_would_fit() {
     let least = [&settings[..], &["--recompute", "all", "--micro-batch", "1"]].concat();
     let least_bytes = desk.total_bytes(&least);
     for budget in [1 << 20, least_bytes - (64 << 10), least_bytes - 1] {
-        let memory = budget.to_string();
-        let flags = [&settings[..], &["--memory", &memory]].concat();
-        let mut fastest = Duration::MAX;
-        // Of three attempts the fastest counts: other processes may be running.
-        for _ in 0..3 {
-            let started = Instant::now();
-            let refused = desk.train(&flags);
-            fastest = fastest.min(started.elapsed());
-            assert_eq!(refused.code, Some(2), "{refused:?}");
-            assert!(!desk.scratch.join("out").exists(), "something was written before the refusal");
-            let error = &refused.stderr;
-            assert!(error.starts_with("error: plan needs ") && error.contains(" over)"), "{error}");
-            assert!(error.contains("peak at ") && error.contains("outside the arena"), "{error}");
-        }
-        assert!(fastest < Duration::from_secs(1), "refused after {fastest:?}");
-        let proposals = proposals(&desk.train(&flags).stderr);
-        assert!(!proposals.is_empty(), "a refusal says what would fit");
-        for proposal in proposals {
-            let changed: Vec<&str> = proposal.iter().map(String::as_str).collect();
-            // A flag given later would be a repetition: the proposal takes the place of what it changes.
-            let kept = flags.chunks(2).filter(|pair| pair[0] != changed[0]).flatten().copied();
-            let total = desk.total_bytes(&kept.chain(changed.iter().copied()).collect::<Vec<_>>());
-            let limit = if changed[0] == "--memory" { u64::MAX } else { budget };
-            assert!(total <= limit, "{changed:?} takes {total} of {limit}");
-        }
+        refuses(&desk, &settings, budget);
+    }
+    assert_eq!(refuses(&desk, &settings, least_bytes - 1), 3, "shorter rows, another scheme and more memory");
+    for flags in [
+        &["--scheme", "lora", "--seq", "256", "--batch", "6"][..],
+        &["--scheme", "full", "--seq", "64", "--batch", "8", "--clip", "1"],
+        &["--scheme", "full", "--seq", "64", "--recompute", "nothing"],
+        &["--scheme", "cycle:1", "--seq", "128"],
+        &["--scheme", "cycle:2+head", "--seq", "128", "--batch", "3"],
+    ] {
+        let most = desk.total_bytes(flags);
+        refuses(&desk, flags, most / 2);
+        let refused = desk.train(&[flags, &["--memory", "1MiB"]].concat());
+        let least = proposals(&refused.stderr).pop().expect("the memory that is needed").remove(1);
+        let mib: u64 = least.trim_end_matches("MiB").parse().expect("a number of MiB");
+        refuses(&desk, flags, (mib - 1) << 20);
     }
     desk.train(&[&settings[..], &["--memory", &least_bytes.to_string(), "--steps", "1"]].concat()).ok();
+}
+
+/// A real model's shape, whose plans take longer to make.
+#[test]
+fn a_real_models_budget_is_refused_in_time() {
+    let desk = Desk::new("p1-smol", SMALL);
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152,
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_act": "silu", "tie_word_embeddings": true, "eos_token_id": 0}"#;
+    std::fs::write(desk.scratch.join("model/config.json"), config).expect("written");
+    let flags = ["--from-scratch", "true", "--batch", "4"];
+    for (scheme, memory_mib) in [("lora", 150), ("lora", 600), ("full", 1500), ("last:2", 580)] {
+        refuses(&desk, &[&flags[..], &["--scheme", scheme]].concat(), memory_mib << 20);
+    }
 }
 
 #[test]

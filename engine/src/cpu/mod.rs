@@ -9,6 +9,7 @@ mod call;
 mod conv;
 mod elementwise;
 mod embedding;
+mod int8;
 mod linear;
 mod loss;
 mod norm;
@@ -19,6 +20,7 @@ pub use call::KernelError;
 
 use crate::arena::{Arena, Cuts};
 use call::Call;
+use std::ops::Range;
 use std::time::Instant;
 use tinyforge_kernels::par::Par;
 use tinyforge_plan::{Kernels, Number, Plan, Shape, Step};
@@ -84,6 +86,7 @@ const FAMILIES: &[&[Kernel]] = &[
     conv::KERNELS,
     elementwise::KERNELS,
     embedding::KERNELS,
+    int8::KERNELS,
     linear::KERNELS,
     loss::KERNELS,
     norm::KERNELS,
@@ -152,13 +155,19 @@ impl Code {
         Ok(Code { entries, times })
     }
 
-    /// Runs an entry.
+    /// Runs some steps of an entry.
     ///
     /// # Errors
     /// A kernel refused its data; the arena is then as that step left it.
-    pub(crate) fn run(&mut self, entry: usize, arena: &mut Arena, par: &Par) -> Result<(), KernelError> {
+    pub(crate) fn run(
+        &mut self,
+        entry: usize,
+        steps: Range<usize>,
+        arena: &mut Arena,
+        par: &Par,
+    ) -> Result<(), KernelError> {
         let Code { entries, times } = self;
-        for (i, bound) in entries[entry].iter().enumerate() {
+        for (i, bound) in entries[entry].iter().enumerate().take(steps.end).skip(steps.start) {
             let started = times.is_some().then(Instant::now);
             let pieces = arena.pieces(&bound.cuts);
             (bound.run)(&mut Call::new(&bound.step, par, &bound.cuts, pieces))?;

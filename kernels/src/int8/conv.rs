@@ -5,12 +5,48 @@
 //! ```
 //! Sums are exact, so blocks and vectors may take them in any order.
 
-use super::round::{Rounder, set_bit};
-use super::{Conv, Quant, Weights, lengths, mask_bytes, part};
+use super::round::Rounder;
+use super::scratch::piece_bytes;
+use super::{Bits, Conv, Quant, Weights, lengths, mask_bytes, part, part_mut};
+use core::ops::Range;
+
+/// Pixels whose windows are copied into columns at a time.
+const COLUMNS: usize = 8;
+/// Bytes of widened weights that are kept for all windows of a few pixels.
+const PACKED_BYTES: usize = 4096;
+
+/// How a convolution is cut where registers hold four output channels. The same on every machine, so that a plan made on
+/// one serves another.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    /// Inputs of an output, rounded up to whole steps of four.
+    pub(crate) depth: usize,
+    /// Groups of four output channels whose widened weights are held.
+    pub(crate) groups: usize,
+    /// Pixels whose windows are copied; 0 when the input serves as it lies.
+    pub(crate) columns: usize,
+}
+
+impl Blocks {
+    pub(crate) const fn of(dims: &Conv) -> Blocks {
+        let depth = dims.depth().next_multiple_of(4);
+        let all = dims.out_channels / 4;
+        if dims.reads_in_place() {
+            return Blocks { depth, groups: if all < 1 { all } else { 1 }, columns: 0 };
+        }
+        let fit = PACKED_BYTES / (depth * 8 + 1);
+        let groups = if fit < 1 { 1 } else { fit };
+        Blocks { depth, groups: if groups < all { groups } else { all }, columns: COLUMNS }
+    }
+}
 
 /// Bytes of scratch that [`i8_conv2d`] needs, beginning at a multiple of 16.
-pub const fn i8_conv2d_scratch_bytes(_dims: &Conv) -> usize {
-    0
+pub const fn i8_conv2d_scratch_bytes(dims: &Conv) -> usize {
+    let Blocks { depth, groups, columns } = Blocks::of(dims);
+    if groups == 0 {
+        return 0;
+    }
+    piece_bytes::<u32>(groups * depth * 2) + piece_bytes::<i32>(groups * 4) + piece_bytes::<i8>(columns * depth)
 }
 
 /// Convolution: `x` of `dims.x_len()` to `y` of `dims.y_len()`; `mask`, of `mask_bytes(y)`, gets a bit for each output
@@ -22,35 +58,70 @@ pub fn i8_conv2d(
     weights: &Weights,
     y: &mut [i8],
     mask: Option<&mut [u8]>,
-    _scratch: &mut [u8],
+    scratch: &mut [u8],
 ) {
-    let o = dims.out_channels;
     let mask_len = mask.as_ref().map_or(mask_bytes(y.len()), |m| m.len());
-    let fits = lengths([
-        (x.len(), dims.x_len()),
-        (y.len(), dims.y_len()),
-        (weights.w.len(), dims.w_len()),
-        (weights.bias.len(), o),
-        (weights.scale.len(), o),
-        (mask_len, mask_bytes(dims.y_len())),
-    ]);
-    if !fits {
+    let fits = lengths([(x.len(), dims.x_len()), (mask_len, mask_bytes(dims.y_len())), (y.len(), dims.y_len())]);
+    if !fits || !weights.fit(dims, dims.w_len()) {
         return;
     }
     let mask = mask.unwrap_or(&mut []);
     mask.fill(0);
+    let (x_len, y_len) = (dims.in_pixels() * dims.in_channels, dims.out_pixels() * dims.out_channels);
+    for n in 0..dims.images {
+        let bits = Bits { bytes: mask, at: n * y_len };
+        let (x, y) = (part(x, n * x_len, x_len), part_mut(y, n * y_len, y_len));
+        conv_rows(dims, quant, x, weights, 0..dims.out_size[0], y, bits, scratch);
+    }
+}
+
+/// Some rows of the output of one image, `y` of these rows only.
+#[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
+pub(crate) fn conv_rows(
+    dims: &Conv,
+    quant: &Quant,
+    x: &[i8],
+    weights: &Weights,
+    rows: Range<usize>,
+    y: &mut [i8],
+    bits: Bits,
+    scratch: &mut [u8],
+) {
+    #[cfg(all(has_dsp, has_fpu))]
+    return super::dsp::conv::conv_rows(dims, quant, x, weights, rows, y, bits, scratch);
+    #[cfg(not(all(has_dsp, has_fpu)))]
+    {
+        let _ = scratch;
+        conv_portable(dims, quant, x, weights, rows, y, bits, 0..dims.out_channels);
+    }
+}
+
+/// [`conv_rows`] for some of the output channels, on any machine.
+#[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
+pub(crate) fn conv_portable(
+    dims: &Conv,
+    quant: &Quant,
+    x: &[i8],
+    weights: &Weights,
+    rows: Range<usize>,
+    y: &mut [i8],
+    mut bits: Bits,
+    channels: Range<usize>,
+) {
+    let (o, width) = (dims.out_channels, dims.out_size[1].max(1));
     let rounder = Rounder::of(quant);
-    let width = dims.out_size[1].max(1);
-    let pixels = dims.out_pixels().max(1);
+    if channels.is_empty() {
+        return;
+    }
     for (p, y) in y.chunks_exact_mut(o.max(1)).enumerate() {
-        let (n, at) = (p / pixels, p % pixels);
-        let x = part(x, n * dims.in_pixels() * dims.in_channels, dims.in_pixels() * dims.in_channels);
+        let out = [rows.start + p / width, p % width];
         let w = weights.w.chunks_exact(dims.depth().max(1));
-        for (k, (((y, w), bias), scale)) in y.iter_mut().zip(w).zip(weights.bias).zip(weights.scale).enumerate() {
-            let acc = bias.wrapping_add(window(dims, quant.zero_x, x, w, [at / width, at % width]));
+        let all = y.iter_mut().zip(w).zip(weights.bias).zip(weights.scale).enumerate();
+        for (k, (((y, w), bias), scale)) in all.skip(channels.start).take(channels.len()) {
+            let acc = bias.wrapping_add(window(dims, quant.zero_x, x, w, out));
             let (value, is_inside) = rounder.sum(acc, *scale);
             *y = value;
-            set_bit(mask, p * o + k, is_inside);
+            bits.set(p * o + k, is_inside);
         }
     }
 }

@@ -4,112 +4,212 @@
 //! gx[q, i]       sums over the taps that reach q (r, then s, then o ascending) of gc[p, o] w[o, r, s, i]
 //! gw[o, r, s, i] sums over output pixels p ascending of (x[.., i] - zero_x) gc[p, o]; a tap outside of x is skipped
 //! ```
-//! Every product is added in one fused operation.
+//! Every product is added in one fused operation. A tile of columns is turned into floats and serves all sums; it is cut
+//! where it would be too long, and the sums go on from where they were.
 
-use super::fma::fma;
+use super::tile::{COLUMNS, DEPTH, add_outer, add_rows, tile_bytes};
 use super::update::{Update, column, moved_i8};
 use super::{Conv, WeightGrad, lengths, part, part_mut};
 
+type Tile = [[f32; COLUMNS]];
+
 /// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 16.
 pub const fn i8_conv2d_grad_x_scratch_bytes(_dims: &Conv) -> usize {
-    0
+    tile_bytes(1)
 }
 
 /// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 16.
 pub const fn i8_conv2d_grad_w_scratch_bytes(_dims: &Conv) -> usize {
-    0
+    tile_bytes(2)
 }
 
 /// Gradient with respect to the input: `gc` of `dims.y_len()`, `gx` of `dims.x_len()`.
-pub fn i8_conv2d_grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], _scratch: &mut [u8]) {
-    if !lengths([(gc.len(), dims.y_len()), (gx.len(), dims.x_len()), (w.len(), dims.w_len())]) {
+pub fn i8_conv2d_grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], scratch: &mut [u8]) {
+    if lengths([(gc.len(), dims.y_len()), (gx.len(), dims.x_len()), (w.len(), dims.w_len())]) {
+        with_tiles(scratch, |wt, _| grad_x(dims, gc, w, gx, wt));
+    }
+}
+
+/// Hands out two tiles: on the stack, or of the scratch where the stack is small.
+#[inline(always)]
+fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
+    #[cfg(feature = "std")]
+    {
+        let _ = scratch;
+        let mut tiles = [[[0.0; COLUMNS]; DEPTH]; 2];
+        let [a, b] = &mut tiles;
+        run(a, b);
+    }
+    #[cfg(not(feature = "std"))]
+    {
+        let mut pieces = super::scratch::Scratch::new(scratch);
+        let (a, rest) = (pieces.take::<f32>(DEPTH * COLUMNS), pieces.rest());
+        let b = if rest.is_empty() { &mut [] } else { super::scratch::Scratch::new(rest).take::<f32>(DEPTH * COLUMNS) };
+        run(a.as_chunks_mut().0, b.as_chunks_mut().0);
+    }
+}
+
+/// Calls `run` with the first output pixel, the first input pixel and the length of every stretch of outputs whose tap
+/// `(r, s)` is inside, ascending; the input's pixels lie `stride` apart.
+#[inline(always)]
+fn stretches(dims: &Conv, r: usize, s: usize, mut run: impl FnMut(usize, usize, usize)) {
+    if dims.is_pointwise() {
+        return run(0, 0, dims.images * dims.out_pixels());
+    }
+    let outs = dims.outputs_inside(1, s);
+    if outs.is_empty() {
         return;
     }
-    let (channels, o) = (dims.in_channels, dims.out_channels);
-    let (width, pixels) = (dims.in_size[1].max(1), dims.in_pixels().max(1));
-    for (q, gx) in gx.chunks_exact_mut(channels.max(1)).enumerate() {
-        gx.fill(0.0);
-        let (n, at) = (q / pixels, q % pixels);
-        for r in 0..dims.kernel[0] {
-            let Some(row) = dims.output(0, at / width, r) else { continue };
-            for s in 0..dims.kernel[1] {
-                let Some(out) = dims.output(1, at % width, s) else { continue };
-                let gc = part(gc, ((n * dims.out_size[0] + row) * dims.out_size[1] + out) * o, o);
-                for (k, gc) in gc.iter().enumerate() {
-                    let w = part(w, ((k * dims.kernel[0] + r) * dims.kernel[1] + s) * channels, channels);
-                    for (gx, w) in gx.iter_mut().zip(w) {
-                        *gx = fma(*gc, f32::from(*w), *gx);
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn fits(dims: &Conv, gc: &[f32], x: &[i8]) -> bool {
-    lengths([(gc.len(), dims.y_len()), (x.len(), dims.x_len())])
-}
-
-/// One element of the gradient: output channel `k`, tap `(r, s)`, input channel `c`.
-fn element(dims: &Conv, from: &WeightGrad, [k, r, s, c]: [usize; 4]) -> f32 {
-    let mut acc = 0.0;
     for n in 0..dims.images {
         for row in dims.outputs_inside(0, r) {
-            for out in dims.outputs_inside(1, s) {
-                let p = (n * dims.out_size[0] + row) * dims.out_size[1] + out;
-                let (h, w) = (row * dims.stride[0] + r - dims.pad[0], out * dims.stride[1] + s - dims.pad[1]);
-                let q = (n * dims.in_size[0] + h) * dims.in_size[1] + w;
-                if let (Some(x), Some(gc)) =
-                    (from.x.get(q * dims.in_channels + c), from.gc.get(p * dims.out_channels + k))
-                {
-                    acc = fma((i32::from(*x) - from.zero) as f32, *gc, acc);
+            let h = row * dims.stride[0] + r - dims.pad[0];
+            let w = outs.start * dims.stride[1] + s - dims.pad[1];
+            let p = (n * dims.out_size[0] + row) * dims.out_size[1] + outs.start;
+            run(p, (n * dims.in_size[0] + h) * dims.in_size[1] + w, outs.len());
+        }
+    }
+}
+
+#[inline(always)]
+fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut Tile) {
+    let (channels, o) = (dims.in_channels, dims.out_channels);
+    gx.fill(0.0);
+    for first in (0..channels).step_by(COLUMNS) {
+        let width = COLUMNS.min(channels - first);
+        for tap in 0..dims.taps() {
+            let [_, r, s] = row_place(dims, tap);
+            for from in (0..o).step_by(DEPTH) {
+                let count = DEPTH.min(o - from);
+                let wt = part_mut(wt, 0, count);
+                for (k, wt) in wt.iter_mut().enumerate() {
+                    floats(part(w, ((from + k) * dims.taps() + tap) * channels + first, width), wt);
+                }
+                stretches(dims, r, s, |p, q, len| {
+                    let pitch = channels * dims.stride[1];
+                    let sums = gx.get_mut(q * channels + first..).unwrap_or(&mut []);
+                    let gc = gc.get(p * o + from..).unwrap_or(&[]);
+                    add_rows(sums, pitch, len, width, gc, o, wt);
+                });
+            }
+        }
+    }
+}
+
+/// Weights of a row of a tile as floats, zeros after the last.
+#[inline(always)]
+fn floats(w: &[i8], to: &mut [f32; COLUMNS]) {
+    if let Some(w) = w.first_chunk::<COLUMNS>() {
+        *to = w.map(f32::from);
+        return;
+    }
+    *to = [0.0; COLUMNS];
+    for (to, w) in to.iter_mut().zip(w) {
+        *to = f32::from(*w);
+    }
+}
+
+/// The gradient, tile by tile: calls `done` with a row of the weight (output channel and tap), the first of some columns
+/// and their sums.
+#[inline(always)]
+fn grad_w(
+    dims: &Conv,
+    from: &WeightGrad,
+    columns: usize,
+    xt: &mut Tile,
+    sums: &mut Tile,
+    mut done: impl FnMut(usize, usize, &[f32]),
+) {
+    let (taps, o) = (dims.taps(), dims.out_channels);
+    for first in (0..columns).step_by(COLUMNS) {
+        let width = COLUMNS.min(columns - first);
+        // A column that is none reads past the end, which gives nothing.
+        let places: [usize; COLUMNS] = core::array::from_fn(|t| match column(from.index, first + t) {
+            Some(c) if t < width && c < dims.in_channels => c,
+            _ => usize::MAX,
+        });
+        for tap in 0..taps {
+            let [_, r, s] = row_place(dims, tap);
+            for channel in (0..o).step_by(DEPTH) {
+                let sums = part_mut(sums, 0, DEPTH.min(o - channel));
+                sums.fill([0.0; COLUMNS]);
+                stretches(dims, r, s, |p, q, len| {
+                    for at in (0..len).step_by(DEPTH) {
+                        let xt = part_mut(xt, 0, DEPTH.min(len - at));
+                        for (i, xt) in xt.iter_mut().enumerate() {
+                            let q = q + (at + i) * dims.stride[1];
+                            let x = part(from.x, q * dims.in_channels, dims.in_channels);
+                            inputs(x, from.zero, from.index.is_none().then_some(first), &places, xt);
+                        }
+                        let gc = from.gc.get((p + at) * o + channel..).unwrap_or(&[]);
+                        add_outer(sums, gc, o, xt);
+                    }
+                });
+                for (k, sums) in sums.iter().enumerate() {
+                    done((channel + k) * taps + tap, first, part(sums, 0, width));
                 }
             }
         }
     }
-    acc
+}
+
+/// Inputs of one pixel as floats: the columns from `first` on, or at `places`.
+#[inline(always)]
+fn inputs(x: &[i8], zero: i32, first: Option<usize>, places: &[usize; COLUMNS], to: &mut [f32; COLUMNS]) {
+    let float = |x: i8| (i32::from(x) - zero) as f32;
+    if let Some(x) = first.and_then(|first| x.get(first..)).and_then(<[i8]>::first_chunk::<COLUMNS>) {
+        *to = x.map(float);
+        return;
+    }
+    for (to, at) in to.iter_mut().zip(places) {
+        *to = x.get(*at).map_or(0.0, |x| float(*x));
+    }
+}
+
+fn fits(dims: &Conv, from: &WeightGrad) -> bool {
+    lengths([(from.gc.len(), dims.y_len()), (from.x.len(), dims.x_len())])
 }
 
 /// Gradient with respect to the weight, `f32[o, r, s, i]`; with `index` only of these input channels,
 /// `f32[o, r, s, index.len()]`.
-pub fn i8_conv2d_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], _scratch: &mut [u8]) {
+pub fn i8_conv2d_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], scratch: &mut [u8]) {
     let columns = from.index.map_or(dims.in_channels, <[i32]>::len);
-    let rows = dims.out_channels * dims.taps();
-    if !fits(dims, from.gc, from.x) || !lengths([(gw.len(), rows * columns)]) {
+    if !fits(dims, from) || !lengths([(gw.len(), dims.out_channels * dims.taps() * columns)]) {
         return;
     }
-    for row in 0..rows {
-        let place = row_place(dims, row);
-        for (j, gw) in part_mut(gw, row * columns, columns).iter_mut().enumerate() {
-            *gw = match column(from.index, j).filter(|c| *c < dims.in_channels) {
-                Some(c) => element(dims, from, [place[0], place[1], place[2], c]),
-                None => 0.0,
-            };
-        }
-    }
+    with_tiles(scratch, |xt, sums| {
+        grad_w(dims, from, columns, xt, sums, |row, first, sums| {
+            let gw = part_mut(gw, row * columns + first, sums.len());
+            for (j, (gw, sum)) in gw.iter_mut().zip(sums).enumerate() {
+                let is_column = column(from.index, first + j).is_some_and(|c| c < dims.in_channels);
+                *gw = if is_column { *sum } else { 0.0 };
+            }
+        });
+    });
 }
 
 /// [`i8_conv2d_grad_w`] and the update of the weight in one: no more than a tile of the gradient is ever held.
-pub fn i8_conv2d_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Update, w: &mut [i8], _scratch: &mut [u8]) {
+pub fn i8_conv2d_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Update, w: &mut [i8], scratch: &mut [u8]) {
     let columns = from.index.map_or(dims.in_channels, <[i32]>::len);
-    if !fits(dims, from.gc, from.x) || !lengths([(w.len(), dims.w_len()), (update.factor.len(), dims.out_channels)]) {
+    if !fits(dims, from) || !lengths([(w.len(), dims.w_len()), (update.factor.len(), dims.out_channels)]) {
         return;
     }
     let mut dice = update.dice();
-    for (row, w) in w.chunks_exact_mut(dims.in_channels.max(1)).enumerate() {
-        let place = row_place(dims, row);
-        for j in 0..columns {
-            let Some(c) = column(from.index, j).filter(|c| *c < dims.in_channels) else { continue };
-            let g = element(dims, from, [place[0], place[1], place[2], c]);
-            let steps = dice.steps(row * dims.in_channels + c, update.step(place[0]) * g);
-            if let Some(w) = w.get_mut(c) {
-                *w = moved_i8(*w, steps);
+    with_tiles(scratch, |xt, sums| {
+        grad_w(dims, from, columns, xt, sums, |row, first, sums| {
+            let step = update.step(row / dims.taps().max(1));
+            for (j, sum) in sums.iter().enumerate() {
+                let Some(c) = column(from.index, first + j).filter(|c| *c < dims.in_channels) else { continue };
+                let at = row * dims.in_channels + c;
+                if let Some(w) = w.get_mut(at) {
+                    *w = moved_i8(*w, dice.steps(at, step * sum));
+                }
             }
-        }
-    }
+        });
+    });
 }
 
 /// Output channel and tap of row `row` of the weight.
+#[inline(always)]
 fn row_place(dims: &Conv, row: usize) -> [usize; 3] {
     let (taps, width) = (dims.taps().max(1), dims.kernel[1].max(1));
     [row / taps, row % taps / width, row % taps % width]

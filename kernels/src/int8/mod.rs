@@ -10,8 +10,11 @@
 //! are trained in f32: those kernels are in `f32`.
 
 mod add;
+mod bottleneck;
 mod conv;
 mod depthwise;
+#[cfg(all(has_dsp, has_fpu))]
+mod dsp;
 mod fma;
 mod grad;
 mod grad_conv;
@@ -19,10 +22,16 @@ mod grad_depthwise;
 mod loss;
 mod pool;
 pub mod round;
+mod scratch;
 mod softmax;
+mod tile;
 mod update;
 
 pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};
+pub use bottleneck::{
+    Bottleneck, Stage, i8_bottleneck, i8_bottleneck_lead_bytes, i8_bottleneck_overlay, i8_bottleneck_overlay_bytes,
+    i8_bottleneck_scratch_bytes,
+};
 pub use conv::{i8_conv2d, i8_conv2d_scratch_bytes};
 pub use depthwise::{i8_depthwise, i8_depthwise_scratch_bytes};
 pub use fma::fma;
@@ -106,6 +115,23 @@ impl Conv {
         self.out_size[0] * self.out_size[1]
     }
 
+    /// Whether output pixel `p` sees input pixel `p` alone.
+    pub(crate) fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.pad == [0, 0] && self.in_size == self.out_size
+    }
+
+    /// Whether each output's inputs lie together in the input, in whole words: 1 x 1, and nothing in padding.
+    pub(crate) const fn reads_in_place(&self) -> bool {
+        let [height, width] = self.out_size;
+        self.kernel[0] == 1
+            && self.kernel[1] == 1
+            && self.pad[0] == 0
+            && self.pad[1] == 0
+            && self.in_channels.is_multiple_of(4)
+            && height.saturating_sub(1) * self.stride[0] < self.in_size[0]
+            && width.saturating_sub(1) * self.stride[1] < self.in_size[1]
+    }
+
     /// Output channels of one input channel of a depthwise convolution.
     pub(crate) fn multiplier(&self) -> usize {
         self.out_channels / self.in_channels.max(1)
@@ -164,6 +190,13 @@ pub struct Weights<'a> {
     pub scale: &'a [f32],
 }
 
+impl Weights<'_> {
+    fn fit(&self, dims: &Conv, w_len: usize) -> bool {
+        let o = dims.out_channels;
+        lengths([(self.w.len(), w_len), (self.bias.len(), o), (self.scale.len(), o)])
+    }
+}
+
 /// What the gradient of a weight is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightGrad<'a> {
@@ -193,6 +226,41 @@ pub(crate) fn part<T>(x: &[T], at: usize, len: usize) -> &[T] {
 #[inline(always)]
 pub(crate) fn part_mut<T>(x: &mut [T], at: usize, len: usize) -> &mut [T] {
     x.get_mut(at..at.saturating_add(len)).unwrap_or(&mut [])
+}
+
+/// Rows of one image, as a whole or as a ring that holds the last of them: row `r` is in place `r % rows`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [i8],
+    pub(crate) rows: usize,
+    /// Elements of a row.
+    pub(crate) len: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Row `r`.
+    #[inline(always)]
+    pub(crate) fn row(&self, r: usize) -> &'a [i8] {
+        part(self.data, r % self.rows.max(1) * self.len, self.len)
+    }
+}
+
+/// Bits of a mask from `at` on; an empty mask takes none.
+pub(crate) struct Bits<'a> {
+    pub(crate) bytes: &'a mut [u8],
+    pub(crate) at: usize,
+}
+
+impl Bits<'_> {
+    pub(crate) const fn none() -> Bits<'static> {
+        Bits { bytes: &mut [], at: 0 }
+    }
+
+    /// Sets bit `at`, which is zero so far.
+    #[inline(always)]
+    pub(crate) fn set(&mut self, at: usize, bit: bool) {
+        round::set_bit(self.bytes, self.at + at, bit);
+    }
 }
 
 /// Whether lengths are as they must be; a difference is the caller's mistake.

@@ -2,6 +2,7 @@
 
 mod add_pool;
 mod backward;
+mod bottleneck;
 mod forward;
 mod loss;
 mod naive;

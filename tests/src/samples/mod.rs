@@ -5,6 +5,7 @@
 
 mod dense;
 mod image;
+mod int8;
 mod tokens;
 
 use crate::random::Random;
@@ -26,6 +27,10 @@ pub enum Fill {
     Below(u32),
     /// Whole numbers from -1 to below the limit.
     Labels(u32),
+    /// Uniform between two numbers.
+    Within(f64, f64),
+    /// Whole numbers from the first to the second.
+    Whole(i32, i32),
     /// These numbers.
     Values(Vec<f64>),
 }
@@ -41,6 +46,8 @@ impl Fill {
                 Fill::Positive => random.within(0.5, 1.5),
                 Fill::Below(limit) => random.below(*limit as usize) as f64,
                 Fill::Labels(limit) => random.below(*limit as usize + 1) as f64 - 1.0,
+                Fill::Within(low, high) => random.within(*low, *high),
+                Fill::Whole(low, high) => f64::from(*low) + random.below((high - low + 1) as usize) as f64,
                 Fill::Values(values) => values[i],
             };
         }
@@ -125,7 +132,7 @@ pub fn edges(op: Op) -> Vec<Sample> {
 
 /// All samples of an op at one size: the one list of them.
 pub fn family(op: Op, z: Size) -> Vec<Sample> {
-    let families = [dense::family, tokens::family, image::family];
+    let families = [dense::family, tokens::family, image::family, int8::family];
     families.iter().flat_map(|family| family(op, z)).collect()
 }
 
@@ -150,6 +157,11 @@ impl Maker {
     /// An operand with a gradient, of values far from 0 too.
     pub fn wide(&mut self, shape: &[u32]) -> Value {
         self.declare(Kind::Weight, Type::f32(shape), Fill::Wide)
+    }
+
+    /// An operand of any type with a gradient.
+    pub fn trained(&mut self, ty: Type, fill: Fill) -> Value {
+        self.declare(Kind::Weight, ty, fill)
     }
 
     /// A float operand without a gradient.

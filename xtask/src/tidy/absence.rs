@@ -44,8 +44,11 @@ const ABSENCES: &[Absence] = &[
 ];
 
 /// Crates that do without the standard library: the file that must say so, and what it says.
-const NO_STD: &[(&str, &str)] =
-    &[("compiler/plan/src/lib.rs", "#![no_std]"), ("kernels/src/lib.rs", "#![cfg_attr(not(feature =")];
+const NO_STD: &[(&str, &str)] = &[
+    ("compiler/plan/src/lib.rs", "#![no_std]"),
+    ("firmware/src/lib.rs", "#![no_std]"),
+    ("kernels/src/lib.rs", "#![cfg_attr(not(feature ="),
+];
 
 /// What passes may share beside constants: it is no pass.
 const SHARED: &str = "live";

@@ -2,7 +2,7 @@
 //! for biases.
 
 use super::{Init, Parameters};
-use crate::ir::graph::{Graph, Kind, Value};
+use crate::ir::graph::{Graph, Kind, Node, Value};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::scheme::{SchemeError, Sparse};
@@ -26,9 +26,11 @@ pub(super) struct Conv {
 
 /// The convolutions of a graph outside the block `head`, from the input.
 pub(super) fn convs(graph: &Graph) -> Vec<Conv> {
-    let in_body = |block: u32| graph.blocks[block as usize] != "head";
+    // What an importer adds of its own reads constants.
+    let is_trainable = |n: &Node| graph.info(n.args[1]).decl == Some(Kind::Weight);
+    let in_body = |n: &&Node| is_conv(n.op) && is_trainable(n) && graph.blocks[n.block as usize] != "head";
     let feeds_depthwise = |v: Value| graph.nodes.iter().any(|n| n.op == Op::I8Depthwise && n.args[0] == v);
-    let found = graph.nodes.iter().filter(|n| is_conv(n.op) && in_body(n.block)).map(|node| {
+    let found = graph.nodes.iter().filter(in_body).map(|node| {
         let name = |i: usize| graph.info(node.args[i]).name.clone();
         let is_point = node.op == Op::I8Conv2d && graph.ty(node.args[1]).shape[1..3] == [1, 1];
         let expands = is_point && feeds_depthwise(node.outs[0]);
@@ -59,9 +61,6 @@ pub(super) fn train_sparse(
     train_biases(convs, Some(last), parameters)?;
     for (conv, ratio) in chosen(convs, sparse)? {
         let weight = graph.find(&conv.weight).expect("the convolution reads it");
-        if graph.info(weight).decl != Some(Kind::Weight) {
-            return Err(SchemeError::Misfit(format!("`{}` is no weight of the model's file", conv.weight)));
-        }
         let cols = graph.ty(weight).cols();
         let keep = (f64::from(cols) * ratio) as u32;
         let index = format!("{}.index", conv.weight);

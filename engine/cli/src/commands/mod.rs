@@ -1,10 +1,12 @@
 //! The commands, one a file.
 
+pub mod compile;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod plan;
 pub mod resume;
+pub mod simulate;
 pub mod train;
 
 /// What every command takes.

@@ -37,10 +37,14 @@ fn images(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
         let operands = [&images[images.len() - 1..], &x[first..first + 3]].concat();
         images.push(out_type(&operands, &Window::prefixed(a, prefix), form, multiplier(a, form))?);
     }
+    let last = Window::prefixed(a, "c_");
+    if x[7].shape[1..3] != [1, 1] || last.stride != [1, 1] {
+        return Err(format!("the third convolution must be 1x1 and move by 1, its weight is {}", x[7]));
+    }
     Ok(images)
 }
 
-/// `i8_conv2d`, `i8_depthwise` and `i8_conv2d` one after the other, bit for bit, with attributes `a_..`, `b_..`, `c_..`.
+/// `i8_conv2d`, `i8_depthwise` and a 1x1 `i8_conv2d` one after the other, bit for bit; attributes `a_..`, `b_..`, `c_..`.
 /// Operands `x, w1, bias1, scale1, w2, bias2, scale2, w3, bias3, scale3`. Made by `fuse_rows`.
 pub const BOTTLENECK: OpDef = OpDef {
     name: "i8_bottleneck",

@@ -371,8 +371,8 @@ fn eval_grad_w_op(x: &[Tensor], y: &mut [Tensor], a: &Attrs, form: Form) {
 }
 
 /// `gw[o,r,s,i] = Σ_p (x - zero_x) gc[p,o]`, output positions `p` ascending, taps outside the image left out: fused
-/// multiply-adds in f32 from 0.0. Operands `gc f32[N,out_h,out_w,O], x`, and with `sub` the input channels `index i32[J]`
-/// of which alone there is a gradient, `f32[O,R,S,J]`. Kernels of `kh x kw`.
+/// multiply-adds in f32 from 0.0. Operands `gc f32[N,out_h,out_w,O], x`, and with `sub` the input channels
+/// `index i32[J]` of which alone there is a gradient, `f32[O,R,S,J]`. Kernels of `kh x kw`.
 pub const CONV2D_GRAD_W: OpDef = OpDef {
     name: "i8_conv2d_grad_w",
     arity: (2, 3),

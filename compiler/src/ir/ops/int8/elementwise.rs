@@ -92,7 +92,6 @@ pub const SOFTMAX: OpDef = OpDef {
             }
         }
     },
-    in_place: &[(0, 0)],
     flops: |_, y, _| 12 * y[0].elems(),
     ..ROW
 };

@@ -59,7 +59,11 @@ impl Window {
         for d in 0..2 {
             let (stride, pad, out) = (self.stride[d] as u64, self.pad[d] as u64, self.out[d] as u64);
             let (len, kernel) = (u64::from(image[d]), u64::from(kernel[d]));
-            let fits = stride > 0 && out > 0 && pad < kernel && (out - 1) * stride < len + pad;
+            // Padding at the end is at most one more than at the start, in every convention that there is.
+            let fits = stride > 0
+                && out > 0
+                && (pad + 1..=len + 2 * pad + 1).contains(&kernel)
+                && (out - 1) * stride < len + pad;
             if !fits || out > i32::MAX as u64 {
                 let what = format!("{out} windows of {kernel}, stride {stride}, padding {pad}");
                 return Err(format!("{what} do not all reach into a side of {len}"));

@@ -1,0 +1,202 @@
+//! One row a kernel: how generated code calls it.
+
+use super::ExportError;
+use super::params::{self, Window, image, kernel};
+use super::slots::Slots;
+use tinyforge_kernels::int8::{Conv, Quant};
+use tinyforge_plan::Step;
+
+/// A kernel of generated code.
+struct Row {
+    /// The kernel's name in plans.
+    name: &'static str,
+    /// Binds the operands and writes the call.
+    call: fn(&mut Slots) -> Result<String, String>,
+}
+
+const ROWS: &[Row] = &[
+    Row { name: "i8_conv2d", call: |s| forward(s, "i8_conv2d", false) },
+    Row { name: "i8_depthwise", call: |s| forward(s, "i8_depthwise", true) },
+    Row { name: "i8_add", call: add },
+    Row { name: "i8_avg_pool", call: |s| pool(s, "i8_avg_pool") },
+    Row { name: "i8_max_pool", call: |s| pool(s, "i8_max_pool") },
+    Row { name: "i8_avg_pool_grad", call: |s| pool_grad(s, "i8_avg_pool_grad") },
+    Row { name: "i8_max_pool_grad", call: |s| pool_grad(s, "i8_max_pool_grad") },
+    Row { name: "i8_softmax", call: softmax },
+    Row { name: "i8_cross_entropy", call: cross_entropy },
+    Row { name: "i8_cross_entropy_grad", call: cross_entropy_grad },
+    Row { name: "i8_scale_grad", call: scale_grad },
+    Row { name: "i8_conv2d_grad_x", call: |s| grad_x(s, "i8_conv2d_grad_x") },
+    Row { name: "i8_depthwise_grad_x", call: |s| grad_x(s, "i8_depthwise_grad_x") },
+    Row { name: "i8_conv2d_grad_w_update", call: |s| grad_w_update(s, "i8_conv2d_grad_w_update", false) },
+    Row { name: "i8_depthwise_grad_w_update", call: |s| grad_w_update(s, "i8_depthwise_grad_w_update", true) },
+    Row { name: "i8_grad_b_update", call: grad_b_update },
+    Row { name: "add", call: f32_add },
+    Row { name: "scale", call: f32_scale },
+    Row { name: "fill", call: fill },
+    Row { name: "reshape", call: copy },
+];
+
+/// The lines of one step.
+pub(super) fn call(step: &Step, base: u64) -> Result<String, ExportError> {
+    let error = |why: String| ExportError::Kernel { kernel: step.kernel.clone(), label: step.label.clone(), why };
+    let row = ROWS.iter().find(|r| r.name == step.kernel).ok_or_else(|| error(String::new()))?;
+    let mut slots = Slots::new(step, base);
+    let line = (row.call)(&mut slots).map_err(|why| error(format!(": {why}")))?;
+    Ok(format!("{}    {line};\n", slots.binding()))
+}
+
+/// A parameter struct as source.
+fn source(params: impl std::fmt::Debug) -> String {
+    format!("&k::{params:?}")
+}
+
+fn window<'a>(s: &Slots<'a>) -> Window<'a> {
+    Window { step: s.step, prefix: "" }
+}
+
+fn forward(s: &mut Slots, name: &str, is_depthwise: bool) -> Result<String, String> {
+    let (x, (taps, channels)) = (image(&s.step.args[0]), kernel(&s.step.args[1]));
+    debug_assert_eq!(is_depthwise, s.step.args[1].shape.len() == 3);
+    let (dims, quant) = (window(s).conv(x, taps, channels), window(s).quant());
+    let (x, w, bias, scale) = (s.arg(0, "x"), s.arg(1, "w"), s.arg(2, "bias"), s.arg(3, "scale"));
+    let (y, mask, scratch) = (s.out(0, "y"), s.out_or_none(1, "mask"), s.scratch());
+    Ok(format!(
+        "k::{name}({}, {}, {x}, &k::Weights {{ w: {w}, bias: {bias}, scale: {scale} }}, {y}, {mask}, {scratch})",
+        source(dims),
+        source(quant)
+    ))
+}
+
+fn add(s: &mut Slots) -> Result<String, String> {
+    let params = source(params::add(s.step));
+    if s.in_place(0) {
+        let (y, b, mask) = (s.out(0, "a"), s.arg(1, "b"), s.out_or_none(1, "mask"));
+        return Ok(format!("k::i8_add_to_a({params}, {y}, {b}, {mask})"));
+    }
+    if s.in_place(1) {
+        let (a, y, mask) = (s.arg(0, "a"), s.out(0, "b"), s.out_or_none(1, "mask"));
+        return Ok(format!("k::i8_add_to_b({params}, {a}, {y}, {mask})"));
+    }
+    let (a, b, y, mask) = (s.arg(0, "a"), s.arg(1, "b"), s.out(0, "y"), s.out_or_none(1, "mask"));
+    Ok(format!("k::i8_add({params}, {a}, {b}, {y}, {mask})"))
+}
+
+/// The geometry of a pooling over images like `x`.
+fn pool_dims(s: &Slots, x: [usize; 4]) -> Conv {
+    window(s).conv(x, [s.step.size("kh"), s.step.size("kw")], x[3])
+}
+
+fn pool(s: &mut Slots, name: &str) -> Result<String, String> {
+    let dims = pool_dims(s, image(&s.step.args[0]));
+    let int = |name: &str| s.step.int(name) as i32;
+    let quant = Quant { zero_x: int("zero"), zero_y: int("zero"), lo: int("lo"), hi: int("hi") };
+    let (x, y) = (s.arg(0, "x"), s.out(0, "y"));
+    Ok(format!("k::{name}({}, {}, {x}, {y})", source(dims), source(quant)))
+}
+
+fn pool_grad(s: &mut Slots, name: &str) -> Result<String, String> {
+    let dims = pool_dims(s, image(&s.step.outs[0]));
+    let g = s.arg(0, "g");
+    let x = if s.step.args.len() > 1 { format!("{}, ", s.arg(1, "x")) } else { String::new() };
+    let gx = s.out(0, "gx");
+    Ok(format!("k::{name}({}, {g}, {x}{gx})", source(dims)))
+}
+
+fn softmax(s: &mut Slots) -> Result<String, String> {
+    if s.in_place(0) {
+        return Err("it runs in place here".to_string());
+    }
+    let (params, classes) = (source(params::softmax(s.step)), s.step.args[0].cols());
+    let (x, y) = (s.arg(0, "x"), s.out(0, "y"));
+    Ok(format!("k::i8_softmax({params}, {classes}, {x}, {y})"))
+}
+
+fn cross_entropy(s: &mut Slots) -> Result<String, String> {
+    let params = source(params::cross_entropy(s.step));
+    let (x, labels, weights, loss) = (s.arg(0, "x"), s.arg(1, "labels"), s.arg(2, "weights"), s.out(0, "loss"));
+    Ok(format!("k::i8_cross_entropy({params}, {x}, {labels}, {weights}, {loss})"))
+}
+
+fn cross_entropy_grad(s: &mut Slots) -> Result<String, String> {
+    let params = source(params::cross_entropy(s.step));
+    let (x, labels, weights) = (s.arg(0, "x"), s.arg(1, "labels"), s.arg(2, "weights"));
+    let (dloss, g) = (s.arg(3, "dloss"), s.out(0, "g"));
+    Ok(format!("k::i8_cross_entropy_grad({params}, {x}, {labels}, {weights}, {dloss}, {g})"))
+}
+
+fn scale_grad(s: &mut Slots) -> Result<String, String> {
+    let has_mask = s.step.int("has_mask") == 1;
+    let copied = if s.in_place(0) { None } else { Some(s.arg(0, "from")) };
+    let g = s.out(0, "g");
+    let mask = if has_mask { format!("Some({})", s.arg(1, "mask")) } else { "None".to_string() };
+    let scale = s.arg(1 + usize::from(has_mask), "scale");
+    let copy = copied.map_or(String::new(), |from| format!("*{g} = *{from};\n    "));
+    Ok(format!("{copy}k::i8_scale_grad({g}, {mask}, {scale})"))
+}
+
+fn grad_x(s: &mut Slots, name: &str) -> Result<String, String> {
+    let (taps, channels) = kernel(&s.step.args[1]);
+    let dims = window(s).conv(image(&s.step.outs[0]), taps, channels);
+    let (gc, w, gx, scratch) = (s.arg(0, "gc"), s.arg(1, "w"), s.out(0, "gx"), s.scratch());
+    Ok(format!("k::{name}({}, {gc}, {w}, {gx}, {scratch})", source(dims)))
+}
+
+/// `k::Update { .. }` of operands from `factor` on; `rate` is the element of `hyper`.
+fn update(s: &mut Slots, at: usize, rate: usize) -> String {
+    let stream = s.step.int("stream");
+    let (factor, hyper, rng) = (s.arg(at, "factor"), s.arg(at + 1, "hyper"), s.arg(at + 2, "rng"));
+    format!("&k::Update {{ lr: {hyper}[{rate}], factor: {factor}, stream: k::update_stream({rng}, {stream}) }}")
+}
+
+fn grad_w_update(s: &mut Slots, name: &str, is_depthwise: bool) -> Result<String, String> {
+    let (taps, channels) = kernel(&s.step.args[0]);
+    debug_assert_eq!(is_depthwise, s.step.args[0].shape.len() == 3);
+    let (dims, zero) = (window(s).conv(image(&s.step.args[2]), taps, channels), s.step.int("zero_x"));
+    let (w, gc, x, update) = (s.change(0, "w"), s.arg(1, "gc"), s.arg(2, "x"), update(s, 3, 0));
+    let (index, scratch) = (s.arg_or_none(6, "index"), s.scratch());
+    Ok(format!(
+        "k::{name}({}, &k::WeightGrad {{ zero: {zero}, gc: {gc}, x: {x}, index: {index} }}, {update}, {w}, {scratch})",
+        source(dims)
+    ))
+}
+
+fn grad_b_update(s: &mut Slots) -> Result<String, String> {
+    let (bias, gc, update) = (s.change(0, "bias"), s.arg(1, "gc"), update(s, 2, 1));
+    Ok(format!("k::i8_grad_b_update({update}, {gc}, {bias})"))
+}
+
+fn f32_add(s: &mut Slots) -> Result<String, String> {
+    if s.in_place(0) {
+        let (a, b) = (s.out(0, "a"), s.arg(1, "b"));
+        return Ok(format!("k::f32_add_to({a}, {b})"));
+    }
+    if s.in_place(1) {
+        // Addition of two numbers commutes, bit for bit.
+        let (a, b) = (s.arg(0, "a"), s.out(0, "b"));
+        return Ok(format!("k::f32_add_to({b}, {a})"));
+    }
+    let (a, b, y) = (s.arg(0, "a"), s.arg(1, "b"), s.out(0, "y"));
+    Ok(format!("k::f32_add({a}, {b}, {y})"))
+}
+
+fn f32_scale(s: &mut Slots) -> Result<String, String> {
+    let factor = format!("{:?}", s.step.float("scale"));
+    if s.in_place(0) {
+        let x = s.out(0, "x");
+        return Ok(format!("k::f32_scale_in_place({factor}, {x})"));
+    }
+    let (x, y) = (s.arg(0, "x"), s.out(0, "y"));
+    Ok(format!("k::f32_scale({factor}, {x}, {y})"))
+}
+
+fn fill(s: &mut Slots) -> Result<String, String> {
+    let value = format!("{:?}", s.step.float("value"));
+    let y = s.out(0, "y");
+    Ok(format!("{y}.fill({value})"))
+}
+
+fn copy(s: &mut Slots) -> Result<String, String> {
+    let (x, y) = (s.arg(0, "x"), s.out(0, "y"));
+    Ok(format!("*{y} = *{x}"))
+}

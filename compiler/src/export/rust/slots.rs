@@ -1,0 +1,92 @@
+//! The operands of one call: slots of SRAM, bound in one `let`, and constants in flash, named in place.
+
+use super::slot;
+use std::fmt::Write;
+use tinyforge_plan::{Step, Tensor};
+
+/// Collects the slots of a step.
+pub(super) struct Slots<'a> {
+    pub(super) step: &'a Step,
+    base: u64,
+    bound: Vec<(String, bool, String)>,
+}
+
+impl<'a> Slots<'a> {
+    /// For a step of a plan whose SRAM starts at `base`.
+    pub(super) fn new(step: &'a Step, base: u64) -> Slots<'a> {
+        Slots { step, base, bound: Vec::new() }
+    }
+
+    /// What reads a tensor: a bound name, or the place in flash.
+    fn read(&mut self, t: &Tensor, name: &str) -> String {
+        if t.offset < self.base {
+            return format!("FLASH.read::<{}>()", slot(t, 0));
+        }
+        self.bind(t, name, false)
+    }
+
+    fn bind(&mut self, t: &Tensor, name: &str, is_written: bool) -> String {
+        self.bound.push((name.to_string(), is_written, slot(t, self.base)));
+        name.to_string()
+    }
+
+    /// Operand `i` under this name.
+    pub(super) fn arg(&mut self, i: usize, name: &str) -> String {
+        let step = self.step;
+        self.read(&step.args[i], name)
+    }
+
+    /// Operand `i`, which the step changes.
+    pub(super) fn change(&mut self, i: usize, name: &str) -> String {
+        let step = self.step;
+        self.bind(&step.args[i], name, true)
+    }
+
+    /// Result `i`.
+    pub(super) fn out(&mut self, i: usize, name: &str) -> String {
+        let step = self.step;
+        self.bind(&step.outs[i], name, true)
+    }
+
+    /// `Some(name)` of result `i`, or `None` where the step has none.
+    pub(super) fn out_or_none(&mut self, i: usize, name: &str) -> String {
+        if i < self.step.outs.len() { format!("Some({})", self.out(i, name)) } else { "None".to_string() }
+    }
+
+    /// `Some(name)` of operand `i`, or `None` where the step has none.
+    pub(super) fn arg_or_none(&mut self, i: usize, name: &str) -> String {
+        if i < self.step.args.len() { format!("Some({})", self.arg(i, name)) } else { "None".to_string() }
+    }
+
+    /// The scratch, or nothing.
+    pub(super) fn scratch(&mut self) -> String {
+        if self.step.scratch_bytes == 0 {
+            return "&mut []".to_string();
+        }
+        let place = format!("Slot<u8, {}, {}>", self.step.scratch_offset - self.base, self.step.scratch_bytes);
+        self.bound.push(("scratch".to_string(), true, place));
+        "scratch".to_string()
+    }
+
+    /// Whether result 0 lies where operand `i` lies.
+    pub(super) fn in_place(&self, i: usize) -> bool {
+        self.step.args[i].offset == self.step.outs[0].offset
+    }
+
+    /// The `let` that binds all slots.
+    pub(super) fn binding(&self) -> String {
+        let mut out = String::new();
+        if self.bound.is_empty() {
+            return out;
+        }
+        let names: Vec<&str> = self.bound.iter().map(|(name, ..)| name.as_str()).collect();
+        let views: Vec<String> = self
+            .bound
+            .iter()
+            .map(|(_, is_written, slot)| format!("{}<{slot}>", if *is_written { "Write" } else { "Read" }))
+            .collect();
+        let comma = if names.len() == 1 { "," } else { "" };
+        let _ = writeln!(out, "    let ({}{comma}) = sram.slots::<({}{comma})>();", names.join(", "), views.join(", "));
+        out
+    }
+}

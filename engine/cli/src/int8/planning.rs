@@ -1,0 +1,101 @@
+//! From an int8 network and settings to a plan that fits SRAM and flash.
+
+use super::Int8Settings;
+use crate::error::CommandError;
+use crate::sizes::show;
+use tinyforge::cpu::CpuKernels;
+use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
+use tinyforge_compiler::import::int8::{self, Int8Model};
+use tinyforge_compiler::optimizer::rule_index;
+use tinyforge_compiler::passes::parameterize::Storage;
+use tinyforge_compiler::passes::update::Optimizer;
+use tinyforge_plan::{DType, Fixed, Plan, Source};
+
+/// Compiles the entries `train` and `infer` for one sample at a time.
+///
+/// # Errors
+/// The scheme does not suit the network, or SRAM or flash are too small: with numbers and what would fit.
+pub fn plan(name: &str, model: &Int8Model, settings: &Int8Settings) -> Result<Compiled, CommandError> {
+    let compiled = attempt(name, model, settings, Some(settings.memory.saturating_sub(settings.stack)));
+    let mut compiled = compiled.map_err(|error| refuse(&error, settings))?;
+    let plan = &mut compiled.plan;
+    plan.fixed.push(Fixed { name: "stack".to_string(), bytes: settings.stack });
+    let flash = flash_bytes(plan);
+    if flash > settings.flash {
+        return Err(CommandError::request(format!(
+            "weights take {flash} bytes of flash, {} are there ({} over)",
+            settings.flash,
+            flash - settings.flash
+        )));
+    }
+    Ok(compiled)
+}
+
+/// Bytes of flash beside the code: what stays there, and what the changed tensors start from.
+pub fn flash_bytes(plan: &Plan) -> u64 {
+    let fixed: u64 = plan.spaces.iter().filter(|s| !s.is_written).map(|s| s.bytes).sum();
+    fixed + plan.stored_bytes(|s| s.changes)
+}
+
+fn attempt(
+    name: &str,
+    model: &Int8Model,
+    settings: &Int8Settings,
+    limit: Option<u64>,
+) -> Result<Compiled, CompileError> {
+    let graph = |entry| {
+        let graph = model.graph(entry, 1);
+        graph.map_err(|e| CompileError::NoKernel { entry: name.to_string(), why: e.to_string() })
+    };
+    let role = Role::Train { micro_batches: settings.batch };
+    let entries = vec![
+        Entry { name: "train".to_string(), graph: graph(int8::Entry::Train)?, role },
+        Entry { name: "infer".to_string(), graph: graph(int8::Entry::Infer)?, role: Role::Forward },
+    ];
+    let optimizer = Optimizer {
+        rule: rule_index("sgd").expect("the table has it"),
+        beta1: 0.0,
+        beta2: 0.0,
+        eps: 0.0,
+        weight_decay: 0.0,
+        clip: None,
+    };
+    let source = |tensor: &str| model.source(tensor, settings.is_scaled).unwrap_or(Source::Zero);
+    compile::compile(&Request {
+        name: format!("{name} {}", settings.scheme),
+        entries,
+        scheme: settings.scheme.clone(),
+        group: 0,
+        storage: Storage { trained: DType::I8, frozen: None },
+        optimizer,
+        clip_by: None,
+        // Forward is cheap in memory here, and what is saved is small: nothing is computed twice.
+        recompute: Recompute::Nothing,
+        arena_bytes_max: limit,
+        target: settings.target,
+        kernels: &CpuKernels { threads: 1 },
+        source: &source,
+        files: model.files.clone(),
+        threads: 1,
+        dump: None,
+    })
+}
+
+/// What to say of a plan that does not fit.
+fn refuse(error: &CompileError, settings: &Int8Settings) -> CommandError {
+    let CompileError::Budget { need, entry, peak, at, stored, .. } = error else {
+        return CommandError::request(error);
+    };
+    let holders: Vec<String> = peak.holders.iter().take(4).map(|h| format!("{} {}", h.name, show(h.bytes))).collect();
+    CommandError::request(format!(
+        "plan needs {} of SRAM with {} of stack, the budget is {} ({} over)\n  peak at {at} of {entry}: {}; stored tensors \
+         {}\n  help: a smaller --scheme, or `--memory {}KiB`",
+        show(need + settings.stack),
+        show(settings.stack),
+        show(settings.memory),
+        show(need + settings.stack - settings.memory),
+        holders.join(", "),
+        show(*stored),
+        (need + settings.stack).div_ceil(1024),
+    ))
+}

@@ -1,0 +1,255 @@
+//! Training on labelled samples, one at a time: what a microcontroller does, on the host.
+//!
+//! The same plan, the same kernels, and so the same bits; only what depends on a sample alone is computed once and
+//! kept, which changes nothing. The entries of the plan are `train`, with `update` where a step has several samples,
+//! and `infer`. Inputs: `images`, `labels`, `loss_weights` (1 / batch), `hyper` (learning rates of weights and of biases) and
+//! `rng` (seed, step). Results: `loss`, `logits`.
+
+mod prefix;
+
+use crate::data::Schedule;
+use crate::runner::{RunError, RunOptions, Runner};
+use crate::samples::Samples;
+use crate::train::schedule::LrSchedule;
+use prefix::Prefix;
+use tinyforge_plan::Plan;
+
+/// Why a simulation stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulateError {
+    /// A kernel refused its data, or the plan cannot be run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The plan is not one of a network with labels.
+    #[error("the plan has no {what} `{name}`: it is not the plan of a network that learns from labelled samples")]
+    Missing {
+        /// Entry, input or result.
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The loss is NaN or infinite.
+    #[error("the loss of step {step} is {loss}; a lower --lr helps")]
+    NotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// What it is.
+        loss: f64,
+    },
+}
+
+/// How a simulation trains.
+#[derive(Clone, Copy, Debug)]
+pub struct SimulateOptions {
+    /// Samples a step.
+    pub batch: usize,
+    /// Learning rates of weights.
+    pub schedule: LrSchedule,
+    /// Learning rate of biases over that of weights.
+    pub bias_lr_ratio: f64,
+    /// Seed of the order of samples and of rounding.
+    pub seed: u64,
+    /// Whether samples come in a random order, another one every epoch.
+    pub is_shuffled: bool,
+}
+
+/// A plan in training.
+pub struct Simulation {
+    runner: Runner,
+    options: SimulateOptions,
+    visits: Schedule,
+    train: usize,
+    update: Option<usize>,
+    infer: usize,
+    prefix: Prefix,
+    visit: u64,
+    step: u64,
+}
+
+/// How samples were classified.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Accuracy {
+    /// Samples whose largest logit is their label's; of equal logits the first counts.
+    pub right: usize,
+    /// Samples.
+    pub samples: usize,
+}
+
+impl Accuracy {
+    /// The share that is right.
+    pub fn share(&self) -> f64 {
+        self.right as f64 / self.samples.max(1) as f64
+    }
+}
+
+impl Simulation {
+    /// A simulation over `samples` samples with a runner whose weights are loaded.
+    ///
+    /// # Errors
+    /// The plan lacks an entry, an input or a result.
+    pub fn new(runner: Runner, options: SimulateOptions, samples: usize) -> Result<Simulation, SimulateError> {
+        let entry = |name: &'static str| runner.entry(name).ok_or(SimulateError::Missing { what: "entry", name });
+        let (train, infer) = (entry("train")?, entry("infer")?);
+        let plan = runner.plan();
+        for name in ["images", "labels", "loss_weights"] {
+            if plan.entries[train].input(name).is_none() {
+                return Err(SimulateError::Missing { what: "input", name });
+            }
+        }
+        if plan.entries[infer].result("logits").is_none() {
+            return Err(SimulateError::Missing { what: "result", name: "logits" });
+        }
+        let prefix = Prefix::new(plan, &plan.entries[train], "images", samples);
+        let (visits, update) =
+            (Schedule::new(samples as u64, options.seed, options.is_shuffled), runner.entry("update"));
+        Ok(Simulation { runner, options, visits, train, update, infer, prefix, visit: 0, step: 0 })
+    }
+
+    /// The runner, with the weights as they are now.
+    pub fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
+    /// The runner, to be changed.
+    pub fn runner_mut(&mut self) -> &mut Runner {
+        &mut self.runner
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Steps of the entry `train` that depend on the sample alone, and of all.
+    pub fn steady_steps(&self) -> (usize, usize) {
+        (self.prefix.steps, self.runner.plan().entries[self.train].steps.len())
+    }
+
+    /// One step over the next samples; gives the mean loss.
+    ///
+    /// # Errors
+    /// The loss is not finite: nothing was updated where a step has several samples.
+    pub fn step(&mut self, samples: &Samples) -> Result<f64, SimulateError> {
+        let lr = self.options.schedule.at(self.step);
+        let mut loss = 0.0;
+        for _ in 0..self.options.batch {
+            let sample = self.visits.row(self.visit) as usize;
+            self.visit += 1;
+            self.feed(self.train, lr);
+            loss += f64::from(self.train_one(samples, sample)?);
+        }
+        if !loss.is_finite() {
+            return Err(SimulateError::NotFinite { step: self.step + 1, loss });
+        }
+        if let Some(update) = self.update {
+            self.feed(update, lr);
+            self.runner.run(update)?;
+        }
+        self.step += 1;
+        Ok(loss)
+    }
+
+    /// Learning rates and random counters.
+    fn feed(&mut self, entry: usize, lr: f64) {
+        let (seed, step, ratio) = (self.options.seed, self.step as u32, self.options.bias_lr_ratio);
+        put(self.runner.input::<f32>(entry, "hyper"), &[lr as f32, (lr * ratio) as f32, 0.0, 0.0]);
+        put(self.runner.input::<u32>(entry, "rng"), &[seed as u32, (seed >> 32) as u32, step, 0]);
+    }
+
+    fn train_one(&mut self, samples: &Samples, sample: usize) -> Result<f32, SimulateError> {
+        put(self.runner.input::<i32>(self.train, "labels"), &[samples.labels[sample] as i32]);
+        put(self.runner.input::<f32>(self.train, "loss_weights"), &[1.0 / self.options.batch as f32]);
+        put(self.runner.input::<i8>(self.train, "images"), samples.sample(sample));
+        let all = self.runner.plan().entries[self.train].steps.len();
+        if !self.prefix.restore(sample, self.runner.arena_mut()) {
+            self.runner.run_steps(self.train, 0..self.prefix.steps)?;
+            self.prefix.keep(sample, self.runner.arena());
+        }
+        self.runner.run_steps(self.train, self.prefix.steps..all)?;
+        Ok(self.runner.result::<f32>(self.train, "loss").iter().sum())
+    }
+
+    /// Classifies one sample: the index of the largest logit.
+    ///
+    /// # Errors
+    /// A kernel refused its data.
+    pub fn infer(&mut self, sample: &[i8]) -> Result<usize, SimulateError> {
+        put(self.runner.input::<i8>(self.infer, "images"), sample);
+        self.runner.run(self.infer)?;
+        Ok(largest(self.runner.result::<i8>(self.infer, "logits")))
+    }
+}
+
+/// Copies as much as both sides have: an input that no step reads is not in the plan.
+fn put<T: Copy>(to: &mut [T], from: &[T]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+}
+
+fn largest(logits: &[i8]) -> usize {
+    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+/// Evaluation by several runners at a time, each with memory of its own.
+pub struct Evaluator {
+    workers: Vec<Worker>,
+}
+
+struct Worker {
+    runner: Runner,
+    infer: usize,
+    first: usize,
+    prefix: Prefix,
+}
+
+impl Evaluator {
+    /// `threads` workers for `samples` samples.
+    ///
+    /// # Errors
+    /// The plan cannot be run, or has no entry `infer`.
+    pub fn new(plan: &Plan, samples: usize, threads: usize) -> Result<Evaluator, SimulateError> {
+        let each = samples.div_ceil(threads.max(1)).max(1);
+        let mut workers = Vec::new();
+        for first in (0..samples).step_by(each) {
+            let runner = Runner::new(Plan { threads: 1, ..plan.clone() }, RunOptions::default())?;
+            let infer = runner.entry("infer").ok_or(SimulateError::Missing { what: "entry", name: "infer" })?;
+            let prefix = Prefix::new(plan, &plan.entries[infer], "images", each.min(samples - first));
+            workers.push(Worker { runner, infer, first, prefix });
+        }
+        Ok(Evaluator { workers })
+    }
+
+    /// Classifies all samples with the weights that `from` has now.
+    ///
+    /// # Errors
+    /// A kernel refused its data.
+    pub fn run(&mut self, from: &Runner, samples: &Samples) -> Result<Accuracy, SimulateError> {
+        let results = std::thread::scope(|scope| {
+            let started: Vec<_> = self.workers.iter_mut().map(|w| scope.spawn(move || w.run(from, samples))).collect();
+            started.into_iter().map(|t| t.join().expect("a worker does not panic")).collect::<Vec<_>>()
+        });
+        let right = results.into_iter().sum::<Result<usize, RunError>>()?;
+        Ok(Accuracy { right, samples: samples.len() })
+    }
+}
+
+impl Worker {
+    fn run(&mut self, from: &Runner, samples: &Samples) -> Result<usize, RunError> {
+        for stored in &from.plan().stored {
+            self.runner.arena_mut().tensor_mut(&stored.tensor).copy_from_slice(from.arena().tensor(&stored.tensor));
+        }
+        let all = self.runner.plan().entries[self.infer].steps.len();
+        let mut right = 0;
+        for i in 0..self.prefix.samples() {
+            let sample = self.first + i;
+            put(self.runner.input::<i8>(self.infer, "images"), samples.sample(sample));
+            if !self.prefix.restore(i, self.runner.arena_mut()) {
+                self.runner.run_steps(self.infer, 0..self.prefix.steps)?;
+                self.prefix.keep(i, self.runner.arena());
+            }
+            self.runner.run_steps(self.infer, self.prefix.steps..all)?;
+            let found = largest(self.runner.result::<i8>(self.infer, "logits"));
+            right += usize::from(found == samples.labels[sample] as usize);
+        }
+        Ok(right)
+    }
+}

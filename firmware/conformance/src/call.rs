@@ -1,0 +1,152 @@
+//! One call: buffers of bytes to the slices of the kernel's parameters.
+
+use crate::{Kernel, Params};
+use bytemuck::{AnyBitPattern, NoUninit, try_cast_slice, try_cast_slice_mut};
+use tinyforge_kernels::int8::*;
+
+/// The elements of a buffer; none if it is not aligned for them.
+fn read<T: AnyBitPattern>(bytes: &[u8]) -> &[T] {
+    try_cast_slice(bytes).unwrap_or(&[])
+}
+
+/// The elements of a buffer, to be written.
+fn write<T: AnyBitPattern + NoUninit>(bytes: &mut [u8]) -> &mut [T] {
+    try_cast_slice_mut(bytes).unwrap_or(&mut [])
+}
+
+/// An index or mask that may be left out.
+fn index(bytes: &[u8]) -> Option<&[i32]> {
+    (!bytes.is_empty()).then(|| read(bytes))
+}
+
+/// Bytes of scratch of a call.
+pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
+    let dims = &params.conv();
+    match kernel {
+        Kernel::Conv2d => i8_conv2d_scratch_bytes(dims),
+        Kernel::Depthwise => i8_depthwise_scratch_bytes(dims),
+        Kernel::Conv2dGradX => i8_conv2d_grad_x_scratch_bytes(dims),
+        Kernel::Conv2dGradW | Kernel::Conv2dGradWUpdate => i8_conv2d_grad_w_scratch_bytes(dims),
+        Kernel::DepthwiseGradX => i8_depthwise_grad_x_scratch_bytes(dims),
+        Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate => i8_depthwise_grad_w_scratch_bytes(dims),
+        Kernel::Bottleneck | Kernel::BottleneckOverlay => i8_bottleneck_scratch_bytes(&params.bottleneck()),
+        _ => 0,
+    }
+}
+
+/// Calls the kernel. `buffers`: its slices in the order of its parameters, each beginning at a multiple of 16; an
+/// empty mask or index is none. Numbers beside geometry and limits, by kernel:
+///
+/// | kernel | numbers |
+/// |---|---|
+/// | `i8_add` | ra, rb, zero of b (that of a is the input's) |
+/// | `i8_softmax` | scale of x, scale of y |
+/// | cross-entropy | scale |
+/// | updates | learning rate, seed low, seed high, step, tensor; 5: 1 when the channel is the last dimension |
+/// | bottlenecks | 6, 7: see [`Params::bottleneck`] |
+/// | `f32_scale` | factor |
+///
+/// False when there are not as many buffers as the kernel has.
+pub fn call(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &mut [u8]) -> bool {
+    let (dims, quant) = (&params.conv(), &params.quant());
+    match (kernel, buffers) {
+        (Kernel::Conv2d | Kernel::Depthwise, [x, w, bias, scale, y, mask]) => {
+            let weights = Weights { w: read(w), bias: read(bias), scale: read(scale) };
+            let mask = (!mask.is_empty()).then_some(&mut **mask);
+            match kernel {
+                Kernel::Conv2d => i8_conv2d(dims, quant, read(x), &weights, write(y), mask, scratch),
+                _ => i8_depthwise(dims, quant, read(x), &weights, write(y), mask, scratch),
+            }
+        }
+        (Kernel::Add, [a, b, y, mask]) => {
+            let Quant { zero_x, zero_y, lo, hi } = *quant;
+            let (ra, rb, zero_b) = (params.float(0), params.float(1), params.number(2) as i32);
+            let mask = (!mask.is_empty()).then_some(&mut **mask);
+            i8_add(&Add { ra, rb, zero_a: zero_x, zero_b, zero_y, lo, hi }, read(a), read(b), write(y), mask);
+        }
+        (Kernel::AvgPool, [x, y]) => i8_avg_pool(dims, quant, read(x), write(y)),
+        (Kernel::MaxPool, [x, y]) => i8_max_pool(dims, quant, read(x), write(y)),
+        (Kernel::AvgPoolGrad, [g, gx]) => i8_avg_pool_grad(dims, read(g), write(gx)),
+        (Kernel::MaxPoolGrad, [g, x, gx]) => i8_max_pool_grad(dims, read(g), read(x), write(gx)),
+        (Kernel::Softmax, [x, y]) => {
+            let (scale_x, scale_y) = (params.float(0), params.float(1));
+            let softmax = Softmax { scale_x, zero_x: quant.zero_x, scale_y, zero_y: quant.zero_y };
+            i8_softmax(&softmax, dims.out_channels, read(x), write(y));
+        }
+        (Kernel::ScaleGrad, [g, mask, scale]) => {
+            i8_scale_grad(write(g), (!mask.is_empty()).then_some(&**mask), read(scale));
+        }
+        (Kernel::AddTo, [a, b]) => f32_add_to(write(a), read(b)),
+        (Kernel::Scale, [x, y]) => f32_scale(params.float(0), read(x), write(y)),
+        (Kernel::Bottleneck, [x, w1, b1, s1, w2, b2, s2, w3, b3, s3, y]) => {
+            let stages = [(w1, b1, s1), (w2, b2, s2), (w3, b3, s3)];
+            let weights = stages.map(|(w, bias, scale)| Weights { w: read(w), bias: read(bias), scale: read(scale) });
+            i8_bottleneck(&params.bottleneck(), read(x), &weights, write(y), scratch);
+        }
+        (Kernel::BottleneckOverlay, [buffer, w1, b1, s1, w2, b2, s2, w3, b3, s3]) => {
+            let stages = [(w1, b1, s1), (w2, b2, s2), (w3, b3, s3)];
+            let weights = stages.map(|(w, bias, scale)| Weights { w: read(w), bias: read(bias), scale: read(scale) });
+            i8_bottleneck_overlay(&params.bottleneck(), &weights, write(buffer), scratch);
+        }
+        (_, buffers) => return loss(kernel, params, buffers) || learn(kernel, params, buffers, scratch),
+    }
+    true
+}
+
+/// The calls of the loss.
+fn loss(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]]) -> bool {
+    let dims =
+        CrossEntropy { classes: params.conv().out_channels, scale: params.float(0), zero: params.quant().zero_x };
+    match (kernel, buffers) {
+        (Kernel::CrossEntropy, [x, label, weight, loss]) => {
+            i8_cross_entropy(&dims, read(x), read(label), read(weight), write(loss));
+        }
+        (Kernel::CrossEntropyGrad, [x, label, weight, dloss, g]) => {
+            i8_cross_entropy_grad(&dims, read(x), read(label), read(weight), read(dloss), write(g));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// The calls of the backward pass and of the update.
+fn learn(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &mut [u8]) -> bool {
+    let (dims, zero) = (&params.conv(), params.quant().zero_x);
+    let rng = [params.number(1), params.number(2), params.number(3), 0];
+    let update = |factor| Update { lr: params.float(0), factor, stream: update_stream(&rng, params.number(4)) };
+    match (kernel, buffers) {
+        (Kernel::Conv2dGradX, [gc, w, gx]) => i8_conv2d_grad_x(dims, read(gc), read(w), write(gx), scratch),
+        (Kernel::DepthwiseGradX, [gc, w, gx]) => i8_depthwise_grad_x(dims, read(gc), read(w), write(gx), scratch),
+        (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, [gc, x, at, gw]) => {
+            let from = WeightGrad { zero, gc: read(gc), x: read(x), index: index(at) };
+            match kernel {
+                Kernel::Conv2dGradW => i8_conv2d_grad_w(dims, &from, write(gw), scratch),
+                _ => i8_depthwise_grad_w(dims, &from, write(gw), scratch),
+            }
+        }
+        (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, [gc, x, at, factor, w]) => {
+            let from = WeightGrad { zero, gc: read(gc), x: read(x), index: index(at) };
+            match kernel {
+                Kernel::Conv2dGradWUpdate => {
+                    i8_conv2d_grad_w_update(dims, &from, &update(read(factor)), write(w), scratch);
+                }
+                _ => i8_depthwise_grad_w_update(dims, &from, &update(read(factor)), write(w), scratch),
+            }
+        }
+        (Kernel::GradB, [gc, gb]) => i8_grad_b(read(gc), write(gb)),
+        (Kernel::GradBUpdate, [gc, factor, bias]) => i8_grad_b_update(&update(read(factor)), read(gc), write(bias)),
+        (Kernel::Update | Kernel::Update32, [w, g, factor, at]) => {
+            let channels = dims.out_channels;
+            let shape = match params.number(5) {
+                0 => Shape::ChannelFirst { channels, inner: dims.in_channels },
+                _ => Shape::ChannelLast { channels },
+            };
+            match kernel {
+                Kernel::Update => i8_update(shape, &update(read(factor)), write(w), read(g), index(at)),
+                _ => i32_update(shape, &update(read(factor)), write(w), read(g), index(at)),
+            }
+        }
+        _ => return false,
+    }
+    true
+}

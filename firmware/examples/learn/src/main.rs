@@ -1,0 +1,158 @@
+//! Learns from a stream of examples, on an emulated board:
+//!
+//! ```text
+//! learn train=FILE test=FILE flash=FILE steps=N [every=N] [rate=MILLIONTHS] [bias=MILLIONTHS] [seed=N]
+//!       [power=N] [reset=N]
+//! ```
+//!
+//! A file of samples is `TFSM`, the number of samples, the length of each, then each label (i32) and its numbers (i8);
+//! all little-endian. Every `every` steps a checkpoint goes to the flash; a program that starts and finds one goes on
+//! from there. `power=N` cuts the power at the Nth piece of work of the flash, `reset=N` sets the board back at step N.
+#![no_std]
+#![no_main]
+
+include!(concat!(env!("OUT_DIR"), "/model.rs"));
+
+use model::Net;
+use tinyforge_firmware::{Fault, Learner, Model, Place, Score};
+use tinyforge_mps2::flash::{ERASE_BYTES, HostFlash};
+use tinyforge_mps2::host::{Arguments, File, Mode, exit};
+use tinyforge_mps2::{Line, count, entry, reset, stack};
+
+/// What ends the run badly; behind it the exit codes are those of [`Fault`].
+#[repr(u32)]
+#[derive(Clone, Copy)]
+enum Stop {
+    Arguments = 32,
+    Samples = 33,
+    Flash = 34,
+}
+
+static NET: Place<Net> = Place::new(Net::new());
+
+/// More than any model has classes in one step.
+const BATCH_MAX: usize = 64;
+const HEAD_BYTES: usize = 12;
+
+fn stop(stop: Stop) -> ! {
+    exit(stop as u32)
+}
+
+fn stop_at(fault: Fault) -> ! {
+    exit(u32::from(fault.code()))
+}
+
+/// A file of samples.
+struct Samples {
+    file: File,
+    count: u32,
+}
+
+impl Samples {
+    fn open(arguments: &Arguments, name: &str) -> Samples {
+        let Some(path) = arguments.value(name) else { stop(Stop::Arguments) };
+        let Some(mut file) = File::open(path, Mode::Read) else { stop(Stop::Samples) };
+        let mut head = [0; HEAD_BYTES];
+        let is_whole = file.fill(&mut head);
+        let [b'T', b'F', b'S', b'M', c0, c1, c2, c3, l0, l1, l2, l3] = head else { stop(Stop::Samples) };
+        let (count, len) = (u32::from_le_bytes([c0, c1, c2, c3]), u32::from_le_bytes([l0, l1, l2, l3]));
+        if !is_whole || count == 0 || len as usize != Net::INPUT_LEN {
+            stop(Stop::Samples);
+        }
+        Samples { file, count }
+    }
+
+    /// Goes to sample `index`, from the start again behind the last.
+    fn seek(&mut self, index: u64) {
+        let index = (index % u64::from(self.count).max(1)) as usize;
+        if !self.file.seek(HEAD_BYTES + index * (4 + Net::INPUT_LEN)) {
+            stop(Stop::Samples);
+        }
+    }
+
+    /// The next sample's numbers, and its label.
+    fn read(&mut self, to: &mut [i8]) -> i32 {
+        let mut label = [0; 4];
+        let Ok(bytes) = bytemuck::try_cast_slice_mut(to) else { stop(Stop::Samples) };
+        if !self.file.fill(&mut label) || !self.file.fill(bytes) {
+            stop(Stop::Samples);
+        }
+        i32::from_le_bytes(label)
+    }
+}
+
+fn evaluate(learner: &mut Learner<'_, Net>, test: &mut Samples) -> Score {
+    test.seek(0);
+    let mut left = test.count;
+    learner.evaluate(|input| {
+        left = left.checked_sub(1)?;
+        Some(test.read(input))
+    })
+}
+
+fn report(word: &str, learner: &mut Learner<'_, Net>, test: &mut Samples) {
+    let score = evaluate(learner, test);
+    let line = Line::new().text(word).text(" steps=").number(learner.counters().steps.into());
+    let line = line.text(" right=").number(score.right.into()).text(" of=").number(score.seen.into());
+    line.text(" digest=").hex(learner.digest()).print();
+}
+
+/// One step on the next examples of the stream.
+fn step(learner: &mut Learner<'_, Net>, training: &mut Samples) -> f32 {
+    let mut labels = [0; BATCH_MAX];
+    let labels = labels.get_mut(..Net::BATCH).unwrap_or(&mut []);
+    let first = learner.counters().examples;
+    let inputs = learner.model().train_input().chunks_exact_mut(Net::INPUT_LEN);
+    for ((input, label), index) in inputs.zip(labels.iter_mut()).zip(first..) {
+        training.seek(index);
+        *label = training.read(input);
+    }
+    learner.train_in_place(labels).unwrap_or_else(|fault| stop_at(fault))
+}
+
+#[entry]
+fn main() -> ! {
+    let arguments = Arguments::read();
+    let (Some(net), Some(mut timer)) = (NET.take(), count::timer()) else { stop(Stop::Arguments) };
+    let (mut training, mut test) = (Samples::open(&arguments, "train"), Samples::open(&arguments, "test"));
+    let rate = |name, default| arguments.number(name, default) as f32 * 1e-6;
+    let seed = arguments.number("seed", 11).into();
+    let mut learner = Learner::new(net, seed, rate("rate", 10_000), rate("bias", 10_000));
+
+    let len = 2 * Learner::<Net>::slot_bytes::<HostFlash>();
+    let Some(path) = arguments.value("flash") else { stop(Stop::Arguments) };
+    let power = arguments.number("power", 0);
+    let Some(flash) = HostFlash::open(path, len as usize, power) else { stop(Stop::Flash) };
+    let Ok(mut checkpoints) = Learner::<Net>::checkpoints(flash, 0..len) else { stop(Stop::Flash) };
+    match learner.load(&mut checkpoints) {
+        Ok(sequence) => Line::new().text("goes on from checkpoint ").number(sequence.into()).print(),
+        Err(Fault::Empty) => {}
+        Err(fault) => stop_at(fault),
+    }
+    report("before", &mut learner, &mut test);
+
+    let (steps, every) = (arguments.number("steps", 100), arguments.number("every", 50).max(1));
+    let (reset_at, started) = (arguments.number("reset", 0), learner.counters().steps);
+    let mut instructions = 0;
+    while learner.counters().steps < steps {
+        count::start(&mut timer);
+        let loss = step(&mut learner, &mut training);
+        instructions = count::instructions();
+        let done = learner.counters().steps;
+        if done.is_multiple_of(every) || done == steps {
+            if let Err(fault) = learner.save(&mut checkpoints) {
+                stop_at(fault);
+            }
+            Line::new().text("step ").number(done.into()).text(" loss=").decimal(loss).print();
+        }
+        if done == reset_at && started < reset_at {
+            reset();
+        }
+    }
+    report("after", &mut learner, &mut test);
+    let line = Line::new().text("instructions of a step=").number(instructions);
+    let line = line.text(" erase unit=").number(ERASE_BYTES as u64).text(" flash of checkpoints=").number(len.into());
+    line.text(" arena=").number(learner.model().memory().len() as u64).print();
+    Line::new().text("stack=").number(stack::used_bytes() as u64).print();
+    exit(0)
+}

@@ -1,0 +1,100 @@
+//! The kernels for Armv7E-M and later: packed 16-bit multiply-accumulates, and blocks of sums in FPv4 registers.
+//!
+//! The inner loops are whole functions in assembly, since compilers know neither `smlad` nor `ldm` well enough, and a
+//! target with single precision alone has no register class for floats. Each is called by a safe driver beside it that
+//! checks every length; integers are exact, and f32 sums keep the order of the portable kernels.
+#![expect(unsafe_code, reason = "assembly: the instructions have no stable name")]
+
+pub(crate) mod conv;
+pub(crate) mod depthwise;
+mod dot;
+mod sums;
+mod window;
+
+use super::{part, part_mut};
+use core::arch::asm;
+
+/// Adds to sums of up to four pixels and four columns, as `tile::add_rows`.
+pub(crate) fn add_rows(sums: &mut [f32], pitch: usize, pixels: usize, gc: &[f32], gc_pitch: usize, wt: &[[f32; 4]]) {
+    if pixels == 0 || sums.len() < (pixels - 1) * pitch + 4 || gc.len() < (pixels - 1) * gc_pitch + wt.len() {
+        return;
+    }
+    let mut job = sums::Rows4 {
+        a: gc.as_ptr(),
+        a_pitch: gc_pitch * 4,
+        b: wt.as_ptr().cast(),
+        c: sums.as_mut_ptr(),
+        c_pitch: pitch * 4,
+        k: wt.len(),
+    };
+    let mut left = pixels;
+    while left >= 4 {
+        // SAFETY: `left` of the pixels whose rows were compared with the lengths above begin at `a` and `c`.
+        unsafe { sums::add_rows4(&job) };
+        job.a = job.a.wrapping_add(4 * gc_pitch);
+        job.c = job.c.wrapping_add(4 * pitch);
+        left -= 4;
+    }
+    (job.a_pitch, job.c_pitch) = (0, 0);
+    for _ in 0..left {
+        // SAFETY: as above; without pitches it is one row only.
+        unsafe { sums::add_rows4(&job) };
+        job.a = job.a.wrapping_add(gc_pitch);
+        job.c = job.c.wrapping_add(pitch);
+    }
+}
+
+/// Adds to sums of channels and four columns, as `tile::add_outer`; gives how many channels it did.
+pub(crate) fn add_outer(sums: &mut [[f32; 4]], gc: &[f32], gc_pitch: usize, xt: &[[f32; 4]]) -> usize {
+    let channels = sums.len() / 4 * 4;
+    if xt.is_empty() || channels == 0 || gc.len() < (xt.len() - 1) * gc_pitch + channels {
+        return 0;
+    }
+    for o in (0..channels).step_by(4) {
+        let job = sums::Outer4 {
+            a: part(gc, o, 1).as_ptr(),
+            a_pitch: gc_pitch * 4,
+            b: xt.as_ptr().cast(),
+            c: part_mut(sums, o, 4).as_mut_ptr().cast(),
+            k: xt.len(),
+        };
+        // SAFETY: the gradients of `xt.len()` pixels and `channels` channels were found to be there; `c` is 4 x 4.
+        unsafe { sums::add_outer4(&job) };
+    }
+    channels
+}
+
+/// Bytes 0 and 2 of `x`, widened to 16 bits.
+#[inline(always)]
+fn widen_even(x: u32) -> u32 {
+    let y: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("sxtb16 {y}, {x}", x = in(reg) x, y = lateout(reg) y, options(pure, nomem, nostack, preserves_flags))
+    };
+    y
+}
+
+/// Bytes 1 and 3 of `x`, widened to 16 bits.
+#[inline(always)]
+fn widen_odd(x: u32) -> u32 {
+    let y: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("sxtb16 {y}, {x}, ror #8", x = in(reg) x, y = lateout(reg) y,
+            options(pure, nomem, nostack, preserves_flags));
+    };
+    y
+}
+
+/// `acc` and both products of 16 bits of `a` and `b`.
+#[inline(always)]
+fn products(a: u32, b: u32, acc: i32) -> i32 {
+    let y: i32;
+    // SAFETY: registers only. The flag of an overflow may be set, and is not read.
+    unsafe {
+        asm!("smlad {y}, {a}, {b}, {c}", a = in(reg) a, b = in(reg) b, c = in(reg) acc, y = lateout(reg) y,
+            options(pure, nomem, nostack));
+    };
+    y
+}
