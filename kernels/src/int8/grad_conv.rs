@@ -197,6 +197,10 @@ pub fn i8_conv2d_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Update, 
     with_tiles(scratch, |xt, sums| {
         grad_w(dims, from, columns, xt, sums, |row, first, sums| {
             let step = update.step(row / dims.taps().max(1));
+            if from.index.is_none() {
+                let at = row * dims.in_channels + first;
+                return dice.move_run(at, part_mut(w, at, sums.len()), sums, |_| step);
+            }
             for (j, sum) in sums.iter().enumerate() {
                 let Some(c) = column(from.index, first + j).filter(|c| *c < dims.in_channels) else { continue };
                 let at = row * dims.in_channels + c;

@@ -19,6 +19,7 @@ mod fma;
 mod grad;
 mod grad_conv;
 mod grad_depthwise;
+mod lanes;
 mod loss;
 mod pool;
 pub mod round;

@@ -90,6 +90,36 @@ impl Dice {
     }
 }
 
+impl Dice {
+    /// Moves neighbouring weights from element `index` on by their gradients.
+    #[inline(always)]
+    pub(crate) fn move_run(&mut self, index: usize, w: &mut [i8], g: &[f32], step: impl Fn(usize) -> f32) {
+        #[cfg(all(has_dsp, has_fpu))]
+        if index.is_multiple_of(4) && w.len() == g.len() {
+            let ((fours, w), (g_fours, g)) = (w.as_chunks_mut::<4>(), g.as_chunks::<4>());
+            let mut at = 0;
+            for (w, g) in fours.iter_mut().zip(g_fours) {
+                let steps = core::array::from_fn(|i| step(at + i));
+                // Nothing moves: no numbers are needed.
+                if (0..4).any(|i| g[i] != 0.0 && steps[i] != 0.0) {
+                    let words = self.stream.block((index + at) as u64 / 4);
+                    super::dsp::step::move4(w, g, &steps, &words);
+                }
+                at += 4;
+            }
+            return self.move_each(index + at, w, g, |i| step(at + i));
+        }
+        self.move_each(index, w, g, step);
+    }
+
+    #[inline(always)]
+    fn move_each(&mut self, index: usize, w: &mut [i8], g: &[f32], step: impl Fn(usize) -> f32) {
+        for (i, (w, g)) in w.iter_mut().zip(g).enumerate() {
+            *w = moved_i8(*w, self.steps(index + i, step(i) * g));
+        }
+    }
+}
+
 /// Greatest integer not above `v`, within `MOVE_MAX`; NaN gives 0.
 #[inline(always)]
 fn floor(v: f32) -> i32 {
