@@ -9,6 +9,7 @@
 
 use crate::ir::graph::Graph;
 use crate::ir::text::print_graph;
+use crate::ir::types::Type;
 use crate::ir::verify::{self, Finding};
 use crate::lower::{self, Input, Placed};
 use crate::passes::parameterize::{Parameters, Storage};
@@ -17,8 +18,9 @@ use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
     differentiate, fuse, fuse_rows, fuse_update, live, order, parameterize, place, prune, recompute, update,
 };
-use crate::scheme::{Scheme, SchemeError};
+use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
+use std::collections::HashSet;
 use tinyforge_plan::{Kernels, Peak, Plan, Source};
 
 /// What an entry is made for.
@@ -70,6 +72,8 @@ pub struct Request<'a> {
     pub scheme: Scheme,
     /// Active group of a `cycle`.
     pub group: u32,
+    /// Whether a `cycle` keeps the states of all its groups, at the same places in all their plans.
+    pub keep_states: bool,
     /// Storage of parameters.
     pub storage: Storage,
     /// The update rule.
@@ -186,13 +190,13 @@ impl Stage {
 /// # Errors
 /// See [`CompileError`]; nothing is allocated for the run before this returns.
 pub fn compile(request: &Request) -> Result<Compiled, CompileError> {
-    let (stages, parameters) = front(request)?;
+    let front = front(request)?;
     let mut smallest: Option<CompileError> = None;
     for clip_by in clip_choices(request) {
-        match fit(request, &stages, &parameters, clip_by) {
+        match fit(request, &front, clip_by) {
             Ok((plan, mut choice)) => {
                 choice.clip_by = request.optimizer.clip.map(|_| clip_by);
-                return Ok(Compiled { plan, parameters, choice });
+                return Ok(Compiled { plan, parameters: front.parameters, choice });
             }
             Err(error @ CompileError::Budget { .. }) => {
                 let need = |e: &CompileError| if let CompileError::Budget { need, .. } = e { *need } else { u64::MAX };
@@ -215,8 +219,16 @@ fn clip_choices(request: &Request) -> Vec<ClipBy> {
     }
 }
 
+/// What does not depend on the budget.
+struct Front {
+    stages: Vec<Stage>,
+    parameters: Parameters,
+    /// States that outlive their group's turn.
+    kept: Vec<(String, Type)>,
+}
+
 /// The passes before anything depends on the budget.
-fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
+fn front(request: &Request) -> Result<Front, CompileError> {
     let mut stages = Vec::new();
     let mut parameters = Parameters::default();
     for entry in &request.entries {
@@ -239,18 +251,34 @@ fn front(request: &Request) -> Result<(Vec<Stage>, Parameters), CompileError> {
         parameters = found;
         stages.push(stage);
     }
-    Ok((stages, parameters))
+    Ok(Front { stages, parameters, kept: kept_states(request)? })
+}
+
+/// The states that all groups of a `cycle` have together, in one order for all of them; none where they are dropped.
+fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
+    let trains = request.entries.iter().find(|e| matches!(e.role, Role::Train { .. }));
+    let (true, Some(entry), &SchemeKind::Cycle(n)) = (request.keep_states, trains, &request.scheme.kind) else {
+        return Ok(Vec::new());
+    };
+    let mut kept: Vec<(String, Type)> = Vec::new();
+    for group in 0..parameterize::cycle_groups(&entry.graph, n) {
+        let mut graph = entry.graph.clone();
+        for name in parameterize::run(&mut graph, &request.scheme, request.storage, group)?.trained {
+            let ty = graph.ty(graph.find(&name).expect("what is trained is declared"));
+            let states = update::states(&request.optimizer).iter();
+            kept.extend(states.map(|state| (format!("{name}.{}", state.name), (state.ty)(ty))));
+        }
+    }
+    // Head and embedding belong to every group.
+    let mut seen = HashSet::new();
+    kept.retain(|(name, _)| seen.insert(name.clone()));
+    Ok(kept)
 }
 
 /// Emits updates and finds the cheapest recomputation that fits.
-fn fit(
-    request: &Request,
-    stages: &[Stage],
-    parameters: &Parameters,
-    clip_by: ClipBy,
-) -> Result<(Plan, Choice), CompileError> {
+fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
     let mut ready = Vec::new();
-    for (entry, stage) in request.entries.iter().zip(stages) {
+    for (entry, stage) in request.entries.iter().zip(&front.stages) {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
         if let Role::Train { micro_batches } = entry.role {
             let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
@@ -264,7 +292,7 @@ fn fit(
         }
     }
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
-    let at = |step: u32| back(request, &ready, parameters, step);
+    let at = |step: u32| back(request, &ready, front, step);
     let choice = |step| Choice { recompute_step: step, recompute_steps: steps, clip_by: None };
     match request.recompute {
         Recompute::Nothing => Ok((bounded(request, at(0)?)?, choice(0))),
@@ -299,7 +327,7 @@ fn ladder_steps(graph: &Graph) -> u32 {
 }
 
 /// The passes that depend on the budget, and the plan they lead to.
-fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32) -> Result<Plan, CompileError> {
+fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result<Plan, CompileError> {
     let mut placed: Vec<(Stage, Vec<u64>, Placement)> = Vec::new();
     for stage in stages {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
@@ -323,9 +351,10 @@ fn back(request: &Request, stages: &[Stage], parameters: &Parameters, step: u32)
         .iter()
         .map(|(stage, scratch, placement)| Placed { name: &stage.name, graph: &stage.graph, scratch, placement })
         .collect();
-    let source = |name: &str| parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
+    let source = |name: &str| front.parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
     let Request { name, threads, files, target, .. } = request;
-    Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target }))
+    let kept = &front.kept;
+    Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target, kept }))
 }
 
 fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {

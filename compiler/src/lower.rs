@@ -39,6 +39,8 @@ pub struct Input<'a> {
     pub files: &'a [String],
     /// What the plan is made for.
     pub target: Target,
+    /// States that have a place whether an entry mentions them or not, before all others.
+    pub kept: &'a [(String, Type)],
 }
 
 fn number(attr: Attr) -> Number {
@@ -120,6 +122,12 @@ fn spaces(target: &Target, near: u64, end: u64) -> Vec<Space> {
 fn stored(input: &Input) -> (Vec<Stored>, u64) {
     let mut found: Vec<Stored> = Vec::new();
     let mut at: HashMap<String, usize> = HashMap::new();
+    for (i, (name, ty)) in input.kept.iter().enumerate() {
+        let tensor = Tensor { dtype: ty.dtype, shape: ty.shape.clone(), offset: 0, value: 0 };
+        let (name, kind, source) = (name.clone(), StoredKind::State, Source::Zero);
+        at.insert(name.clone(), i);
+        found.push(Stored { name, kind, changes: false, tensor, source });
+    }
     for placed in &input.entries {
         let changed = changed(placed.graph);
         for (i, info) in placed.graph.values.iter().enumerate() {

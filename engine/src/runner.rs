@@ -8,10 +8,11 @@ use crate::cpu::{Code, KernelError};
 use crate::files::ReadAt;
 use crate::load::{self, LoadError};
 use bytemuck::Pod;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use tinyforge_kernels::par::Par;
-use tinyforge_plan::{Plan, Step, StoredKind, Tensor, check};
+use tinyforge_plan::{Plan, Step, Stored, StoredKind, Tensor, check};
 
 /// Stack of a worker thread; kernels use little.
 pub const STACK_BYTES: usize = 1 << 20;
@@ -49,6 +50,21 @@ pub struct RunOptions {
 struct Phase {
     plan: Plan,
     code: Code,
+    /// The states that not all phases have.
+    own_states: Vec<Tensor>,
+}
+
+/// The states that all plans have at one place: what is in them goes from phase to phase.
+pub fn common_states<'a>(mut plans: impl Iterator<Item = &'a Plan>) -> impl Iterator<Item = &'a Stored> {
+    let first = plans.next();
+    let others: Vec<BTreeMap<&str, &Tensor>> =
+        plans.map(|p| states(p).map(|s| (s.name.as_str(), &s.tensor)).collect()).collect();
+    let is_common = move |s: &&Stored| others.iter().all(|o| o.get(s.name.as_str()) == Some(&&s.tensor));
+    first.into_iter().flat_map(states).filter(is_common)
+}
+
+fn states(plan: &Plan) -> impl Iterator<Item = &Stored> {
+    plan.stored.iter().filter(|s| s.kind == StoredKind::State)
 }
 
 /// Plans with their memory, code and threads. Several plans are phases of one run: they share one arena, and tensors
@@ -79,13 +95,16 @@ impl Runner {
     pub fn with_phases(plans: Vec<Plan>, options: RunOptions) -> Result<Runner, RunError> {
         let bytes = plans.iter().map(Plan::arena_bytes).max().expect("a run has a phase");
         let threads = plans[0].threads.max(1) as usize;
+        let common: Vec<Tensor> = common_states(plans.iter()).map(|s| s.tensor.clone()).collect();
         let mut phases = Vec::with_capacity(plans.len());
         for plan in plans {
             if let Some(fault) = check::check(&plan).into_iter().next() {
                 return Err(RunError::Plan(fault));
             }
             let code = Code::bind(&plan, options.count_times).map_err(RunError::Plan)?;
-            phases.push(Phase { plan, code });
+            let own = states(&plan).map(|s| &s.tensor).filter(|t| !common.contains(t));
+            let own_states = own.cloned().collect();
+            phases.push(Phase { plan, code, own_states });
         }
         let arena =
             Arena::new(bytes).map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
@@ -114,9 +133,13 @@ impl Runner {
     /// Sets all states of the active phase to zero.
     pub fn clear_states(&mut self) {
         let Runner { phases, active, arena, .. } = self;
-        for s in phases[*active].plan.stored.iter().filter(|s| s.kind == StoredKind::State) {
-            arena.tensor_mut(&s.tensor).fill(0);
-        }
+        states(&phases[*active].plan).for_each(|s| arena.tensor_mut(&s.tensor).fill(0));
+    }
+
+    /// Sets the states of the active phase to zero that are not in every phase's plan: those have kept their bytes.
+    pub fn clear_own_states(&mut self) {
+        let Runner { phases, active, arena, .. } = self;
+        phases[*active].own_states.iter().for_each(|t| arena.tensor_mut(t).fill(0));
     }
 
     /// The worker threads. Calls inside [`Par::enter`] go from thread to thread without being queued, and so without
@@ -131,7 +154,7 @@ impl Runner {
     }
 
     /// The plans of all phases.
-    pub fn plans(&self) -> impl Iterator<Item = &Plan> {
+    pub fn plans(&self) -> impl Iterator<Item = &Plan> + Clone {
         self.phases.iter().map(|p| &p.plan)
     }
 

@@ -34,6 +34,7 @@ pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError
         entries: vec![Entry { name: ENTRY.to_string(), graph, role: Role::Forward }],
         scheme: Scheme::frozen(),
         group: 0,
+        keep_states: false,
         storage: Storage { trained: DType::F32, frozen: None },
         optimizer: optimizer("sgd"),
         clip_by: None,

@@ -14,9 +14,10 @@ pub fn graph(seed: u64) -> Graph {
     let mut graph = Graph::new(rows);
     let block_count = 1 + random.below(4);
     let blocks: Vec<u32> = (0..block_count).map(|i| graph.block(&format!("layers.{i}"))).collect();
-    let head = graph.block("head");
+    let (embed, head) = (graph.block("embed"), graph.block("head"));
     let b = Builder::new(&mut graph);
     let mut writer = Writer { random, b, tokens: rows * seq, seq, live: Vec::new(), weights: Vec::new() };
+    writer.b.at(embed, Region::Forward);
     writer.start();
     for block in blocks {
         writer.b.at(block, Region::Forward);
@@ -57,7 +58,11 @@ impl Writer<'_> {
     fn start(&mut self) {
         let width = *self.random.pick(&[2u32, 4, 6]);
         let x = match self.random.below(2) {
-            0 => self.declare(Kind::Input, "x", Type::f32(&[self.tokens, width])),
+            0 => {
+                // Everything hangs on this value: behind a weight, so that there is something to train.
+                let x = self.declare(Kind::Input, "x", Type::f32(&[self.tokens, width]));
+                self.linear(x)
+            }
             _ => {
                 let table = self.weight(&[5, width]);
                 self.weights.push(table);
@@ -153,14 +158,38 @@ impl Writer<'_> {
         self.b.push1("c", Op::ConcatCols, &[second, first], &[])
     }
 
-    fn attention(&mut self, x: Value) -> Value {
-        let segments = match self.b.graph.find("segments") {
+    /// Declares an input or constant that all of a kind share.
+    fn shared(&mut self, kind: Kind, name: &str, ty: Type) -> Value {
+        match self.b.graph.find(name) {
             Some(v) => v,
-            None => self.declare(Kind::Input, "segments", Type::i32(&[self.tokens])),
-        };
-        let (k, v) = (self.like(x), self.like(x));
-        let attrs = [("seq", self.seq.into()), ("heads", 2u32.into()), ("kv_heads", 2u32.into())];
-        self.b.push("o", Op::Attention, &[x, k, v, segments], &attrs)[0]
+            None => self.declare(kind, name, ty),
+        }
+    }
+
+    /// Attention over as many heads as divide the columns, with as many of keys and values as some value has room for;
+    /// queries and keys are rotated where a head's features are pairs.
+    fn attention(&mut self, x: Value) -> Value {
+        let cols = self.cols(x);
+        let heads = *self.random.pick(&[1, 2, 3].into_iter().filter(|h| cols.is_multiple_of(*h)).collect::<Vec<u32>>());
+        let size = cols / heads;
+        let fits = |v: &Value| self.cols(*v).is_multiple_of(size) && heads.is_multiple_of(self.cols(*v) / size);
+        let all: Vec<Value> = self.live.iter().copied().filter(fits).collect();
+        let mut k = *self.random.pick(&all);
+        let v = self.like(k);
+        let kv_heads = self.cols(k) / size;
+        let segments = self.shared(Kind::Input, "segments", Type::i32(&[self.tokens]));
+        let mut q = x;
+        if size.is_multiple_of(2) && self.random.below(2) == 0 {
+            let positions = self.shared(Kind::Input, "positions", Type::i32(&[self.tokens]));
+            let table = self.shared(Kind::Const, &format!("inv_freq.{size}"), Type::f32(&[size / 2]));
+            let interleaved = self.random.below(2) as u32;
+            [q, k] = [(q, heads), (k, kv_heads)].map(|(v, heads)| {
+                let attrs = [("heads", heads.into()), ("interleaved", interleaved.into())];
+                self.b.push1("turned", Op::Rope, &[v, positions, table], &attrs)
+            });
+        }
+        let attrs = [("seq", self.seq.into()), ("heads", heads.into()), ("kv_heads", kv_heads.into())];
+        self.b.push("o", Op::Attention, &[q, k, v, segments], &attrs)[0]
     }
 
     fn loss(&mut self) {
@@ -192,6 +221,7 @@ pub fn contents(name: &str, ty: &Type) -> Tensor {
         *x = match name {
             "labels" => random.below(3) as f64 - 1.0,
             "tokens" => random.below(5) as f64,
+            "positions" => (i % 3) as f64,
             "segments" => f64::from(u8::from(i % 3 == 2)),
             "loss_weights" => random.within(0.1, 0.2),
             "hyper" => [0.0625, 1.0 - 0.9, 1.0 - 0.999, 0.0][i],
@@ -228,7 +258,7 @@ pub fn damaged_text(text: &str, random: &mut Random) -> String {
         "running=1",
     ];
     let mut chars: Vec<char> = text.chars().collect();
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..1 + random.below(2) {
         let at = random.below(chars.len());
         match random.below(5) {
             0 => {

@@ -47,6 +47,7 @@ impl Case<'_> {
             }],
             scheme: Scheme::parse(self.scheme).expect("a scheme"),
             group: 0,
+            keep_states: false,
             storage: Storage { trained: DType::F32, frozen: None },
             optimizer,
             clip_by: None,

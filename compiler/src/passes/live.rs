@@ -40,7 +40,8 @@ pub fn lives(graph: &Graph) -> Vec<Option<Life>> {
 
 /// Bytes live at every node, and where they are most; `extra` is scratch per node.
 pub fn profile(graph: &Graph, extra: impl Fn(usize) -> u64) -> Vec<u64> {
-    let mut delta = vec![0i64; graph.nodes.len() + 1];
+    // A graph without nodes has declared tensors all the same, whose life ends behind node 0.
+    let mut delta = vec![0i64; graph.nodes.len() + 2];
     for (i, life) in lives(graph).iter().enumerate() {
         if let Some(life) = life {
             let bytes = graph.ty(Value(i as u32)).bytes() as i64;

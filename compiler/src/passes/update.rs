@@ -11,12 +11,12 @@
 //! holds a factor for every output channel; the request says what.
 
 use super::differentiate::GRAD;
-use crate::ir::attrs::Attr;
+use crate::ir::attrs::{Attr, Attrs};
 use crate::ir::graph::{Builder, Graph, Kind, Node, Region, Value, ValueInfo};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::ir::verify::Finding;
-use crate::optimizer::RULES;
+use crate::optimizer::{RULES, StateDef};
 use std::collections::HashMap;
 use tinyforge_plan::DType;
 
@@ -67,6 +67,12 @@ pub fn check(graph: &Graph, optimizer: &Optimizer, trained: &[String]) -> Result
         }
         _ => Ok(()),
     }
+}
+
+/// What the rule keeps for every trained tensor.
+pub fn states(optimizer: &Optimizer) -> &'static [StateDef] {
+    let attrs = [("rule", optimizer.rule.into()), ("beta1", optimizer.beta1.into())];
+    (RULES[optimizer.rule].states)(&Attrs::of(Op::Update.def().attrs, &attrs))
 }
 
 /// Emits updates into `graph`; with several micro-batches, returns the graph that updates.
@@ -182,8 +188,7 @@ fn updates(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], 
             ("clip", clip.is_some().into()),
             ("sub", index.is_some().into()),
         ];
-        let resolved = crate::ir::attrs::Attrs::of(Op::Update.def().attrs, &attrs);
-        let states = (RULES[optimizer.rule].states)(&resolved);
+        let states = states(optimizer);
         attrs.push(("states", states.len().into()));
         let mut args = vec![w];
         for state in states {

@@ -125,6 +125,9 @@ pub struct Knobs {
     /// Steps for each group of cycle:N [50]
     #[arg(long)]
     pub cycle_steps: Option<u64>,
+    /// Keep the optimizer's state of every group of cycle:N [dropped when the next group takes its turn]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub keep_state: Option<bool>,
     /// A text to continue before, after and during training
     #[arg(long)]
     pub sample: Option<Vec<String>>,
@@ -241,12 +244,14 @@ impl Knobs {
             let why = format!("--batch {batch} of --seq {seq} is more than {TOKENS_MAX} tokens a step");
             return Err(CommandError::request(why));
         }
+        let (scheme, optimizer) = (self.scheme()?, self.optimizer()?);
         let micro_batch = self.micro_batch.map(|m| positive("micro-batch", m)).transpose()?;
         if let Some(micro) = micro_batch.filter(|m| !batch.is_multiple_of(*m)) {
             return Err(CommandError::request(format!("--micro-batch {micro} does not divide --batch {batch}")));
         }
         Ok(Settings {
-            scheme: self.scheme()?,
+            keep_states: self.keep_states(&scheme, &optimizer)?,
+            scheme,
             group: 0,
             batch,
             micro_batch,
@@ -254,12 +259,26 @@ impl Knobs {
             context: seq,
             sample: self.sample.as_ref().is_some_and(|s| !s.is_empty()),
             dtype,
-            optimizer: self.optimizer()?,
+            optimizer,
             recompute,
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
         })
+    }
+
+    fn keep_states(&self, scheme: &Scheme, optimizer: &Optimizer) -> Result<bool, CommandError> {
+        let is_kept = self.keep_state.unwrap_or(false);
+        if is_kept && !matches!(scheme.kind, SchemeKind::Cycle(_)) {
+            return Err(CommandError::request(format!("--keep-state belongs to cycle:N, not to {scheme}")));
+        }
+        // Moments are corrected by a count of steps, one a group; what is trained in every group has had more.
+        if is_kept && (scheme.head || scheme.embed) && RULES[optimizer.rule].name != "sgd" {
+            let why = "--keep-state counts steps by group, and head and embedding are trained in all of them: leave \
+                       out +head and +embed, or take --optimizer sgd";
+            return Err(CommandError::request(why));
+        }
+        Ok(is_kept)
     }
 
     fn memory(&self) -> Result<Option<u64>, CommandError> {

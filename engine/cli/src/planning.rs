@@ -18,6 +18,8 @@ pub struct Settings {
     pub scheme: Scheme,
     /// Active group of a `cycle`, counted from the top.
     pub group: u32,
+    /// Whether the states of all groups are kept.
+    pub keep_states: bool,
     /// Packed rows a step.
     pub batch: u32,
     /// Packed rows a micro-batch; `None` takes as many as fit.
@@ -190,6 +192,7 @@ fn plan_rows(
         entries: entries(model, settings, wanted, rows),
         scheme: settings.scheme.clone(),
         group: settings.group,
+        keep_states: settings.keep_states,
         storage: Storage { trained: settings.dtype, frozen },
         optimizer: settings.optimizer.clone(),
         clip_by: settings.clip_by,

@@ -119,6 +119,7 @@ impl Run {
             beta2: settings.optimizer.beta2,
             seed: knobs.seed.unwrap_or(0),
             phase_steps: knobs.cycle_steps.unwrap_or(50),
+            keep_states: settings.keep_states,
         };
         let plan_total = plans.iter().map(|p| p.compiled.plan.total_bytes()).max().unwrap_or(0);
         let plans: Vec<_> = plans.into_iter().map(|p| p.compiled.plan).collect();

@@ -66,6 +66,8 @@ fn steps_after_the_first_allocate_nothing() {
             assert_eq!(count, 0, "{scheme} {pairs:?}: allocations in six steps");
         }
     }
+    let kept = ["scheme=\"cycle:1\"", "cycle_steps=2", "keep_state=true", "micro_batch=1"];
+    assert_eq!(allocations_of_later_steps(&model, &set, &kept, 8), 0, "allocations where states are kept");
     // What is handed to other threads goes through queues: enough steps that they would grow.
     let count = allocations_of_later_steps(&model, &set, &["threads=2", "scheme=\"full\""], 100);
     assert_eq!(count, 0, "two threads: allocations in a hundred steps");

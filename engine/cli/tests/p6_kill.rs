@@ -125,9 +125,12 @@ fn a_killed_run_ends_with_the_same_bytes() {
 fn a_killed_run_of_groups_that_take_turns_ends_with_the_same_bytes() {
     let flags = ["--scheme", "cycle:1", "--cycle-steps", "3", "--steps", "24"];
     // Checkpoints right before and right after a turn, and in between.
-    for every in ["1", "3"] {
-        let name = format!("p6-cycle{every}");
-        survives_kills(&Desk::new(&name, &[&flags[..], &["--checkpoint-every", every]].concat()), 15);
+    for (name, more) in [
+        ("p6-cycle1", &["--checkpoint-every", "1"][..]),
+        ("p6-cycle3", &["--checkpoint-every", "3"]),
+        ("p6-cycle-keep", &["--checkpoint-every", "2", "--keep-state", "--micro-batch", "1"]),
+    ] {
+        survives_kills(&Desk::new(name, &[&flags[..], more].concat()), 15);
     }
 }
 

@@ -43,6 +43,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
     Settings {
         scheme: Scheme::parse(scheme).expect("a scheme"),
         group: 0,
+        keep_states: false,
         batch: shape[0] as u32,
         micro_batch: None,
         seq: shape[1] as u32,

@@ -6,11 +6,13 @@
 
 use crate::arena::Arena;
 use crate::files::{FileError, ReadAt, write_atomic};
+use crate::runner::common_states;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 use tinyforge_plan::encode::crc32_more;
-use tinyforge_plan::{Plan, Tensor};
+use tinyforge_plan::{Plan, Stored, StoredKind, Tensor};
 
 const MAGIC: &[u8; 8] = b"TFCKPT01";
 /// The longest header that is read.
@@ -72,11 +74,13 @@ fn damaged(path: &Path, why: impl ToString) -> CheckpointError {
     CheckpointError::Damaged { path: path.display().to_string(), why: why.to_string() }
 }
 
-/// What is saved of a run: every stored tensor that some phase changes, at its place, in order of name.
-pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan>, active: usize) -> Vec<(String, Tensor)> {
+/// What is saved of a run: every weight and common state that some phase changes, and the active phase's own states,
+/// each at its place, in order of name.
+pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan> + Clone, active: usize) -> Vec<(String, Tensor)> {
     let mut found: Vec<(String, Tensor)> = Vec::new();
+    let common: BTreeSet<&str> = common_states(plans.clone()).map(|s| s.name.as_str()).collect();
     for (i, plan) in plans.enumerate() {
-        let shared = |s: &&tinyforge_plan::Stored| s.kind == tinyforge_plan::StoredKind::Weight;
+        let shared = |s: &&Stored| s.kind == StoredKind::Weight || common.contains(s.name.as_str());
         let saved = plan.stored.iter().filter(|s| s.changes).filter(|s| i == active || shared(s));
         found.extend(saved.map(|s| (s.name.clone(), s.tensor.clone())));
     }

@@ -59,6 +59,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Steps of a phase before the next one takes its turn; 0 where there is one phase.
     pub phase_steps: u64,
+    /// Whether states that all phases have outlive their phase's turn.
+    pub keep_states: bool,
 }
 
 /// What a step gave.
@@ -136,7 +138,7 @@ impl Trainer {
         Ok(StepReport { step: step + 1, loss, lr, grad_norm, trained_tokens: trained, seen_tokens: seen })
     }
 
-    /// Gives the next phase its turn when it is due: its states start from zero.
+    /// Gives the next phase its turn when it is due. Its states start from zero, or where its last turn left them.
     fn turn(&mut self) {
         let phases = self.runner.plans().count() as u64;
         if phases < 2 || self.options.phase_steps == 0 {
@@ -145,9 +147,15 @@ impl Trainer {
         let phase = self.progress.step / self.options.phase_steps % phases;
         if phase != self.progress.phase || self.runner.phase() as u64 != phase {
             self.runner.activate(phase as usize);
-            self.runner.clear_states();
             self.progress.phase = phase;
-            self.progress.phase_step = 0;
+            if self.options.keep_states {
+                self.runner.clear_own_states();
+                self.progress.phase_step =
+                    self.progress.step / (self.options.phase_steps * phases) * self.options.phase_steps;
+            } else {
+                self.runner.clear_states();
+                self.progress.phase_step = 0;
+            }
         }
     }
 

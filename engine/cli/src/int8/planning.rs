@@ -66,6 +66,7 @@ fn attempt(
         entries,
         scheme: settings.scheme.clone(),
         group: 0,
+        keep_states: false,
         storage: Storage { trained: DType::I8, frozen: None },
         optimizer,
         clip_by: None,

@@ -61,6 +61,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         sample: false,
         scheme,
         group: 0,
+        keep_states: false,
         batch: 1,
         micro_batch: None,
         seq,

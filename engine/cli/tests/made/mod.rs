@@ -202,6 +202,7 @@ pub fn runner(model: &Model, knobs: &Knobs) -> (Runner, TrainOptions) {
         beta2: settings.optimizer.beta2,
         seed: 3,
         phase_steps: knobs.cycle_steps.unwrap_or(50),
+        keep_states: settings.keep_states,
     };
     let plans = plans.into_iter().map(|p| p.compiled.plan).collect();
     (Runner::with_phases(plans, RunOptions::default()).expect("runs"), options)
