@@ -1,10 +1,11 @@
 //! A published network end to end: compiled to source, trained on a board, and trained by `tinyforge simulate`. The
-//! weights must be the same bits.
+//! weights must be the same bits. `TINYFORGE_COMMAND` may name a command that is built already.
 
 use super::elf::Elf;
 use super::{BOARDS, Bench, TARGET, check_program, output};
 use crate::tasks::{Outcome, cargo, run as run_command};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const NAME: &str = "mcunet-5fps";
 const CLASSES: u32 = 5;
@@ -107,9 +108,12 @@ fn simulate(file: &Path, folder: &Path) -> Result<u32, String> {
     let scheme = folder.join("scheme.toml");
     let text = "[update]\nkind = \"sparse\"\nbias_last = 6\n\n[[update.weight]]\nlayer = 39\nratio = 0.25\n";
     std::fs::write(&scheme, text).map_err(|e| format!("{}: {e}", scheme.display()))?;
-    let tinyforge = |command: &str, more: &[String]| {
-        let mut command = cargo(&["run", "--quiet", "--bin", "tinyforge", "--", command]);
-        output(command.args(more))
+    let tinyforge = |name: &str, more: &[String]| {
+        let mut command = match std::env::var_os("TINYFORGE_COMMAND") {
+            Some(built) => Command::new(built),
+            None => cargo(&["run", "--quiet", "--bin", "tinyforge", "--"]),
+        };
+        output(command.arg(name).args(more))
     };
     let common = [
         file.display().to_string(),
