@@ -3,8 +3,8 @@
 
 #[path = "../../compiler/tests/mcu_file/mod.rs"]
 mod mcu_file;
-#[path = "../../compiler/tests/tflite_file/mod.rs"]
 #[expect(dead_code, reason = "shared with the importer's own tests, which use more of it")]
+#[path = "../../compiler/tests/tflite_file/mod.rs"]
 mod tflite_file;
 
 use std::path::PathBuf;
@@ -48,6 +48,7 @@ fn plan(model: &Int8Model, entries: Vec<Entry>, scheme: Scheme) -> Plan {
         entries,
         scheme,
         group: 0,
+        keep_states: false,
         storage: Storage { trained: DType::F32, frozen: None },
         optimizer: Optimizer { rule: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: None },
         clip_by: None,
