@@ -16,7 +16,7 @@ use crate::passes::parameterize::{Parameters, Storage};
 use crate::passes::place::Placement;
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
-    differentiate, fuse, fuse_rows, fuse_update, live, order, parameterize, place, prune, recompute, update,
+    differentiate, fuse, fuse_rows, fuse_update, order, parameterize, place, prune, recompute, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
@@ -339,7 +339,7 @@ fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result
         stage.pass(request, "order", order::run);
         let profile = |g: &Graph| {
             let scratch = lower::scratch(g, request.kernels).ok()?;
-            Some(live::profile(g, |i| scratch[i]))
+            Some(place::profile(g, &scratch, &request.target))
         };
         stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };

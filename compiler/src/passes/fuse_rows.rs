@@ -1,8 +1,9 @@
 //! Runs int8 bottlenecks by rows where memory is fullest.
 //!
 //! Before: an ordered graph. After: the same results, bit for bit. Three convolutions in a row (the second depthwise,
-//! the third 1x1) whose inner images nothing else reads, and whose masks nobody wants, are one `i8_bottleneck`, of whose
-//! inner images only some rows exist at a time; but only where one of the three is at the peak and this lowers it.
+//! the third 1x1) whose inner images nothing else reads, and whose masks nobody wants, are one `i8_bottleneck`, of
+//! whose inner images only some rows exist at a time; but only where one of the three is at the peak and this lowers
+//! it.
 
 use crate::ir::attrs::{Attr, Attrs};
 use crate::ir::graph::{Graph, Node, Region};

@@ -36,14 +36,13 @@ struct Room {
 /// Places all values of a graph; `scratch` gives bytes per node.
 pub fn run(graph: &Graph, scratch: &[u64], target: &Target) -> Placement {
     let stored_in = accumulated_in_place(graph);
-    let (room_of, rooms) = share(graph, &stored_in, target);
-    let mut all = rooms;
+    let (room_of, mut all) = share(graph, &stored_in, target);
     let first_scratch = all.len();
-    for (i, &bytes) in scratch.iter().enumerate() {
-        all.push(Room { bytes: target.align(bytes), life: Life { start: i as u32, end: i as u32 } });
-    }
-    let (offsets, bytes) = best_fit(&all);
-    let (lower_bound_bytes, peak_node) = lower_bound(&all, graph.nodes.len());
+    all.extend(scratch_rooms(scratch, target));
+    let profile = live_bytes(&all, graph.nodes.len());
+    let lower_bound_bytes = profile.iter().copied().max().unwrap_or(0);
+    let (offsets, bytes) = best_fit(&all, &profile, lower_bound_bytes);
+    let peak_node = profile.iter().position(|&live| live == lower_bound_bytes).unwrap_or(0);
     Placement {
         offsets: room_of.iter().map(|r| r.map(|r| offsets[r])).collect(),
         stored_in,
@@ -52,6 +51,18 @@ pub fn run(graph: &Graph, scratch: &[u64], target: &Target) -> Placement {
         lower_bound_bytes,
         peak_node,
     }
+}
+
+/// Bytes live at every node, in-place results counted once: what no placement can do with less than.
+pub fn profile(graph: &Graph, scratch: &[u64], target: &Target) -> Vec<u64> {
+    let (_, mut rooms) = share(graph, &accumulated_in_place(graph), target);
+    rooms.extend(scratch_rooms(scratch, target));
+    live_bytes(&rooms, graph.nodes.len())
+}
+
+fn scratch_rooms<'a>(scratch: &'a [u64], target: &'a Target) -> impl Iterator<Item = Room> + 'a {
+    let life = |i: usize| Life { start: i as u32, end: i as u32 };
+    scratch.iter().enumerate().map(move |(i, &bytes)| Room { bytes: target.align(bytes), life: life(i) })
 }
 
 /// Results that start from a stored accumulator and are only stored back to it need no place of their own.
@@ -125,38 +136,95 @@ fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Op
     (room_of, rooms)
 }
 
-fn lower_bound(rooms: &[Room], nodes: usize) -> (u64, usize) {
+fn live_bytes(rooms: &[Room], nodes: usize) -> Vec<u64> {
     let mut delta = vec![0i64; nodes + 2];
     for room in rooms {
         delta[room.life.start as usize] += room.bytes as i64;
         delta[room.life.end as usize + 1] -= room.bytes as i64;
     }
-    let (mut live, mut most, mut at) = (0i64, 0i64, 0);
-    for (i, d) in delta[..nodes].iter().enumerate() {
+    let mut live = 0;
+    let sums = delta[..nodes].iter().map(|d| {
         live += d;
-        if live > most {
-            (most, at) = (live, i);
-        }
-    }
-    (most as u64, at)
+        live as u64
+    });
+    sums.collect()
 }
 
-/// Tries several orders of rooms, each placed at the lowest offset that is free over its whole life; keeps the best.
-fn best_fit(rooms: &[Room]) -> (Vec<u64>, u64) {
+/// Tries several orders of rooms, each placed at the lowest offset that is free over its whole life; keeps the best,
+/// and improves it where it is far above the bound.
+fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
     let span = |r: &Room| u64::from(r.life.end - r.life.start) + 1;
-    type Key = fn(&Room, u64) -> (u64, u64);
-    let keys: [Key; 4] = [
-        |r, _| (u64::MAX - r.bytes, u64::from(r.life.start)),
-        |r, span| (u64::MAX - span, u64::MAX - r.bytes),
-        |r, span| (u64::MAX - r.bytes.saturating_mul(span), u64::from(r.life.start)),
-        |r, _| (u64::from(r.life.start), u64::MAX - r.bytes),
+    let crowd = |r: &Room| profile[r.life.start as usize..=r.life.end as usize].iter().copied().max().unwrap_or(0);
+    type Key = fn(&Room, u64, u64) -> (u64, u64);
+    let keys: [Key; 5] = [
+        |r, _, _| (u64::MAX - r.bytes, u64::from(r.life.start)),
+        |r, span, _| (u64::MAX - span, u64::MAX - r.bytes),
+        |r, span, _| (u64::MAX - r.bytes.saturating_mul(span), u64::from(r.life.start)),
+        |r, _, _| (u64::from(r.life.start), u64::MAX - r.bytes),
+        |r, _, crowd| (u64::MAX - crowd, u64::MAX - r.bytes),
     ];
     let attempts = keys.iter().map(|key| {
         let mut order: Vec<usize> = (0..rooms.len()).filter(|&i| rooms[i].bytes > 0).collect();
-        order.sort_by_key(|&i| (key(&rooms[i], span(&rooms[i])), i));
-        first_fit(rooms, &order)
+        order.sort_by_key(|&i| (key(&rooms[i], span(&rooms[i]), crowd(&rooms[i])), i));
+        let (offsets, top) = first_fit(rooms, &order);
+        (order, offsets, top)
     });
-    attempts.min_by_key(|(_, bytes)| *bytes).unwrap_or((vec![0; rooms.len()], 0))
+    match attempts.min_by_key(|(_, _, top)| *top) {
+        Some((order, offsets, top)) => improve(rooms, order, (offsets, top), bound),
+        None => (vec![0; rooms.len()], 0),
+    }
+}
+
+/// Moves rooms that end at the top, or on which one of those stands, to an earlier turn, as long as that lowers the top
+/// and there is something to gain: a share of the bound, and tries that take little time.
+fn improve(rooms: &[Room], mut order: Vec<usize>, mut best: (Vec<u64>, u64), bound: u64) -> (Vec<u64>, u64) {
+    const WORTH: u64 = 1000;
+    // A try takes the square of the number of rooms, and the more rooms there are the less one of them matters.
+    const WORK: u64 = 1 << 35;
+    let mut tries = usize::try_from(WORK / (order.len() as u64).saturating_pow(3).max(1)).unwrap_or(usize::MAX);
+    while best.1 - bound.min(best.1) > bound / WORTH {
+        let moves: Vec<(usize, usize)> =
+            supports(rooms, &order, &best).into_iter().flat_map(|at| turns(rooms, &order, at)).collect();
+        let better = moves.into_iter().take(tries).find_map(|(at, to)| {
+            tries -= 1;
+            let mut moved = order.clone();
+            let i = moved.remove(at);
+            moved.insert(to, i);
+            let fit = first_fit(rooms, &moved);
+            (fit.1 < best.1).then_some((moved, fit))
+        });
+        match better {
+            Some((moved, fit)) => (order, best) = (moved, fit),
+            None => return best,
+        }
+    }
+    best
+}
+
+fn meet(a: &Room, b: &Room) -> bool {
+    a.life.end >= b.life.start && b.life.end >= a.life.start
+}
+
+/// Turns of the rooms that end at the top, and then of what they stand on, down to the ground.
+fn supports(rooms: &[Room], order: &[usize], (offsets, top): &(Vec<u64>, u64)) -> Vec<usize> {
+    let end = |i: usize| offsets[i] + rooms[i].bytes;
+    let mut found: Vec<usize> = (0..order.len()).filter(|&k| end(order[k]) == *top).collect();
+    let mut next = 0;
+    while let Some(&k) = found.get(next) {
+        let i = order[k];
+        let stands_on = |&l: &usize| end(order[l]) == offsets[i] && meet(&rooms[order[l]], &rooms[i]);
+        let below: Vec<usize> = (0..order.len()).filter(stands_on).filter(|l| !found.contains(l)).collect();
+        found.extend(below);
+        next += 1;
+    }
+    found
+}
+
+/// `(from, to)` for every earlier turn of the room at `from`: right before one that it must not overlap, the last of
+/// them first.
+fn turns(rooms: &[Room], order: &[usize], from: usize) -> Vec<(usize, usize)> {
+    let meets = |&k: &usize| meet(&rooms[order[k]], &rooms[order[from]]);
+    (0..from).rev().filter(meets).map(|to| (from, to)).collect()
 }
 
 fn first_fit(rooms: &[Room], order: &[usize]) -> (Vec<u64>, u64) {

@@ -1,4 +1,5 @@
-//! A model trained from a GGUF file is a Hugging Face directory with a tokenizer: it generates, evaluates and trains on.
+//! A model trained from a GGUF file is a Hugging Face directory with a tokenizer: it generates, evaluates and trains
+//! on.
 
 mod made;
 

@@ -3,8 +3,8 @@
 //! ```text
 //! delta = -((lr factor[o]) g);  w' = saturate(w + floor(delta) + [u < delta - floor(delta)]),  u uniform in [0, 1)
 //! ```
-//! The mean over `u` of the move is `delta`, however small. `u` is a function of the run's seed, the step, the tensor and
-//! the element's place in the whole tensor, so that a part of a tensor is updated as the whole would be.
+//! The mean over `u` of the move is `delta`, however small. `u` is a function of the run's seed, the step, the tensor
+//! and the element's place in the whole tensor, so that a part of a tensor is updated as the whole would be.
 
 use super::{lengths, part};
 use crate::random::Stream;
@@ -23,7 +23,8 @@ pub struct Update<'a> {
     pub stream: Stream,
 }
 
-/// The random numbers of tensor `tensor` in the step that `rng` describes: seed (low, high), step, and a word not used.
+/// The random numbers of tensor `tensor` in the step that `rng` describes: seed (low, high), step, and a word not
+/// used.
 pub const fn update_stream(rng: &[u32; 4], tensor: u32) -> Stream {
     Stream { seed: rng[0] as u64 | (rng[1] as u64) << 32, step: rng[2], tensor }
 }
@@ -87,6 +88,36 @@ impl Dice {
         let whole = floor(delta);
         let fraction = delta - whole as f32;
         whole + i32::from(self.uniform(index) < fraction)
+    }
+}
+
+impl Dice {
+    /// Moves neighbouring weights from element `index` on by their gradients.
+    #[inline(always)]
+    pub(crate) fn move_run(&mut self, index: usize, w: &mut [i8], g: &[f32], step: impl Fn(usize) -> f32) {
+        #[cfg(all(has_dsp, has_fpu))]
+        if index.is_multiple_of(4) && w.len() == g.len() {
+            let ((fours, w), (g_fours, g)) = (w.as_chunks_mut::<4>(), g.as_chunks::<4>());
+            let mut at = 0;
+            for (w, g) in fours.iter_mut().zip(g_fours) {
+                let steps = core::array::from_fn(|i| step(at + i));
+                // Nothing moves: no numbers are needed.
+                if (0..4).any(|i| g[i] != 0.0 && steps[i] != 0.0) {
+                    let words = self.stream.block((index + at) as u64 / 4);
+                    super::dsp::step::move4(w, g, &steps, &words);
+                }
+                at += 4;
+            }
+            return self.move_each(index + at, w, g, |i| step(at + i));
+        }
+        self.move_each(index, w, g, step);
+    }
+
+    #[inline(always)]
+    fn move_each(&mut self, index: usize, w: &mut [i8], g: &[f32], step: impl Fn(usize) -> f32) {
+        for (i, (w, g)) in w.iter_mut().zip(g).enumerate() {
+            *w = moved_i8(*w, self.steps(index + i, step(i) * g));
+        }
     }
 }
 

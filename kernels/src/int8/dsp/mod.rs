@@ -8,9 +8,11 @@
 pub(crate) mod conv;
 pub(crate) mod depthwise;
 mod dot;
+pub(crate) mod step;
 mod sums;
 mod window;
 
+use super::lanes::{LANES, Rect, Runs};
 use super::{part, part_mut};
 use core::arch::asm;
 
@@ -42,6 +44,43 @@ pub(crate) fn add_rows(sums: &mut [f32], pitch: usize, pixels: usize, gc: &[f32]
         job.a = job.a.wrapping_add(gc_pitch);
         job.c = job.c.wrapping_add(pitch);
     }
+}
+
+/// Adds to sums over a rectangle, as `lanes::add_lanes`.
+pub(crate) fn add_lanes(sums: &mut [f32], size: [usize; 2], runs: Runs, a: (&[f32], Rect), b: (&[f32], Rect)) {
+    let [rows, columns] = size;
+    let Runs { count, a_next, sums_next } = runs;
+    if rows == 0 || columns == 0 || count == 0 || sums.len() < (count - 1) * sums_next + LANES {
+        return;
+    }
+    // Places grow or fall evenly along each way, so the ends of the diagonals are the least and the greatest.
+    let is_inside = |(factor, rect): (&[f32], Rect), next: usize| {
+        let end = (count - 1).wrapping_mul(next).wrapping_add(LANES);
+        let [first, last] = [rect.at, rect.place(rows - 1, columns - 1)];
+        let [right, down] = [rect.place(0, columns - 1), rect.place(rows - 1, 0)];
+        [first, last, right, down].into_iter().all(|at| at < factor.len() && at.wrapping_add(end) <= factor.len())
+    };
+    if !is_inside(a, a_next) || !is_inside(b, 0) {
+        return;
+    }
+    let gap = |rect: Rect| rect.row.wrapping_sub(columns.wrapping_mul(rect.column)).wrapping_mul(4);
+    let mut job = sums::Lanes8 {
+        a: a.0.as_ptr().wrapping_add(a.1.at),
+        b: b.0.as_ptr().wrapping_add(b.1.at),
+        c: sums.as_mut_ptr(),
+        rows,
+        columns,
+        a_step: a.1.column.wrapping_mul(4),
+        b_step: b.1.column.wrapping_mul(4),
+        a_gap: gap(a.1),
+        b_gap: gap(b.1),
+        runs: count,
+        a_next: a_next.wrapping_mul(4),
+        c_next: sums_next.wrapping_mul(4),
+    };
+    // SAFETY: the corners of both rectangles were found to be inside for the first run and the last; places between
+    // them lie between. The sums of all runs are inside.
+    unsafe { sums::add_lanes8(&mut job) };
 }
 
 /// Adds to sums of channels and four columns, as `tile::add_outer`; gives how many channels it did.
@@ -94,6 +133,18 @@ fn products(a: u32, b: u32, acc: i32) -> i32 {
     // SAFETY: registers only. The flag of an overflow may be set, and is not read.
     unsafe {
         asm!("smlad {y}, {a}, {b}, {c}", a = in(reg) a, b = in(reg) b, c = in(reg) acc, y = lateout(reg) y,
+            options(pure, nomem, nostack));
+    };
+    y
+}
+
+/// The numbers of 16 bits of `a` minus those of `b`.
+#[inline(always)]
+fn minus(a: u32, b: u32) -> u32 {
+    let y: u32;
+    // SAFETY: registers only; the flags it sets are not read.
+    unsafe {
+        asm!("ssub16 {y}, {a}, {b}", a = in(reg) a, b = in(reg) b, y = lateout(reg) y,
             options(pure, nomem, nostack));
     };
     y

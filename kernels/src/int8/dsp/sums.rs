@@ -210,14 +210,15 @@ pub(super) unsafe extern "C" fn add_outer4(job: &Outer4) {
     )
 }
 
-/// Eight sums over a rectangle: `c[t] += sum over rows, columns of a[..][t] b[..][t]`.
+/// Runs of eight sums over a rectangle: `c[t] += sum over rows, columns of a[..][t] b[..][t]`. The assembly counts in
+/// `a` and `runs`.
 #[repr(C)]
 pub(super) struct Lanes8 {
     /// First element of one factor.
     pub(super) a: *const f32,
     /// First element of the other.
     pub(super) b: *const f32,
-    /// The sums.
+    /// The first sums.
     pub(super) c: *mut f32,
     /// Rows.
     pub(super) rows: usize,
@@ -229,23 +230,30 @@ pub(super) struct Lanes8 {
     /// Bytes from the column after the last one to the next row.
     pub(super) a_gap: usize,
     pub(super) b_gap: usize,
+    /// How many runs, all with the same `b`.
+    pub(super) runs: usize,
+    /// Bytes from one run's factor and sums to the next one's.
+    pub(super) a_next: usize,
+    pub(super) c_next: usize,
 }
 
-/// Adds to eight sums.
+/// Adds to runs of eight sums.
 ///
 /// # Safety
 /// Every pointer must reach as far as the steps and counts say, of which none is 0.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn add_lanes8(job: &Lanes8) {
+pub(super) unsafe extern "C" fn add_lanes8(job: &mut Lanes8) {
     naked_asm!(
         ".fpu fpv4-sp-d16",
-        "push {{r4-r10, lr}}",
+        "push {{r4-r11, lr}}",
         "vpush {{d8-d11}}",
+        "mov r11, r0",
         "ldm r0, {{r0-r8}}",
-        "vldmia r2, {{s0-s7}}",
         "2:",
-        "mov r9, r4",
+        "vldmia r2, {{s0-s7}}",
         "3:",
+        "mov r9, r4",
+        "4:",
         "vldmia r0, {{s8-s15}}",
         "vldmia r1, {{s16-s23}}",
         "add r0, r5",
@@ -259,13 +267,23 @@ pub(super) unsafe extern "C" fn add_lanes8(job: &Lanes8) {
         "vfma.f32 s6, s14, s22",
         "vfma.f32 s7, s15, s23",
         "subs r9, #1",
-        "bne 3b",
+        "bne 4b",
         "add r0, r7",
         "add r1, r8",
         "subs r3, #1",
-        "bne 2b",
+        "bne 3b",
         "vstmia r2, {{s0-s7}}",
+        "ldrd r9, r10, [r11, #36]",
+        "ldr r12, [r11, #44]",
+        "ldrd r0, r1, [r11]",
+        "ldr r3, [r11, #12]",
+        "add r0, r10",
+        "add r2, r12",
+        "str r0, [r11]",
+        "subs r9, #1",
+        "str r9, [r11, #36]",
+        "bne 2b",
         "vpop {{d8-d11}}",
-        "pop {{r4-r10, pc}}",
+        "pop {{r4-r11, pc}}",
     )
 }

@@ -44,8 +44,8 @@ fn images(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
     Ok(images)
 }
 
-/// `i8_conv2d`, `i8_depthwise` and a 1x1 `i8_conv2d` one after the other, bit for bit; attributes `a_..`, `b_..`, `c_..`.
-/// Operands `x, w1, bias1, scale1, w2, bias2, scale2, w3, bias3, scale3`. Made by `fuse_rows`.
+/// `i8_conv2d`, `i8_depthwise` and a 1x1 `i8_conv2d` one after the other, bit for bit; attributes `a_..`, `b_..` and
+/// `c_..`. Operands `x, w1, bias1, scale1, w2, bias2, scale2, w3, bias3, scale3`. Made by `fuse_rows`.
 pub const BOTTLENECK: OpDef = OpDef {
     name: "i8_bottleneck",
     arity: (10, 10),
