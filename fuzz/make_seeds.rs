@@ -17,6 +17,8 @@ use tinyforge_compiler::target::Target;
 use tinyforge_plan::encode::encode;
 use tinyforge_plan::{DType, Source};
 
+#[path = "../compiler/tests/mcu_file/mod.rs"]
+mod mcu_file;
 #[path = "../compiler/tests/tflite_file/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod tflite_file;
@@ -94,30 +96,10 @@ fn safetensors_file() -> Vec<u8> {
     file
 }
 
-/// A first convolution of one channel and a classifier.
+/// The structure's length, the structure, the weights.
 fn mcu_network() -> Vec<u8> {
-    let mut tensors = Vec::new();
-    let mut conv = |name: &str, shape: [u64; 4], side: &str| {
-        let named = |part: &str| format!("{name}.{part}");
-        tensors.push(NewTensor::new(named("weight"), DType::I8, &shape));
-        tensors.push(NewTensor::new(named("bias"), DType::I32, &shape[..1]));
-        tensors.push(NewTensor::new(named("w_scales"), DType::F32, &shape[..1]));
-        let [o, i, k, _] = shape;
-        format!(
-            r#"{{"in_channel":{i},"out_channel":{o},{side}"kernel_size":[{k},{k}],"stride":1,"groups":1,"params":{{"weight":{{"tensor":"{name}.weight","dtype":"int8","shape":{shape:?}}},"bias":{{"tensor":"{name}.bias","dtype":"int32","shape":[{o}]}},"w_scales":{{"tensor":"{name}.w_scales","dtype":"float32","shape":[{o}]}},"x_scale":0.1,"x_zero":0,"y_scale":0.1,"y_zero":0}}}}"#
-        )
-    };
-    let first = conv("a", [2, 1, 3, 3], r#""in_shape":4,"out_shape":4,"#);
-    let classifier = conv("c", [3, 2, 1, 1], "");
-    let json = format!(r#"{{"first_conv":{first},"blocks":[],"feature_mix":null,"classifier":{classifier}}}"#);
-    let layout = safetensors::layout(&tensors, &BTreeMap::new()).expect("a valid layout");
-    let mut file = (json.len() as u32).to_le_bytes().to_vec();
-    file.extend(json.bytes());
-    let start = file.len();
-    file.extend(layout.header);
-    // Weights of 1; scales and biases of 0x01010101, which is a positive number in both.
-    file.resize(start + layout.file_bytes as usize, 1);
-    file
+    let (json, weights) = mcu_file::tiny();
+    [&(json.len() as u32).to_le_bytes()[..], json.as_bytes(), &weights].concat()
 }
 
 fn gguf_header(architecture: &str) -> Vec<u8> {

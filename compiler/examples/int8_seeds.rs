@@ -1,7 +1,7 @@
 //! Writes the small TFLite files of the tests, for peers to read: `int8_seeds DIR`.
 
-#[path = "../tests/tflite_file/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that use more of it")]
+#[path = "../tests/tflite_file/mod.rs"]
 mod tflite_file;
 
 fn main() -> std::io::Result<()> {

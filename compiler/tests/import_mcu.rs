@@ -248,7 +248,7 @@ fn published_factors() {
     let model = import(&json, &file, "w").expect("a network");
     let conv = model.convs().find(|c| c.name == "blocks.10.pointwise1").expect("block 10");
     let factors = conv.weight_factors();
-    for (found, expected) in factors.iter().zip([670545.875f32, 719452.81]) {
+    for (found, expected) in factors.iter().zip([670_545.9_f32, 719_452.8]) {
         assert!((found / expected - 1.0).abs() < 1e-6, "{found} is not {expected}");
     }
 }

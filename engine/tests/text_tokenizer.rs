@@ -171,6 +171,48 @@ fn contradictions_in_metadata_are_errors() {
     assert_eq!((empty.warning(), byte_tokenizer(false, None).warning()), (Some(TokenizerWarning::NoPattern), None));
 }
 
+/// The tokenizer that the files say which another one writes.
+fn written_and_read(tokenizer: &Tokenizer) -> Tokenizer {
+    let (mut json, config) = (Vec::new(), tokenizer.huggingface_config());
+    tokenizer.write_huggingface(&mut json).unwrap();
+    let files = TokenizerFiles { tokenizer: &json, config: Some(config.as_bytes()), ..TokenizerFiles::default() };
+    Tokenizer::from_huggingface(files).unwrap()
+}
+
+#[test]
+fn gguf_vocabularies_are_the_same_as_json_files() {
+    let mut vocabs = Vec::new();
+    for (pre, nfc) in [("gpt-2", false), ("smollm", false), ("llama-bpe", false), ("qwen2", true), ("tekken", false)] {
+        let mut tokens: Vec<String> = ('\u{21}'..='\u{7e}').chain('\u{a1}'..='\u{143}').map(String::from).collect();
+        tokens.extend(["an", "and", "\u{120}and", "12", "an", "<|end|>", "<|user|>"].map(str::to_owned));
+        let mut token_types = vec![1; tokens.len() - 2];
+        token_types.extend([3, 4]);
+        let merges = ["a n", "an d", "\u{120} and", "1 2"].map(str::to_owned).to_vec();
+        let eos = Some(tokens.len() as u32 - 2);
+        let (model, pre) = ("gpt2".to_owned(), Some(pre.to_owned()));
+        let add_eos = Some(nfc);
+        let bos = Some(3);
+        vocabs.push(GgufVocab { model, pre, tokens, token_types, merges, eos, bos, add_eos, ..GgufVocab::default() });
+    }
+    let stories = stories_as_gguf();
+    let no_space = stories.clone().map(|vocab| GgufVocab { add_space_prefix: Some(false), ..vocab });
+    vocabs.extend(stories.into_iter().chain(no_space));
+    for vocab in vocabs {
+        let ours = Tokenizer::from_gguf(&vocab).unwrap();
+        let theirs = written_and_read(&ours);
+        for text in ["", "and an 12 and123 <|end|>And<|user|>and", " two  spaces\n\n caf\u{e9} cafe\u{301} \u{1f600}"] {
+            for special in [false, true] {
+                let ids = ours.encode(text, special, special).unwrap();
+                assert_eq!(theirs.encode(text, special, special).unwrap(), ids, "{:?} {text}", vocab.pre);
+                assert_eq!(theirs.decode(&ids, special).unwrap(), ours.decode(&ids, special).unwrap());
+            }
+        }
+        let named = |t: &Tokenizer| [t.bos(), t.eos(), t.pad(), t.unk()];
+        assert_eq!((named(&theirs), theirs.end_ids()), (named(&ours), ours.end_ids()), "{:?}", vocab.pre);
+        assert_eq!((theirs.prefix(), theirs.suffix()), (ours.prefix(), ours.suffix()));
+    }
+}
+
 const SMALL_JSON: &str = r#"{"version":"1.0","added_tokens":[{"id":3,"content":"<s>","single_word":false,"lstrip":false,
 "rstrip":true,"normalized":false,"special":true}],"normalizer":{"type":"Lowercase"},"pre_tokenizer":{"type":"Sequence",
 "pretokenizers":[{"type":"Split","pattern":{"Regex":"\\s+"},"behavior":"Removed","invert":false},{"type":"Digits",

@@ -163,3 +163,54 @@ fn the_sequence_number_may_wrap() {
     assert_eq!(save(&mut flash, 2, 3), 1);
     assert_eq!(which(&load(&mut flash), &[2]), Some(2));
 }
+
+#[test]
+fn headers_that_lie_are_harmless() {
+    use tinyforge_firmware::crc::Crc;
+    // A header whose own checksum holds, with every length there can be.
+    for payload_bytes in [0u32, 1, 31, 105, 106, 224, 225, 256, 1 << 16, u32::MAX - 32, u32::MAX] {
+        for sequence in [0u32, 7, u32::MAX] {
+            let mut flash = Flash::<4, 128>::new(4);
+            assert_eq!(save(&mut flash, 1, 2), 1);
+            let header =
+                [u32::from_le_bytes(*b"TFCP"), sequence, payload_bytes, Crc::of(b""), 0x9abc_def0, 0x1234_5678, 1];
+            let mut bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+            bytes.extend(Crc::of(&bytes).to_le_bytes());
+            flash.bytes[256..288].copy_from_slice(&bytes);
+            assert_eq!(which(&load(&mut flash), &[1]), Some(1), "{payload_bytes} bytes, number {sequence}");
+            // It is no reason not to save, either.
+            flash.forget();
+            assert_eq!(save(&mut flash, 2, 4), 2);
+            assert_eq!(which(&load(&mut flash), &[3]), Some(3));
+        }
+    }
+}
+
+#[test]
+fn a_bit_that_does_not_take_is_seen() {
+    let (counters, memory) = state(9);
+    for at in [256 + 40, 256 + 32 + 104] {
+        let mut flash = Flash::<4, 128>::new(4);
+        assert_eq!(save(&mut flash, 1, 2), 1);
+        flash.stuck = Some(at);
+        let len = flash.bytes.len() as u32;
+        let mut checkpoints = Checkpoints::open(&mut flash, 0..len, LAYOUT).expect("a good region");
+        assert_eq!(checkpoints.save(&counters, &memory), Err(Fault::FlashVerify));
+        assert_eq!(which(&load(&mut flash), &[1]), Some(1));
+    }
+}
+
+#[test]
+fn a_flash_that_fails_is_a_fault() {
+    let (counters, memory) = state(9);
+    let mut flash = Flash::<4, 128>::new(4);
+    assert_eq!(save(&mut flash, 1, 2), 1);
+    for (left, fault) in [(0, Fault::FlashErase), (100, Fault::FlashErase), (256 + 2, Fault::FlashWrite)] {
+        let mut broken = flash.clone();
+        broken.left = left;
+        let len = broken.bytes.len() as u32;
+        let mut checkpoints = Checkpoints::open(&mut broken, 0..len, LAYOUT).expect("a good region");
+        assert_eq!(checkpoints.save(&counters, &memory), Err(fault));
+        assert_eq!(checkpoints.sequence(), Some(0));
+    }
+}

@@ -1,10 +1,11 @@
 //! The checker of plans. It shares no code with the planner: it replays the steps over a map of the arena and
 //! holds every read against what was last written there.
 //!
-//! Checked: spaces follow one another; tensors are aligned and inside one space; what is written lies in a written one; stored tensors overlap neither each other nor anything
-//! written; every operand's bytes hold the value that is meant; results and scratch overlap nothing that is read
-//! or changed by the same step, save a result that takes exactly an operand's place; what is changed is a stored
-//! tensor that is said to change; sources are there; peaks are what is touched.
+//! Checked: spaces follow one another; tensors are aligned and inside one space; what is written lies in a written
+//! one; stored tensors overlap neither each other nor anything written; every operand's bytes hold the value that is
+//! meant; results and scratch overlap nothing that is read or changed by the same step, save a result that takes
+//! exactly an operand's place; what is changed is a stored tensor that is said to change; sources are there; peaks
+//! are what is touched.
 
 use crate::DType;
 use crate::plan::{Entry, Plan, Source, Step, Stored, Tensor};

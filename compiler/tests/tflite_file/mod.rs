@@ -121,12 +121,14 @@ pub struct Tensor {
     pub quantized_dimension: i32,
 }
 
+/// Code, inputs (-1: absent), outputs, options.
+pub type Operator = (i32, Vec<i32>, Vec<i32>, Vec<(u16, Node)>);
+
 /// A model being written.
 #[derive(Default)]
 pub struct Model {
     pub tensors: Vec<Tensor>,
-    /// Code, inputs (-1: absent), outputs, options.
-    pub operators: Vec<(i32, Vec<i32>, Vec<i32>, Vec<(u16, Node)>)>,
+    pub operators: Vec<Operator>,
     pub inputs: Vec<i32>,
     pub outputs: Vec<i32>,
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use tinyforge::files::{FileError, read_if_there, write_atomic};
 use tinyforge::load::to_f32;
 use tinyforge::runner::Runner;
+use tinyforge::text::Tokenizer;
 use tinyforge_compiler::import::safetensors;
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_compiler::import::weight_map::{Binding, RowOrder, plain_row_sources};
@@ -20,7 +21,13 @@ use tinyforge_plan::{DType, Tensor};
 ///
 /// # Errors
 /// The disk is full, or the folder cannot be written.
-pub fn save(model: &Model, runner: &Runner, scheme: &Scheme, folder: &Path) -> Result<PathBuf, CommandError> {
+pub fn save(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    runner: &Runner,
+    scheme: &Scheme,
+    folder: &Path,
+) -> Result<PathBuf, CommandError> {
     let (name, path) = match scheme.kind {
         SchemeKind::Lora(_) => ("adapter", folder.join("adapter")),
         _ => ("model", folder.join("model")),
@@ -30,6 +37,7 @@ pub fn save(model: &Model, runner: &Runner, scheme: &Scheme, folder: &Path) -> R
         crate::adapter::save(runner, model, &path, scheme)?;
     } else {
         save_model(model, runner, &path)?;
+        save_tokenizer(model, tokenizer, &path)?;
     }
     Ok(path)
 }
@@ -39,7 +47,7 @@ fn written_dtype(stored: DType) -> DType {
     if stored.is_quantised() { DType::BF16 } else { stored }
 }
 
-/// Writes a whole model as a Hugging Face directory.
+/// Writes a whole model as a Hugging Face directory, without its tokenizer.
 ///
 /// # Errors
 /// The disk is full, or the folder cannot be written.
@@ -66,8 +74,7 @@ pub fn save_model(model: &Model, runner: &Runner, folder: &Path) -> Result<(), C
         }
         Ok(())
     })?;
-    write_atomic(&folder.join("config.json"), |out| out.write_all(config.as_bytes()))?;
-    copy_tokenizer(model, folder)
+    Ok(write_atomic(&folder.join("config.json"), |out| out.write_all(config.as_bytes()))?)
 }
 
 /// Whether a Hugging Face checkpoint of this family stores the matrix as `[in, out]`.
@@ -119,10 +126,12 @@ fn write_tensor(
     Ok(())
 }
 
-/// Puts the tokenizer's files beside the model.
-fn copy_tokenizer(model: &Model, folder: &Path) -> Result<(), CommandError> {
-    if model.format != Format::HuggingFace {
-        return Ok(());
+/// Puts the tokenizer's files beside the model: as they are, or made of what a GGUF file says.
+fn save_tokenizer(model: &Model, tokenizer: &Tokenizer, folder: &Path) -> Result<(), CommandError> {
+    if model.format == Format::Gguf {
+        write_atomic(&folder.join("tokenizer.json"), |out| tokenizer.write_huggingface(out))?;
+        let config = tokenizer.huggingface_config();
+        return Ok(write_atomic(&folder.join("tokenizer_config.json"), |out| out.write_all(config.as_bytes()))?);
     }
     let names = [
         "tokenizer.json",

@@ -274,7 +274,7 @@ impl Run {
     }
 
     fn save_result(&self, folder: &Path) -> Result<PathBuf, CommandError> {
-        output::save(&self.model, self.trainer.runner(), &self.settings.scheme, folder)
+        output::save(&self.model, &self.tokenizer, self.trainer.runner(), &self.settings.scheme, folder)
     }
 }
 

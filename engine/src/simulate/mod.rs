@@ -2,8 +2,8 @@
 //!
 //! The same plan, the same kernels, and so the same bits; only what depends on a sample alone is computed once and
 //! kept, which changes nothing. The entries of the plan are `train`, with `update` where a step has several samples,
-//! and `infer`. Inputs: `images`, `labels`, `loss_weights` (1 / batch), `hyper` (learning rates of weights and of biases) and
-//! `rng` (seed, step). Results: `loss`, `logits`.
+//! and `infer`. Inputs: `images`, `labels`, `loss_weights` (1 / batch), `hyper` (learning rates of weights and of
+//! biases) and `rng` (seed, step). Results: `loss`, `logits`.
 
 mod prefix;
 

@@ -128,7 +128,7 @@ pub(crate) struct BpeRules {
 #[derive(Debug)]
 pub(crate) struct Bpe {
     pub(crate) vocab: Vocab,
-    rules: BpeRules,
+    pub(crate) rules: BpeRules,
     byte_ids: Box<[u32]>,
     starts: Box<[u32]>,
     merges: Box<[Entry]>,
@@ -172,6 +172,17 @@ impl Bpe {
     /// Heap bytes held, exactly.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.vocab.heap_bytes() + 4 * (self.byte_ids.len() + self.starts.len()) + size_of_val(&*self.merges)
+    }
+
+    /// All merges, first merged first; of equal ranks the lower ids first.
+    pub(crate) fn merges_by_rank(&self) -> impl Iterator<Item = (u32, u32)> {
+        let mut all: Vec<(u32, u32, u32)> = Vec::with_capacity(self.merges.len());
+        for (left, range) in self.starts.windows(2).enumerate() {
+            let group = &self.merges[range[0] as usize..range[1] as usize];
+            all.extend(group.iter().map(|entry| (entry.rank, left as u32, entry.right)));
+        }
+        all.sort_unstable();
+        all.into_iter().map(|(_, left, right)| (left, right))
     }
 
     fn merge_of(&self, left: u32, right: u32) -> Option<Entry> {

@@ -6,6 +6,7 @@
 mod bpe;
 pub mod chat;
 pub(crate) mod chunk;
+mod export;
 pub(crate) mod fingerprint;
 mod gguf;
 mod huggingface;

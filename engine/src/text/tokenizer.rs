@@ -304,6 +304,19 @@ impl Tokenizer {
         self.vocab_len
     }
 
+    pub(crate) fn words(&self) -> &Words {
+        &self.words
+    }
+
+    pub(crate) fn added_list(&self) -> &[Added] {
+        &self.added_list
+    }
+
+    /// What is done to a text before its words are looked up, and to tokens to have their text.
+    pub(crate) fn steps(&self) -> (&Option<NormalizerWrapper>, &Option<PreTokenizerWrapper>, &Option<DecoderWrapper>) {
+        (&self.normalizer, &self.pre, &self.decoder)
+    }
+
     /// The begin-of-text token.
     pub fn bos(&self) -> Option<u32> {
         self.bos

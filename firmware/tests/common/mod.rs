@@ -22,6 +22,9 @@ pub struct Flash<const WRITE: usize, const ERASE: usize> {
     written: Vec<bool>,
     /// What is done before the power fails.
     pub left: u64,
+    /// A byte whose lowest bit stays 1 whatever is written.
+    #[allow(dead_code, reason = "for the tests of checkpoints")]
+    pub stuck: Option<usize>,
     /// What was done.
     pub done: u64,
     noise: u32,
@@ -35,12 +38,19 @@ impl<const WRITE: usize, const ERASE: usize> Flash<WRITE, ERASE> {
             written: vec![true; units * ERASE / WRITE],
             left: u64::MAX,
             done: 0,
+            stuck: None,
             noise: 1,
         };
         for i in 0..flash.bytes.len() {
             flash.bytes[i] = flash.noise() as u8;
         }
         flash
+    }
+
+    /// Lets everything be written again, for bytes that a test put there.
+    #[allow(dead_code, reason = "for the tests of checkpoints")]
+    pub fn forget(&mut self) {
+        self.written.fill(false);
     }
 
     fn noise(&mut self) -> u32 {
@@ -108,7 +118,7 @@ impl<const WRITE: usize, const ERASE: usize> NorFlash for &mut Flash<WRITE, ERAS
             self.written[at / WRITE] = true;
             let cut = !self.work();
             for (k, byte) in word.iter().enumerate() {
-                let keep = if cut { self.noise() as u8 } else { 0 };
+                let keep = if cut { self.noise() as u8 } else { u8::from(self.stuck == Some(at + k)) };
                 self.bytes[at + k] &= byte | keep;
             }
             if cut {

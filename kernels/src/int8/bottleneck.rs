@@ -5,8 +5,8 @@
 //!                             depthwise one row from the ring; project it to the output
 //! ```
 //! Every expanded row is computed once, so there are no more products than in the three kernels, and their results are
-//! the same bits; but of the two large tensors between them only the ring's `kernel` rows and one row exist. Rows of the
-//! output may be written over rows of the input that are no longer needed ([`i8_bottleneck_overlay`]).
+//! the same bits; but of the two large tensors between them only the ring's `kernel` rows and one row exist. Rows of
+//! the output may be written over rows of the input that are no longer needed ([`i8_bottleneck_overlay`]).
 
 use super::conv::{conv_rows, i8_conv2d_scratch_bytes};
 use super::depthwise::{depthwise_rows, i8_depthwise_scratch_bytes};

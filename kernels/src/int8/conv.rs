@@ -1,7 +1,8 @@
 //! Convolution with a rounded output.
 //!
 //! ```text
-//! y[p, o] = clamp(nearest((sum over r, s, i of (x[..] - zero_x) w[o, r, s, i] + bias[o]) * scale[o]) + zero_y, lo, hi)
+//! y[p, o] = clamp(nearest((sum over r, s, i of (x[..] - zero_x) w[o, r, s, i] + bias[o]) * scale[o]) + zero_y, lo,
+//! hi)
 //! ```
 //! Sums are exact, so blocks and vectors may take them in any order.
 
@@ -15,8 +16,8 @@ const COLUMNS: usize = 8;
 /// Bytes of widened weights that are kept for all windows of a few pixels.
 const PACKED_BYTES: usize = 4096;
 
-/// How a convolution is cut where registers hold four output channels. The same on every machine, so that a plan made on
-/// one serves another.
+/// How a convolution is cut where registers hold four output channels. The same on every machine, so that a plan made
+/// on one serves another.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     /// Inputs of an output, rounded up to whole steps of four.
@@ -92,12 +93,45 @@ pub(crate) fn conv_rows(
     #[cfg(not(all(has_dsp, has_fpu)))]
     {
         let _ = scratch;
-        conv_portable(dims, quant, x, weights, rows, y, bits, 0..dims.out_channels);
+        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        if super::x86::conv::supports(dims) {
+            return super::x86::conv::conv_rows(dims, quant, x, weights, rows, y, bits);
+        }
+        let channels = 0..dims.out_channels;
+        #[cfg(feature = "std")]
+        super::simd::dispatch(Portable { dims, quant, x, weights, rows, y, bits, channels });
+        #[cfg(not(feature = "std"))]
+        conv_portable(dims, quant, x, weights, rows, y, bits, channels);
+    }
+}
+
+/// [`conv_portable`] compiled for each instruction set.
+#[cfg(feature = "std")]
+struct Portable<'a> {
+    dims: &'a Conv,
+    quant: &'a Quant,
+    x: &'a [i8],
+    weights: &'a Weights<'a>,
+    rows: Range<usize>,
+    y: &'a mut [i8],
+    bits: Bits<'a>,
+    channels: Range<usize>,
+}
+
+#[cfg(feature = "std")]
+impl super::simd::Kernel for Portable<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: super::simd::Simd>(self, _: S) {
+        let Portable { dims, quant, x, weights, rows, y, bits, channels } = self;
+        conv_portable(dims, quant, x, weights, rows, y, bits, channels);
     }
 }
 
 /// [`conv_rows`] for some of the output channels, on any machine.
 #[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
+#[inline(always)]
 pub(crate) fn conv_portable(
     dims: &Conv,
     quant: &Quant,
@@ -126,7 +160,53 @@ pub(crate) fn conv_portable(
     }
 }
 
+/// Copies the inputs of one window.
+#[cfg(any(all(has_dsp, has_fpu), all(feature = "std", target_arch = "x86_64")))]
+pub(crate) fn gather(dims: &Conv, zero: i32, x: &[i8], out: [usize; 2], column: &mut [i8]) {
+    let (taps, channels) = (dims.taps_inside(1, out[1]), dims.in_channels);
+    let rows = dims.taps_inside(0, out[0]);
+    if rows.len() < dims.kernel[0] || taps.len() < dims.kernel[1] {
+        column.fill(zero as i8);
+    }
+    let first = (out[1] * dims.stride[1] + taps.start).saturating_sub(dims.pad[1]);
+    if rows.len() == dims.kernel[0] && taps.len() == dims.kernel[1] {
+        let (len, pitch) = (taps.len() * channels, dims.in_size[1] * channels);
+        let top = (out[0] * dims.stride[0]).saturating_sub(dims.pad[0]);
+        let x = x.get(top * pitch + first * channels..).unwrap_or(&[]);
+        let mut at = 0;
+        for to in column.chunks_exact_mut(len.max(1)).take(dims.kernel[0]) {
+            copy_few(to, part(x, at, len));
+            at += pitch;
+        }
+        return;
+    }
+    for r in rows {
+        let row = out[0] * dims.stride[0] + r - dims.pad[0];
+        let x = part(x, (row * dims.in_size[1] + first) * channels, taps.len() * channels);
+        let to = part_mut(column, (r * dims.kernel[1] + taps.start) * channels, x.len());
+        copy_few(to, x);
+    }
+}
+
+/// Copies a few bytes, without the way into a general routine.
+#[cfg(any(all(has_dsp, has_fpu), all(feature = "std", target_arch = "x86_64")))]
+#[inline(always)]
+fn copy_few(to: &mut [i8], from: &[i8]) {
+    let ((fours, to), (from_fours, from)) = (to.as_chunks_mut::<4>(), from.as_chunks::<4>());
+    for (to, from) in fours.iter_mut().zip(from_fours) {
+        *to = *from;
+    }
+    if let ([a, b, c], [x, y, z]) = (&mut *to, from) {
+        (*a, *b, *c) = (*x, *y, *z);
+    } else if let ([a, b], [x, y]) = (&mut *to, from) {
+        (*a, *b) = (*x, *y);
+    } else if let ([a], [x]) = (to, from) {
+        *a = *x;
+    }
+}
+
 /// The sum of products of one window in one image.
+#[inline(always)]
 fn window(dims: &Conv, zero: i32, x: &[i8], w: &[i8], out: [usize; 2]) -> i32 {
     let columns = dims.taps_inside(1, out[1]);
     let channels = dims.in_channels;

@@ -43,10 +43,12 @@ impl Planes {
         let last_pair = (out[1] - 1) / 2 * 2;
         // A pair reads whole words: the window of its second output and up to one element more.
         let width = (last_pair * stride + columns + stride + 1).next_multiple_of(2);
-        let Some(fit) = PLANE_BYTES.checked_div(4 * width * size_of::<i16>()) else {
-            return Planes { bands: 0, rows: 0, width: 0, words: 0 };
+        let fit = PLANE_BYTES / (4 * width * size_of::<i16>() + 1);
+        let more = match fit.saturating_sub(height).checked_div(step) {
+            Some(more) => more,
+            None => 0,
         };
-        let bands = if fit < height + step { 1 } else { (fit - height) / step + 1 };
+        let bands = 1 + more;
         let bands = if bands < out[0] { bands } else { out[0] };
         Planes { bands, rows: (bands - 1) * step + height, width, words: columns - 1 }
     }
@@ -119,8 +121,91 @@ pub(crate) fn depthwise_rows(
     #[cfg(not(all(has_dsp, has_fpu)))]
     {
         let _ = scratch;
+        #[cfg(feature = "std")]
+        if dims.in_channels == dims.out_channels {
+            return super::simd::dispatch(Vectors { dims, quant, x, weights, rows, y, bits });
+        }
         depthwise_portable(dims, quant, x, weights, rows, y, bits, 0..dims.out_channels);
     }
+}
+
+/// Channels side by side where vectors are long.
+#[cfg(feature = "std")]
+const LANES: usize = 16;
+
+/// [`depthwise_rows`] with a multiplier of 1, compiled for each instruction set.
+#[cfg(feature = "std")]
+struct Vectors<'a> {
+    dims: &'a Conv,
+    quant: &'a Quant,
+    x: Rows<'a>,
+    weights: &'a Weights<'a>,
+    rows: Range<usize>,
+    y: &'a mut [i8],
+    bits: Bits<'a>,
+}
+
+#[cfg(feature = "std")]
+impl super::simd::Kernel for Vectors<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: super::simd::Simd>(mut self, _: S) {
+        let (o, width) = (self.dims.out_channels.max(1), self.dims.out_size[1].max(1));
+        let y = core::mem::take(&mut self.y);
+        for (p, y) in y.chunks_exact_mut(o).enumerate() {
+            let out = [self.rows.start + p / width, p % width];
+            for (i, y) in y.chunks_mut(LANES).enumerate() {
+                self.some(out, i * LANES, p * o + i * LANES, y);
+            }
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl Vectors<'_> {
+    /// Some channels, from `first` on, of one pixel; `at` is their place in the output.
+    #[inline(always)]
+    fn some(&mut self, out: [usize; 2], first: usize, at: usize, y: &mut [i8]) {
+        let (dims, len) = (self.dims, y.len());
+        let mut acc: [i32; LANES] = lanes(self.weights.bias, first, len);
+        let scale: [f32; LANES] = lanes(self.weights.scale, first, len);
+        // A difference of two i8 fits i16, and its product with a third one i32.
+        let zero = self.quant.zero_x as i16;
+        for r in dims.taps_inside(0, out[0]) {
+            let row = self.x.row(out[0] * dims.stride[0] + r - dims.pad[0]);
+            for s in dims.taps_inside(1, out[1]) {
+                let column = out[1] * dims.stride[1] + s - dims.pad[1];
+                let x: [i8; LANES] = lanes(row, column * dims.in_channels + first, len);
+                let w: [i8; LANES] = lanes(self.weights.w, (r * dims.kernel[1] + s) * dims.out_channels + first, len);
+                for ((acc, x), w) in acc.iter_mut().zip(x).zip(w) {
+                    *acc = acc.wrapping_add(i32::from(i16::from(x).wrapping_sub(zero)) * i32::from(w));
+                }
+            }
+        }
+        let rounder = Rounder::of(self.quant);
+        let mut values = [0; LANES];
+        let mut inside = 0;
+        for (i, ((value, acc), scale)) in values.iter_mut().zip(acc).zip(scale).enumerate() {
+            let (stored, is_inside) = rounder.sum(acc, scale);
+            *value = stored;
+            inside |= u16::from(is_inside) << i;
+        }
+        y.iter_mut().zip(values).for_each(|(y, value)| *y = value);
+        self.bits.set_run(at, inside, len);
+    }
+}
+
+/// `len` elements from `at`, then zeros.
+#[cfg(feature = "std")]
+#[inline(always)]
+fn lanes<T: Copy + Default>(from: &[T], at: usize, len: usize) -> [T; LANES] {
+    let from = part(from, at, len);
+    from.first_chunk::<LANES>().copied().unwrap_or_else(|| {
+        let mut to = [T::default(); LANES];
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        to
+    })
 }
 
 /// [`depthwise_rows`] for some of the output channels, on any machine.

@@ -10,10 +10,26 @@ pub fn i8_scale_grad(g: &mut [f32], mask: Option<&[u8]>, scale: &[f32]) {
         return;
     }
     let o = scale.len().max(1);
+    if let (Some(mask), true) = (mask, o.is_multiple_of(8)) {
+        return scale_eights(g, mask, scale);
+    }
     for (p, g) in g.chunks_exact_mut(o).enumerate() {
         for (k, (g, scale)) in g.iter_mut().zip(scale).enumerate() {
             let passes = mask.is_none_or(|mask| round::bit(mask, p * o + k));
             *g = if passes { *g * scale } else { 0.0 };
+        }
+    }
+}
+
+/// [`i8_scale_grad`] where a byte of the mask is eight channels of one pixel.
+fn scale_eights(g: &mut [f32], mask: &[u8], scale: &[f32]) {
+    let (scale, _) = scale.as_chunks::<8>();
+    let (g, _) = g.as_chunks_mut::<8>();
+    for (g, mask) in g.chunks_mut(scale.len().max(1)).zip(mask.chunks(scale.len().max(1))) {
+        for ((g, scale), mask) in g.iter_mut().zip(scale).zip(mask) {
+            for i in 0..8 {
+                g[i] = if mask >> i & 1 == 1 { g[i] * scale[i] } else { 0.0 };
+            }
         }
     }
 }

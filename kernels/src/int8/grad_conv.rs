@@ -4,9 +4,10 @@
 //! gx[q, i]       sums over the taps that reach q (r, then s, then o ascending) of gc[p, o] w[o, r, s, i]
 //! gw[o, r, s, i] sums over output pixels p ascending of (x[.., i] - zero_x) gc[p, o]; a tap outside of x is skipped
 //! ```
-//! Every product is added in one fused operation. A tile of columns is turned into floats and serves all sums; it is cut
-//! where it would be too long, and the sums go on from where they were.
+//! Every product is added in one fused operation. A tile of columns is turned into floats and serves all sums; it is
+//! cut where it would be too long, and the sums go on from where they were.
 
+use super::simd::{self, Kernel, Simd};
 use super::tile::{COLUMNS, DEPTH, add_outer, add_rows, tile_bytes};
 use super::update::{Update, column, moved_i8};
 use super::{Conv, WeightGrad, lengths, part, part_mut};
@@ -26,6 +27,25 @@ pub const fn i8_conv2d_grad_w_scratch_bytes(_dims: &Conv) -> usize {
 /// Gradient with respect to the input: `gc` of `dims.y_len()`, `gx` of `dims.x_len()`.
 pub fn i8_conv2d_grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], scratch: &mut [u8]) {
     if lengths([(gc.len(), dims.y_len()), (gx.len(), dims.x_len()), (w.len(), dims.w_len())]) {
+        simd::dispatch(GradX { dims, gc, w, gx, scratch });
+    }
+}
+
+/// The gradient of the input, compiled for each instruction set.
+struct GradX<'a> {
+    dims: &'a Conv,
+    gc: &'a [f32],
+    w: &'a [i8],
+    gx: &'a mut [f32],
+    scratch: &'a mut [u8],
+}
+
+impl Kernel for GradX<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let GradX { dims, gc, w, gx, scratch } = self;
         with_tiles(scratch, |wt, _| grad_x(dims, gc, w, gx, wt));
     }
 }
@@ -49,25 +69,24 @@ fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
     }
 }
 
-/// Calls `run` with the first output pixel, the first input pixel and the length of every stretch of outputs whose tap
-/// `(r, s)` is inside, ascending; the input's pixels lie `stride` apart.
+/// The first output pixel, the first input pixel and the length of every stretch of outputs whose tap `(r, s)` is
+/// inside, ascending; the input's pixels lie `stride` apart.
 #[inline(always)]
-fn stretches(dims: &Conv, r: usize, s: usize, mut run: impl FnMut(usize, usize, usize)) {
-    if dims.is_pointwise() {
-        return run(0, 0, dims.images * dims.out_pixels());
-    }
-    let outs = dims.outputs_inside(1, s);
-    if outs.is_empty() {
-        return;
-    }
-    for n in 0..dims.images {
-        for row in dims.outputs_inside(0, r) {
-            let h = row * dims.stride[0] + r - dims.pad[0];
-            let w = outs.start * dims.stride[1] + s - dims.pad[1];
-            let p = (n * dims.out_size[0] + row) * dims.out_size[1] + outs.start;
-            run(p, (n * dims.in_size[0] + h) * dims.in_size[1] + w, outs.len());
-        }
-    }
+fn stretches(dims: &Conv, r: usize, s: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    // Rows of a pointwise convolution follow each other: one stretch.
+    let is_pointwise = dims.is_pointwise();
+    let (rows, outs) = (dims.outputs_inside(0, r), dims.outputs_inside(1, s));
+    let (images, rows) = if is_pointwise { (1, 0..1) } else { (dims.images, rows) };
+    let len = if is_pointwise { dims.images * dims.out_pixels() } else { outs.len() };
+    let count = if len == 0 { 0 } else { images * rows.len() };
+    let dims = *dims;
+    (0..count).map(move |i| {
+        let (n, row) = (i / rows.len().max(1), rows.start + i % rows.len().max(1));
+        let h = row * dims.stride[0] + r - dims.pad[0];
+        let w = outs.start * dims.stride[1] + s - dims.pad[1];
+        let p = (n * dims.out_size[0] + row) * dims.out_size[1] + outs.start;
+        (p, (n * dims.in_size[0] + h) * dims.in_size[1] + w, len)
+    })
 }
 
 #[inline(always)]
@@ -84,12 +103,12 @@ fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut Tile) {
                 for (k, wt) in wt.iter_mut().enumerate() {
                     floats(part(w, ((from + k) * dims.taps() + tap) * channels + first, width), wt);
                 }
-                stretches(dims, r, s, |p, q, len| {
+                for (p, q, len) in stretches(dims, r, s) {
                     let pitch = channels * dims.stride[1];
                     let sums = gx.get_mut(q * channels + first..).unwrap_or(&mut []);
                     let gc = gc.get(p * o + from..).unwrap_or(&[]);
                     add_rows(sums, pitch, len, width, gc, o, wt);
-                });
+                }
             }
         }
     }
@@ -108,8 +127,8 @@ fn floats(w: &[i8], to: &mut [f32; COLUMNS]) {
     }
 }
 
-/// The gradient, tile by tile: calls `done` with a row of the weight (output channel and tap), the first of some columns
-/// and their sums.
+/// The gradient, tile by tile: calls `done` with a row of the weight (output channel and tap), the first of some
+/// columns and their sums.
 #[inline(always)]
 fn grad_w(
     dims: &Conv,
@@ -132,7 +151,7 @@ fn grad_w(
             for channel in (0..o).step_by(DEPTH) {
                 let sums = part_mut(sums, 0, DEPTH.min(o - channel));
                 sums.fill([0.0; COLUMNS]);
-                stretches(dims, r, s, |p, q, len| {
+                for (p, q, len) in stretches(dims, r, s) {
                     for at in (0..len).step_by(DEPTH) {
                         let xt = part_mut(xt, 0, DEPTH.min(len - at));
                         for (i, xt) in xt.iter_mut().enumerate() {
@@ -143,7 +162,7 @@ fn grad_w(
                         let gc = from.gc.get((p + at) * o + channel..).unwrap_or(&[]);
                         add_outer(sums, gc, o, xt);
                     }
-                });
+                }
                 for (k, sums) in sums.iter().enumerate() {
                     done((channel + k) * taps + tap, first, part(sums, 0, width));
                 }
@@ -176,15 +195,33 @@ pub fn i8_conv2d_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], scratch:
     if !fits(dims, from) || !lengths([(gw.len(), dims.out_channels * dims.taps() * columns)]) {
         return;
     }
-    with_tiles(scratch, |xt, sums| {
-        grad_w(dims, from, columns, xt, sums, |row, first, sums| {
-            let gw = part_mut(gw, row * columns + first, sums.len());
-            for (j, (gw, sum)) in gw.iter_mut().zip(sums).enumerate() {
-                let is_column = column(from.index, first + j).is_some_and(|c| c < dims.in_channels);
-                *gw = if is_column { *sum } else { 0.0 };
-            }
-        });
-    });
+    let done = |row: usize, first: usize, sums: &[f32]| {
+        let gw = part_mut(gw, row * columns + first, sums.len());
+        for (j, (gw, sum)) in gw.iter_mut().zip(sums).enumerate() {
+            let is_column = column(from.index, first + j).is_some_and(|c| c < dims.in_channels);
+            *gw = if is_column { *sum } else { 0.0 };
+        }
+    };
+    simd::dispatch(GradW { dims, from, columns, scratch, done });
+}
+
+/// The gradient of the weight, compiled for each instruction set.
+struct GradW<'a, F> {
+    dims: &'a Conv,
+    from: &'a WeightGrad<'a>,
+    columns: usize,
+    scratch: &'a mut [u8],
+    done: F,
+}
+
+impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let GradW { dims, from, columns, scratch, done } = self;
+        with_tiles(scratch, |xt, sums| grad_w(dims, from, columns, xt, sums, done));
+    }
 }
 
 /// [`i8_conv2d_grad_w`] and the update of the weight in one: no more than a tile of the gradient is ever held.
@@ -194,22 +231,21 @@ pub fn i8_conv2d_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Update, 
         return;
     }
     let mut dice = update.dice();
-    with_tiles(scratch, |xt, sums| {
-        grad_w(dims, from, columns, xt, sums, |row, first, sums| {
-            let step = update.step(row / dims.taps().max(1));
-            if from.index.is_none() {
-                let at = row * dims.in_channels + first;
-                return dice.move_run(at, part_mut(w, at, sums.len()), sums, |_| step);
+    let done = |row: usize, first: usize, sums: &[f32]| {
+        let step = update.step(row / dims.taps().max(1));
+        if from.index.is_none() {
+            let at = row * dims.in_channels + first;
+            return dice.move_run(at, part_mut(w, at, sums.len()), sums, |_| step);
+        }
+        for (j, sum) in sums.iter().enumerate() {
+            let Some(c) = column(from.index, first + j).filter(|c| *c < dims.in_channels) else { continue };
+            let at = row * dims.in_channels + c;
+            if let Some(w) = w.get_mut(at) {
+                *w = moved_i8(*w, dice.steps(at, step * sum));
             }
-            for (j, sum) in sums.iter().enumerate() {
-                let Some(c) = column(from.index, first + j).filter(|c| *c < dims.in_channels) else { continue };
-                let at = row * dims.in_channels + c;
-                if let Some(w) = w.get_mut(at) {
-                    *w = moved_i8(*w, dice.steps(at, step * sum));
-                }
-            }
-        });
-    });
+        }
+    };
+    simd::dispatch(GradW { dims, from, columns, scratch, done });
 }
 
 /// Output channel and tap of row `row` of the weight.

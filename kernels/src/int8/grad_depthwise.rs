@@ -9,7 +9,10 @@
 
 use super::fma::fma;
 use super::lanes::{LANES, Rect, Runs, add_lanes};
-use super::scratch::{Scratch, piece_bytes};
+#[cfg(not(feature = "std"))]
+use super::scratch::Scratch;
+use super::scratch::piece_bytes;
+use super::simd::{self, Kernel, Simd};
 use super::update::{Update, column, moved_i8};
 use super::{Conv, WeightGrad, lengths, part, part_mut};
 
@@ -27,7 +30,8 @@ pub const fn i8_depthwise_grad_x_scratch_bytes(dims: &Conv) -> usize {
     if is_tiled(dims) { piece_bytes::<f32>(dims.taps() * PLANNED_LANES) } else { 0 }
 }
 
-/// Bytes of scratch that [`i8_depthwise_grad_w`] and [`i8_depthwise_grad_w_update`] need, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_depthwise_grad_w`] and [`i8_depthwise_grad_w_update`] need, beginning at a multiple of
+/// 16.
 pub const fn i8_depthwise_grad_w_scratch_bytes(dims: &Conv) -> usize {
     if !is_tiled(dims) {
         return 0;
@@ -52,9 +56,47 @@ pub fn i8_depthwise_grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], sc
         return;
     }
     if is_tiled(dims) {
-        with_lanes(scratch, dims.taps(), |wt, _| grad_x(dims, gc, w, gx, wt));
+        simd::dispatch(GradX { dims, gc, w, gx, scratch });
     } else {
         plain_grad_x(dims, gc, w, gx);
+    }
+}
+
+/// The gradient of the input, compiled for each instruction set.
+struct GradX<'a> {
+    dims: &'a Conv,
+    gc: &'a [f32],
+    w: &'a [i8],
+    gx: &'a mut [f32],
+    scratch: &'a mut [u8],
+}
+
+impl Kernel for GradX<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let GradX { dims, gc, w, gx, scratch } = self;
+        with_lanes(scratch, dims.taps(), |wt, _| grad_x(dims, gc, w, gx, wt));
+    }
+}
+
+/// The gradient of the weight, compiled for each instruction set.
+struct GradW<'a, F> {
+    dims: &'a Conv,
+    from: &'a WeightGrad<'a>,
+    columns: usize,
+    scratch: &'a mut [u8],
+    done: F,
+}
+
+impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let GradW { dims, from, columns, scratch, done } = self;
+        grad_w(dims, from, columns, scratch, done);
     }
 }
 
@@ -74,8 +116,8 @@ fn with_lanes(scratch: &mut [u8], len: usize, run: impl FnOnce(&mut [Lanes], &mu
     }
 }
 
-/// The taps of one axis that reach an input pixel: the first, how many, and the output under the first. From one to the
-/// next taps grow by the stride and outputs fall by one.
+/// The taps of one axis that reach an input pixel: the first, how many, and the output under the first. From one to
+/// the next taps grow by the stride and outputs fall by one.
 #[inline(always)]
 fn reach(dims: &Conv, axis: usize, at: usize) -> (usize, usize, usize) {
     let (stride, shifted) = (dims.stride[axis].max(1), at + dims.pad[axis]);
@@ -288,11 +330,12 @@ pub fn i8_depthwise_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], scrat
     if !fits(dims, from.gc.len(), from.x.len()) || !lengths([(gw.len(), dims.taps() * columns)]) {
         return;
     }
-    grad_w(dims, from, columns, scratch, |tap, first, sums| {
+    let done = |tap: usize, first: usize, sums: &[f32]| {
         for (gw, sum) in part_mut(gw, tap * columns + first, sums.len()).iter_mut().zip(sums) {
             *gw = *sum;
         }
-    });
+    };
+    simd::dispatch(GradW { dims, from, columns, scratch, done });
 }
 
 /// [`i8_depthwise_grad_w`] and the update of the weight in one: no more than a tile of the gradient is ever held.
@@ -304,7 +347,7 @@ pub fn i8_depthwise_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Updat
         return;
     }
     let mut dice = update.dice();
-    grad_w(dims, from, columns, scratch, |tap, first, sums| {
+    let done = |tap: usize, first: usize, sums: &[f32]| {
         if from.index.is_none() {
             let at = tap * o + first;
             return dice.move_run(at, part_mut(w, at, sums.len()), sums, |i| update.step(first + i));
@@ -315,5 +358,6 @@ pub fn i8_depthwise_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Updat
                 *w = moved_i8(*w, dice.steps(tap * o + k, update.step(k) * sum));
             }
         }
-    });
+    };
+    simd::dispatch(GradW { dims, from, columns, scratch, done });
 }

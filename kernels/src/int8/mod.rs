@@ -1,9 +1,9 @@
 //! The int8 family: the same kernels on a computer and on a microcontroller, bit for bit.
 //!
-//! Images are NHWC `i8[n, h, w, c]`, weights `i8[o, r, s, i]` (depthwise `i8[r, s, c * m]`), row-major. Forward sums are
-//! exact in i32 and rounded once, to the nearest integer, ties to even ([`round`]); the backward pass is f32, every
-//! multiply-accumulate is one fused operation, and each sum runs in the one order that its kernel states. So a variant
-//! may regroup integers as it likes and must keep the order of every f32 sum.
+//! Images are NHWC `i8[n, h, w, c]`, weights `i8[o, r, s, i]` (depthwise `i8[r, s, c * m]`), row-major. Forward sums
+//! are exact in i32 and rounded once, to the nearest integer, ties to even ([`round`]); the backward pass is f32,
+//! every multiply-accumulate is one fused operation, and each sum runs in the one order that its kernel states. So a
+//! variant may regroup integers as it likes and must keep the order of every f32 sum.
 //!
 //! Nothing here allocates or panics: lengths are checked once at a kernel's entry, and a kernel that was handed slices
 //! of other lengths than its dimensions say leaves them as they are (and asserts in debug builds). Not for floats that
@@ -24,9 +24,12 @@ mod loss;
 mod pool;
 pub mod round;
 mod scratch;
+mod simd;
 mod softmax;
 mod tile;
 mod update;
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+mod x86;
 
 pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};
 pub use bottleneck::{
@@ -55,8 +58,8 @@ use core::ops::Range;
 /// Geometry of a convolution, a depthwise one or a pooling window: `x[images, in_size, in_channels]` to
 /// `y[images, out_size, out_channels]`.
 ///
-/// Output pixel `p` sees input pixel `stride * p + tap - pad` through tap `tap`. The output's size is given, so that any
-/// padding after the last pixel can be said. A fully connected layer is 1 x 1 on 1 x 1.
+/// Output pixel `p` sees input pixel `stride * p + tap - pad` through tap `tap`. The output's size is given, so that
+/// any padding after the last pixel can be said. A fully connected layer is 1 x 1 on 1 x 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Images.
@@ -261,6 +264,17 @@ impl Bits<'_> {
     #[inline(always)]
     pub(crate) fn set(&mut self, at: usize, bit: bool) {
         round::set_bit(self.bytes, self.at + at, bit);
+    }
+
+    /// Sets the first `len` bits of `run` from bit `at` on.
+    #[cfg(feature = "std")]
+    #[inline(always)]
+    pub(crate) fn set_run(&mut self, at: usize, run: u16, len: usize) {
+        let at = self.at + at;
+        let run = (u32::from(run) & ((1 << len) - 1)) << (at % 8);
+        for (i, byte) in self.bytes.iter_mut().skip(at / 8).take(3).enumerate() {
+            *byte |= (run >> (8 * i)) as u8;
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::Quant;
 
-/// 1.5 * 2^23: adding it to an f32 of less than 2^22 in absolute value leaves the nearest integer, ties to even, in the
-/// low bits of the sum.
+/// 1.5 * 2^23: adding it to an f32 of less than 2^22 in absolute value leaves the nearest integer, ties to even, in
+/// the low bits of the sum.
 const MAGIC: f32 = 12_582_912.0;
 
 /// The nearest integer to `v`, ties to even, for `v` clamped to `lo..=hi`, which lie within 2^22 of zero.

@@ -3,8 +3,8 @@
 //! ```text
 //! delta = -((lr factor[o]) g);  w' = saturate(w + floor(delta) + [u < delta - floor(delta)]),  u uniform in [0, 1)
 //! ```
-//! The mean over `u` of the move is `delta`, however small. `u` is a function of the run's seed, the step, the tensor and
-//! the element's place in the whole tensor, so that a part of a tensor is updated as the whole would be.
+//! The mean over `u` of the move is `delta`, however small. `u` is a function of the run's seed, the step, the tensor
+//! and the element's place in the whole tensor, so that a part of a tensor is updated as the whole would be.
 
 use super::{lengths, part};
 use crate::random::Stream;
@@ -23,7 +23,8 @@ pub struct Update<'a> {
     pub stream: Stream,
 }
 
-/// The random numbers of tensor `tensor` in the step that `rng` describes: seed (low, high), step, and a word not used.
+/// The random numbers of tensor `tensor` in the step that `rng` describes: seed (low, high), step, and a word not
+/// used.
 pub const fn update_stream(rng: &[u32; 4], tensor: u32) -> Stream {
     Stream { seed: rng[0] as u64 | (rng[1] as u64) << 32, step: rng[2], tensor }
 }

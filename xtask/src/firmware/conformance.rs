@@ -24,7 +24,7 @@ impl<'a> Row<'a> {
 
 /// Writes the cases, runs them on every board, and prints a table.
 pub fn run(bench: &Bench) -> Outcome {
-    let mut command = cargo(&["run", "--quiet", "--release", "-p", "tinyforge-conformance", "--features", "std", "--"]);
+    let mut command = cargo(&["run", "--quiet", "-p", "tinyforge-conformance", "--features", "std", "--"]);
     command.arg(bench.place.join("vectors.bin"));
     tasks::run(command)?;
     for board in BOARDS {

@@ -24,7 +24,7 @@ pub fn run(bench: &Bench) -> Outcome {
         let whole = start(bench, board, "whole.flash", &[])?;
         expect(board, &whole, &wanted)?;
         println!("{board}: the same, in one piece");
-        for line in whole.text.lines().filter(|line| line.starts_with("instructions") || line.starts_with("stack")) {
+        for line in whole.text.lines().filter(|line| line.starts_with("instructions") || line.starts_with("arena")) {
             println!("{board}: {line}");
         }
     }

@@ -7,6 +7,7 @@ mod conformance;
 mod elf;
 mod emulator;
 mod learning;
+mod network;
 mod toolchain;
 
 use crate::tasks::{Outcome, cargo, words};
@@ -46,10 +47,12 @@ pub fn run() -> Outcome {
     let bench = Bench { toolchain, emulator, place };
     build(&bench)?;
     let results = [
+        ("formatting and lints", lints(&bench)),
         ("sizes", sizes(&bench)),
         ("conformance", conformance::run(&bench)),
         ("learning", learning::run(&bench)),
         ("C example", c_example::run(&bench)),
+        ("network", network::run(&bench)),
     ];
     let mut failed = Vec::new();
     for (name, result) in results {
@@ -85,6 +88,21 @@ fn build(bench: &Bench) -> Outcome {
     let mut command = cargo(&["build", "--locked", "--release", "--manifest-path", "firmware/boards/Cargo.toml"]);
     command.args(["--target", TARGET]);
     bench.toolchain.apply(&mut command);
+    crate::tasks::run(command)
+}
+
+/// What the check of the main workspace does not see. Debian's compiler comes without lints.
+fn lints(bench: &Bench) -> Outcome {
+    let mut command = cargo(&["fmt", "--all", "--check", "--manifest-path", "firmware/boards/Cargo.toml"]);
+    command.env_remove("RUSTC");
+    crate::tasks::run(command)?;
+    if !bench.toolchain.has_lints() {
+        return Ok(());
+    }
+    let mut command = cargo(&["clippy", "--locked", "--release", "--no-deps", "--target", TARGET]);
+    command.args(["--manifest-path", "firmware/boards/Cargo.toml"]);
+    bench.toolchain.apply(&mut command);
+    command.args(["--", "-D", "warnings"]);
     crate::tasks::run(command)
 }
 

@@ -64,6 +64,11 @@ impl Toolchain {
         Ok(Toolchain { name, target_dir, target, debian: Some(Debian { sysroot, linker }) })
     }
 
+    /// Whether clippy comes with it.
+    pub fn has_lints(&self) -> bool {
+        self.debian.is_none()
+    }
+
     /// Makes a cargo command build with it.
     pub fn apply(&self, command: &mut Command) {
         command.arg("--target-dir").arg(&self.target_dir);

@@ -3,7 +3,7 @@
 use super::ExportError;
 use super::params::{self, Window, image, kernel};
 use super::slots::Slots;
-use tinyforge_kernels::int8::{Conv, Quant};
+use tinyforge_kernels::int8::{Bottleneck, Conv, Quant, Stage};
 use tinyforge_plan::Step;
 
 /// A kernel of generated code.
@@ -17,6 +17,7 @@ struct Row {
 const ROWS: &[Row] = &[
     Row { name: "i8_conv2d", call: |s| forward(s, "i8_conv2d", false) },
     Row { name: "i8_depthwise", call: |s| forward(s, "i8_depthwise", true) },
+    Row { name: "i8_bottleneck", call: bottleneck },
     Row { name: "i8_add", call: add },
     Row { name: "i8_avg_pool", call: |s| pool(s, "i8_avg_pool") },
     Row { name: "i8_max_pool", call: |s| pool(s, "i8_max_pool") },
@@ -66,6 +67,31 @@ fn forward(s: &mut Slots, name: &str, is_depthwise: bool) -> Result<String, Stri
         source(dims),
         source(quant)
     ))
+}
+
+fn bottleneck(s: &mut Slots) -> Result<String, String> {
+    let step = s.step;
+    let stage = |prefix: &str, x: [usize; 4], w: usize| {
+        let (window, (taps, channels)) = (Window { step, prefix }, kernel(&step.args[w]));
+        Stage { conv: window.conv(x, taps, channels), quant: window.quant() }
+    };
+    let after = |Stage { conv, .. }: &Stage| [conv.images, conv.out_size[0], conv.out_size[1], conv.out_channels];
+    let expand = stage("a_", image(&step.args[0]), 1);
+    let depthwise = stage("b_", after(&expand), 4);
+    let project = stage("c_", after(&depthwise), 7);
+    let mut dims = source(Bottleneck { expand: Some(expand), depthwise, project });
+    for part in ["Stage", "Conv", "Quant"] {
+        dims = dims.replace(&format!("{part} {{"), &format!("k::{part} {{"));
+    }
+    let x = s.arg(0, "x");
+    let mut weights = Vec::new();
+    for (i, name) in [(1, "1"), (4, "2"), (7, "3")] {
+        let [w, bias, scale] =
+            [("w", i), ("bias", i + 1), ("scale", i + 2)].map(|(n, i)| s.arg(i, &format!("{n}{name}")));
+        weights.push(format!("k::Weights {{ w: {w}, bias: {bias}, scale: {scale} }}"));
+    }
+    let (y, scratch) = (s.out(0, "y"), s.scratch());
+    Ok(format!("k::i8_bottleneck({dims}, {x}, &[{}], {y}, {scratch})", weights.join(", ")))
 }
 
 fn add(s: &mut Slots) -> Result<String, String> {

@@ -33,6 +33,8 @@ static NET: Place<Net> = Place::new(Net::new());
 /// More than any model has classes in one step.
 const BATCH_MAX: usize = 64;
 const HEAD_BYTES: usize = 12;
+/// What memory holds that nothing has written.
+const POISON: u8 = 0xa5;
 
 fn stop(stop: Stop) -> ! {
     exit(stop as u32)
@@ -115,8 +117,10 @@ fn main() -> ! {
     let arguments = Arguments::read();
     let (Some(net), Some(mut timer)) = (NET.take(), count::timer()) else { stop(Stop::Arguments) };
     let (mut training, mut test) = (Samples::open(&arguments, "train"), Samples::open(&arguments, "test"));
-    let rate = |name, default| arguments.number(name, default) as f32 * 1e-6;
+    // Divided in f64, so that it is the f32 next to the decimal number, as on the host.
+    let rate = |name, default| (f64::from(arguments.number(name, default)) / 1e6) as f32;
     let seed = arguments.number("seed", 11).into();
+    net.memory_mut().fill(POISON);
     let mut learner = Learner::new(net, seed, rate("rate", 10_000), rate("bias", 10_000));
 
     let len = 2 * Learner::<Net>::slot_bytes::<HostFlash>();
@@ -150,9 +154,11 @@ fn main() -> ! {
         }
     }
     report("after", &mut learner, &mut test);
+    let arena = learner.model().memory();
+    let touched = arena.len() - arena.iter().rev().take_while(|byte| **byte == POISON).count();
     let line = Line::new().text("instructions of a step=").number(instructions);
-    let line = line.text(" erase unit=").number(ERASE_BYTES as u64).text(" flash of checkpoints=").number(len.into());
-    line.text(" arena=").number(learner.model().memory().len() as u64).print();
-    Line::new().text("stack=").number(stack::used_bytes() as u64).print();
+    line.text(" erase unit=").number(ERASE_BYTES as u64).text(" flash of checkpoints=").number(len.into()).print();
+    let line = Line::new().text("arena=").number(arena.len() as u64).text(" touched=").number(touched as u64);
+    line.text(" stack=").number(stack::used_bytes() as u64).text(" of=").number(stack::size_bytes() as u64).print();
     exit(0)
 }

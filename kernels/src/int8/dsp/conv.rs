@@ -1,17 +1,22 @@
 //! Convolution, four output channels at a time.
 //!
 //! The weights of four channels are widened once and serve all pixels; the input's zero goes into the bias. A 1 x 1
-//! convolution reads its input in place, any other copies the windows of a few pixels into columns, padding as the zero.
+//! convolution reads its input in place, any other copies the windows of a few pixels into columns, padding as the
+//! zero.
 
 use super::dot::{Dot4, dot4, dot4_wide};
-use super::{products, widen_even, widen_odd};
-use crate::int8::conv::{Blocks, conv_portable};
+use super::{minus, products, widen_even, widen_odd};
+use crate::int8::conv::{Blocks, conv_portable, gather};
+use crate::int8::round::{Rounder, set_bit};
 use crate::int8::scratch::Scratch;
-use crate::int8::{Bits, Conv, Quant, Weights, part};
+use crate::int8::{Bits, Conv, Quant, Weights, part, part_mut};
 use core::ops::Range;
 
 /// Pixels whose results wait in 16 bits for their limits and mask bits.
 const WIDE: usize = 16;
+
+/// Pixels for which widened weights are not worth keeping.
+const FEW: usize = 2;
 
 /// Some rows of the output of one image, as `conv_rows`.
 #[expect(clippy::too_many_arguments, reason = "the kernel's, and which part of it")]
@@ -34,6 +39,10 @@ pub(crate) fn conv_rows(
         && weights.fit(dims, dims.w_len());
     if !fits || pixels == 0 || blocks.depth == 0 {
         return;
+    }
+    if pixels <= FEW && blocks.columns == 0 {
+        few(dims, quant, x, weights, rows.clone(), y, &mut bits);
+        return conv_portable(dims, quant, x, weights, rows, y, bits, o / 4 * 4..o);
     }
     let mut pieces = Scratch::new(scratch);
     let packed = pieces.take::<u32>(blocks.groups * blocks.depth * 2);
@@ -77,6 +86,46 @@ pub(crate) fn conv_rows(
     conv_portable(dims, quant, x, weights, rows, y, bits, groups * 4..o);
 }
 
+/// A few pixels whose inputs serve as they lie: each weight is used as often as it is widened, so it is not kept.
+fn few(dims: &Conv, quant: &Quant, x: &[i8], weights: &Weights, rows: Range<usize>, y: &mut [i8], bits: &mut Bits) {
+    let (o, depth, width) = (dims.out_channels, dims.in_channels, dims.out_size[1].max(1));
+    let rounder = Rounder::of(quant);
+    for (p, y) in y.chunks_exact_mut(o.max(1)).enumerate() {
+        let q = (rows.start + p / width) * dims.stride[0] * dims.in_size[1] + p % width * dims.stride[1];
+        let x = part(x, q * depth, depth);
+        let (fours, _) = y.as_chunks_mut::<4>();
+        for (group, y) in fours.iter_mut().enumerate() {
+            let row = |j: usize| part(weights.w, (group * 4 + j) * depth, depth);
+            let sums = dot(quant.zero_x, x, [row(0), row(1), row(2), row(3)]);
+            for (j, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
+                let k = group * 4 + j;
+                if let (Some(bias), Some(scale)) = (weights.bias.get(k), weights.scale.get(k)) {
+                    let (value, is_inside) = rounder.sum(bias.wrapping_add(sum), *scale);
+                    *y = value;
+                    bits.set(p * o + k, is_inside);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of products of one input with four rows of weights.
+fn dot(zero: i32, x: &[i8], w: [&[i8]; 4]) -> [i32; 4] {
+    let word = |bytes: &[i8; 4]| u32::from_le_bytes(bytes.map(|b| b as u8));
+    let zero = (zero as u32 & 0xffff) * 0x1_0001;
+    let [a, b, c, d] = w.map(|w| w.as_chunks::<4>().0);
+    let mut sums = [0; 4];
+    for ((((x, a), b), c), d) in x.as_chunks::<4>().0.iter().zip(a).zip(b).zip(c).zip(d) {
+        let x = word(x);
+        let (even, odd) = (minus(widen_even(x), zero), minus(widen_odd(x), zero));
+        for (sum, w) in sums.iter_mut().zip([a, b, c, d]) {
+            let w = word(w);
+            *sum = products(even, widen_even(w), products(odd, widen_odd(w), *sum));
+        }
+    }
+    sums
+}
+
 /// Widens the weights of four channels and takes the input's zero into their bias.
 fn pack(dims: &Conv, zero: i32, weights: &Weights, group: usize, packed: &mut [[u32; 8]], bias: &mut [i32; 4]) {
     let depth = dims.depth();
@@ -98,24 +147,6 @@ fn pack(dims: &Conv, zero: i32, weights: &Weights, group: usize, packed: &mut [[
         }
         let of_channel = weights.bias.get(group * 4 + j).copied().unwrap_or_default();
         *bias = of_channel.wrapping_sub(zero.wrapping_mul(sum));
-    }
-}
-
-/// Copies the inputs of one window.
-fn gather(dims: &Conv, zero: i32, x: &[i8], out: [usize; 2], column: &mut [i8]) {
-    let (taps, channels) = (dims.taps_inside(1, out[1]), dims.in_channels);
-    let rows = dims.taps_inside(0, out[0]);
-    if rows.len() < dims.kernel[0] || taps.len() < dims.kernel[1] {
-        column.fill(zero as i8);
-    }
-    let first = (out[1] * dims.stride[1] + taps.start).saturating_sub(dims.pad[1]);
-    for r in rows {
-        let row = out[0] * dims.stride[0] + r - dims.pad[0];
-        let x = part(x, (row * dims.in_size[1] + first) * channels, taps.len() * channels);
-        let to = column.get_mut((r * dims.kernel[1] + taps.start) * channels..).unwrap_or(&mut []);
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = *x;
-        }
     }
 }
 
@@ -201,10 +232,24 @@ impl Job<'_, '_> {
     #[inline(always)]
     fn store(&mut self, at: usize, four: &[i16; 4]) {
         let (lo, hi) = (self.quant.lo, self.quant.hi);
-        for (i, (y, r)) in self.y.get_mut(at..).unwrap_or(&mut []).iter_mut().zip(four).enumerate() {
+        let Some(y) = part_mut(self.y, at, 4).first_chunk_mut::<4>() else { return };
+        let mut inside = 0;
+        for (i, (y, r)) in y.iter_mut().zip(four).enumerate() {
             let r = i32::from(*r);
-            *y = r.max(lo).min(hi) as i8;
-            self.bits.set(at + i, lo <= r && r <= hi);
+            let stored = r.max(lo).min(hi);
+            *y = stored as i8;
+            inside |= u8::from(stored == r) << i;
+        }
+        if self.bits.bytes.is_empty() {
+            return;
+        }
+        let at = self.bits.at + at;
+        if let (Some(byte), true) = (self.bits.bytes.get_mut(at / 8), at.is_multiple_of(4)) {
+            *byte |= inside << (at % 8);
+        } else {
+            for i in 0..4 {
+                set_bit(self.bits.bytes, at + i, inside >> i & 1 == 1);
+            }
         }
     }
 }

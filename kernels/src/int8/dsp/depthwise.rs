@@ -1,15 +1,14 @@
 //! Depthwise convolution, four channels at a time.
 //!
-//! Input rows of four channels are widened into planes, the zero subtracted and padding as zeros, for as many rows of the
-//! output as the planes hold. Windows of 3 x 3 and of 5 or 7 columns, with steps of one or two columns; others are the
-//! portable kernel's.
+//! Input rows of four channels are widened into planes, the zero subtracted and padding as zeros, for as many rows of
+//! the output as the planes hold. Windows of 3 x 3 and of 5 or 7 columns, with steps of one or two columns; others are
+//! the portable kernel's.
 
 use super::window::*;
-use super::{widen_even, widen_odd};
+use super::{minus, widen_even, widen_odd};
 use crate::int8::depthwise::{Planes, depthwise_portable};
 use crate::int8::scratch::Scratch;
 use crate::int8::{Bits, Conv, Quant, Rows, Weights, part, part_mut};
-use core::arch::asm;
 use core::ops::Range;
 
 type Kernel = unsafe extern "C" fn(&Window);
@@ -178,7 +177,8 @@ impl Job<'_> {
             window.y_gap = window.y_row;
             window.y_step = 0;
             window.x_gap = (dims.stride[0] * pitch).wrapping_sub(advance);
-            // SAFETY: as above; the second output of the pair is stored in the place of the first, which overwrites it.
+            // SAFETY: as above; the second output of the pair is stored in the place of the first, which overwrites
+            // it.
             unsafe { kernel(&window) };
         }
         if !is_narrow {
@@ -197,18 +197,6 @@ impl Job<'_> {
 #[inline(always)]
 fn transpose(a0: u32, a1: u32, b0: u32, b1: u32) -> [u32; 4] {
     [a0 & 0xffff | b0 << 16, a1 & 0xffff | b1 << 16, a0 >> 16 | b0 & !0xffff, a1 >> 16 | b1 & !0xffff]
-}
-
-/// The numbers of 16 bits of `a` minus those of `b`.
-#[inline(always)]
-fn minus(a: u32, b: u32) -> u32 {
-    let y: u32;
-    // SAFETY: registers only; the flags it sets are not read.
-    unsafe {
-        asm!("ssub16 {y}, {a}, {b}", a = in(reg) a, b = in(reg) b, y = lateout(reg) y,
-            options(pure, nomem, nostack));
-    };
-    y
 }
 
 /// Four channels of a row of the input into planes.

@@ -137,3 +137,15 @@ fn products(a: u32, b: u32, acc: i32) -> i32 {
     };
     y
 }
+
+/// The numbers of 16 bits of `a` minus those of `b`.
+#[inline(always)]
+fn minus(a: u32, b: u32) -> u32 {
+    let y: u32;
+    // SAFETY: registers only; the flags it sets are not read.
+    unsafe {
+        asm!("ssub16 {y}, {a}, {b}", a = in(reg) a, b = in(reg) b, y = lateout(reg) y,
+            options(pure, nomem, nostack));
+    };
+    y
+}

@@ -1,0 +1,3 @@
+//! Kernels for x86-64 beyond what the compiler makes of the portable ones.
+
+pub(crate) mod conv;

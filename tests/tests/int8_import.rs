@@ -1,0 +1,151 @@
+//! Imported int8 models on the CPU device: loaded from their files as the plan names the weights, run as the
+//! reference interpreter runs them, bit for bit, and taught.
+
+#[path = "../../compiler/tests/mcu_file/mod.rs"]
+mod mcu_file;
+#[path = "../../compiler/tests/tflite_file/mod.rs"]
+#[expect(dead_code, reason = "shared with the importer's own tests, which use more of it")]
+mod tflite_file;
+
+use std::path::PathBuf;
+use tinyforge::cpu::CpuKernels;
+use tinyforge::files::ReadAt;
+use tinyforge::runner::{RunOptions, Runner};
+use tinyforge_compiler::compile::{Compiled, Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::import::int8::{self, Int8Model};
+use tinyforge_compiler::import::{mcu, tflite};
+use tinyforge_compiler::ir::graph::Kind;
+use tinyforge_compiler::ir::ops::Tensor;
+use tinyforge_compiler::ir::reference::Memory;
+use tinyforge_compiler::passes::parameterize::Storage;
+use tinyforge_compiler::passes::update::Optimizer;
+use tinyforge_compiler::scheme::{Scheme, SchemeKind};
+use tinyforge_compiler::target::Target;
+use tinyforge_plan::{DType, Plan};
+use tinyforge_tests::random::Random;
+
+/// A file in the temporary folder that goes with its value.
+struct File(PathBuf);
+
+impl File {
+    fn of(bytes: &[u8], name: &str) -> File {
+        let path = std::env::temp_dir().join(format!("tinyforge-int8-import-{}-{name}", std::process::id()));
+        std::fs::write(&path, bytes).expect("the temporary folder takes a file");
+        File(path)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // A file that is left in the temporary folder harms nobody.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn plan(model: &Int8Model, entries: Vec<Entry>, scheme: Scheme) -> Plan {
+    let request = Request {
+        name: "imported".to_string(),
+        entries,
+        scheme,
+        group: 0,
+        storage: Storage { trained: DType::F32, frozen: None },
+        optimizer: Optimizer { rule: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: None },
+        clip_by: None,
+        recompute: Recompute::Nothing,
+        arena_bytes_max: None,
+        target: Target::CPU,
+        kernels: &CpuKernels { threads: 1 },
+        source: &|name| model.source(name, true).unwrap_or_else(|| panic!("the model has no `{name}`")),
+        files: model.files.clone(),
+        threads: 1,
+        dump: None,
+    };
+    let Compiled { plan, .. } = compile(&request).expect("the model compiles");
+    assert_eq!(tinyforge_plan::check::check(&plan), Vec::<String>::new());
+    plan
+}
+
+fn forward(model: &Int8Model, entry: int8::Entry, batch: u32) -> Entry {
+    Entry { name: "infer".to_string(), graph: model.graph(entry, batch).expect("a graph"), role: Role::Forward }
+}
+
+/// The device's results are the reference's.
+fn same_as_reference(model: &Int8Model, bytes: &[u8], name: &str) {
+    const BATCH: u32 = 3;
+    let file = File::of(bytes, name);
+    let graph = model.graph(int8::Entry::Whole, BATCH).expect("a graph");
+    let plan = plan(model, vec![forward(model, int8::Entry::Whole, BATCH)], Scheme::frozen());
+    let mut runner = Runner::new(plan, RunOptions::default()).expect("a compiled plan runs");
+    runner.load(&[ReadAt::open(&file.0).expect("it was written")], 1).expect("the file holds the weights");
+    let mut random = Random::new(9);
+    let images: Vec<i8> = runner.input::<i8>(0, "images").iter().map(|_| random.below(256) as u8 as i8).collect();
+    runner.input::<i8>(0, "images").copy_from_slice(&images);
+    runner.run(0).expect("the data is right");
+    let memory = Memory::run(&graph, |v| match graph.info(v).decl {
+        Some(Kind::Input) => {
+            let data = images.iter().map(|&x| f64::from(x)).collect();
+            Tensor { data, ..Tensor::zeros(graph.ty(v)) }
+        }
+        _ => model.contents(&graph, v, bytes, 1).expect("a stored tensor has a source"),
+    });
+    let expected = memory.get(graph.result("output").expect("a result"));
+    let found: Vec<f64> = runner.result::<i8>(0, "output").iter().map(|&y| f64::from(y)).collect();
+    assert_eq!(found, expected.data, "{name}");
+    assert!(found.iter().any(|&y| y != found[0]), "{name} gives one number only");
+}
+
+#[test]
+fn imported_models_run_as_in_the_reference() {
+    for (name, model) in [("small", tflite_file::small()), ("everything", tflite_file::everything())] {
+        let bytes = model.bytes();
+        same_as_reference(&tflite::import(&bytes, name).expect("a model"), &bytes, name);
+    }
+    let (json, weights) = mcu_file::tiny();
+    same_as_reference(&mcu::import(json.as_bytes(), &weights, "tiny").expect("a network"), &weights, "tiny");
+}
+
+/// Images of three kinds: noise around a pattern of each.
+fn batch(random: &mut Random, images: &mut [i8], labels: &mut [i32]) {
+    let elems = images.len() / labels.len();
+    for (image, label) in images.chunks_exact_mut(elems).zip(labels) {
+        *label = random.below(3) as i32;
+        for (i, x) in image.iter_mut().enumerate() {
+            let wave = (i as i32 * (*label + 1) / 7 % 5 - 2) * 25;
+            *x = (wave + random.below(60) as i32 - 30) as i8;
+        }
+    }
+}
+
+/// A new head, drawn from the run's seed, and the biases learn three kinds of images.
+#[test]
+fn a_new_head_learns() {
+    const BATCH: u32 = 4;
+    let bytes = tflite_file::everything().bytes();
+    let model = tflite::import(&bytes, "m").expect("a model").with_classes(3).expect("a head");
+    let file = File::of(&bytes, "learns");
+    let graph = model.graph(int8::Entry::Train, BATCH).expect("a graph");
+    let train = Entry { name: "train".to_string(), graph, role: Role::Train { micro_batches: 1 } };
+    let scheme = Scheme { kind: SchemeKind::Bias(None), head: true, embed: false };
+    let plan = plan(&model, vec![train], scheme);
+    let mut runner = Runner::new(plan, RunOptions::default()).expect("a compiled plan runs");
+    runner.load(&[ReadAt::open(&file.0).expect("it was written")], 3).expect("the file holds the weights");
+    let (_, head) = runner.stored("head.weight").expect("it is stored");
+    let head: Vec<i8> = head.iter().map(|&b| b as i8).collect();
+    assert!(head.iter().any(|w| w.abs() > 90) && head.iter().all(|&w| w != i8::MIN), "{head:?} is not spread");
+    let mut random = Random::new(4);
+    let mut losses = Vec::new();
+    for step in 0..1000 {
+        let (mut images, mut labels) = (vec![0; runner.input::<i8>(0, "images").len()], vec![0; BATCH as usize]);
+        batch(&mut random, &mut images, &mut labels);
+        runner.input::<i8>(0, "images").copy_from_slice(&images);
+        runner.input::<i32>(0, "labels").copy_from_slice(&labels);
+        runner.input::<f32>(0, "loss_weights").fill(1.0 / BATCH as f32);
+        runner.input::<f32>(0, "hyper").copy_from_slice(&[0.02, 0.02, 0.0, 0.0]);
+        runner.input::<u32>(0, "rng").copy_from_slice(&[3, 0, step, 0]);
+        runner.run(0).expect("the data is right");
+        losses.push(runner.result::<f32>(0, "loss").iter().sum::<f32>());
+    }
+    let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+    let (first, last) = (mean(&losses[..50]), mean(&losses[950..]));
+    assert!(last < 0.6 * first, "the loss went from {first} to {last}");
+}
