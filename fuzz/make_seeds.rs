@@ -15,7 +15,7 @@ use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::target::Target;
 use tinyforge_plan::encode::encode;
-use tinyforge_plan::{DType, Source};
+use tinyforge_plan::{DType, Fixed, Source};
 
 #[path = "../compiler/tests/mcu_file/mod.rs"]
 mod mcu_file;
@@ -83,7 +83,8 @@ fn plan_body(scheme: &str, micro_batches: u32) -> Vec<u8> {
         threads: 1,
         dump: None,
     };
-    let plan = compile(&request).expect("a small plan").plan;
+    let mut plan = compile(&request).expect("a small plan").plan;
+    plan.fixed = [("code", u64::MAX - 7), ("heap", 8)].map(|(name, bytes)| Fixed { name: name.into(), bytes }).into();
     encode(&plan).split_off(12)
 }
 

@@ -16,7 +16,7 @@ use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::target::Target;
 use tinyforge_plan::check::check;
 use tinyforge_plan::encode::{DecodeError, crc32, decode, encode};
-use tinyforge_plan::{DType, Plan, Source, Step};
+use tinyforge_plan::{DType, Fixed, Plan, Source, Step};
 use tinyforge_tests::generate::{contents, damaged_text, graph};
 use tinyforge_tests::graphs::{assert_close, assert_text_is_graph, run_named};
 use tinyforge_tests::random::Random;
@@ -267,6 +267,17 @@ fn damaged_plans_are_refused_or_checked() {
     });
     let _ = std::panic::take_hook();
     assert!(failure.is_none(), "decoding or checking panics for {failure:?}");
+}
+
+#[test]
+fn sums_of_a_damaged_plan_do_not_wrap_around() {
+    let mut plan = some_plan();
+    plan.fixed =
+        vec![Fixed { name: "code".to_string(), bytes: u64::MAX }, Fixed { name: "heap".to_string(), bytes: 2 }];
+    plan.entries[0].steps.iter_mut().take(2).for_each(|s| s.flops = u64::MAX);
+    plan.stored.iter_mut().for_each(|s| s.tensor.shape = vec![u32::MAX; 3]);
+    assert_eq!([plan.total_bytes(), plan.entries[0].flops(), plan.stored_bytes(|_| true)], [u64::MAX; 3]);
+    assert!(!check(&plan).is_empty());
 }
 
 /// A plan that is right, the change that spoils it, and a word of what the checker must say.

@@ -290,7 +290,7 @@ impl Entry {
 
     /// Arithmetic of one run.
     pub fn flops(&self) -> u64 {
-        self.steps.iter().map(|s| s.flops).sum()
+        sum(self.steps.iter().map(|s| s.flops))
     }
 }
 
@@ -344,18 +344,23 @@ impl Plan {
 
     /// Bytes of the parts outside the arena.
     pub fn fixed_bytes(&self) -> u64 {
-        self.fixed.iter().map(|f| f.bytes).sum()
+        sum(self.fixed.iter().map(|f| f.bytes))
     }
 
     /// What the process takes of the near memory: arena and fixed parts.
     pub fn total_bytes(&self) -> u64 {
-        self.near_bytes() + self.fixed_bytes()
+        self.near_bytes().saturating_add(self.fixed_bytes())
     }
 
     /// Bytes of the stored tensors that `wanted` picks.
     pub fn stored_bytes(&self, wanted: impl Fn(&Stored) -> bool) -> u64 {
-        self.stored.iter().filter(|s| wanted(s)).map(|s| s.tensor.bytes()).sum()
+        sum(self.stored.iter().filter(|s| wanted(s)).map(|s| s.tensor.bytes()))
     }
+}
+
+/// A sum that a damaged plan cannot make wrap around.
+fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
 /// Storage and shape, where a place plays no part.
