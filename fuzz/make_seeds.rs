@@ -19,8 +19,8 @@ use tinyforge_plan::{DType, Fixed, Source};
 
 #[path = "../compiler/tests/mcu_file/mod.rs"]
 mod mcu_file;
-#[path = "../compiler/tests/tflite_file/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
+#[path = "../compiler/tests/tflite_file/mod.rs"]
 mod tflite_file;
 
 fn main() -> std::io::Result<()> {

@@ -15,7 +15,7 @@ use tinyforge_tests::samples::{Sample, edges, family, samples, size};
 use tinyforge_tests::storage::store;
 
 /// Ops that a backend has no kernel for, and why. A row for an op that has one fails too.
-const GAPS: &[(&str, Op, &str)] = &[("cpu", Op::I8Bottleneck, "the kernel is being written")];
+const GAPS: &[(&str, Op, &str)] = &[];
 
 /// The backends with the names of their kernels.
 fn backends() -> [(&'static str, BTreeSet<&'static str>); 1] {

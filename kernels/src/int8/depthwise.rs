@@ -69,7 +69,7 @@ pub const fn i8_depthwise_scratch_bytes(dims: &Conv) -> usize {
     }
     piece_bytes::<i16>(planes.rows * 4 * planes.width)
         + piece_bytes::<u32>(4 * dims.kernel[0] * planes.words)
-        + piece_bytes::<i16>(planes.wide(dims))
+        + piece_bytes::<i16>(4 * planes.wide(dims))
 }
 
 /// Depthwise convolution: `x` of `dims.x_len()` to `y` of `dims.y_len()`; `mask` as for a convolution.

@@ -20,6 +20,8 @@ type Lanes = [f32; LANES];
 
 /// Bytes of the input's tile beyond the rows of one window.
 const TILE_BYTES: usize = 4096;
+/// Pixels of the input's tile where it lies on the stack.
+const STACK_TILE: usize = 1024;
 /// Channels side by side on a microcontroller, for which scratch is planned; elsewhere tiles lie on the stack.
 const PLANNED_LANES: usize = 8;
 /// Taps whose weights or sums are held; a larger window goes channel by channel.
@@ -232,7 +234,9 @@ fn grad_w(
     scratch: &mut [u8],
     mut done: impl FnMut(usize, usize, &[f32]),
 ) {
-    if !is_tiled(dims) || from.index.is_some() {
+    // On the stack a tile has a fixed size, which the rows of one window must not pass.
+    let is_narrow = cfg!(not(feature = "std")) || dims.kernel[0] * dims.in_size[1] <= STACK_TILE;
+    if !is_tiled(dims) || !is_narrow || from.index.is_some() {
         for tap in 0..dims.taps() {
             for j in 0..columns {
                 let k = column(from.index, j).filter(|k| *k < dims.out_channels);
@@ -242,30 +246,30 @@ fn grad_w(
         return;
     }
     let in_width = dims.in_size[1];
-    with_lanes(scratch, dims.taps(), |sums, scratch| {
-        #[cfg(feature = "std")]
-        let (mut stack, _) = ([[0.0; LANES]; 1024], &scratch);
-        #[cfg(feature = "std")]
-        let (tile, step) =
-            (stack.as_mut_slice(), (1024 / in_width.max(1)).saturating_sub(dims.kernel[0]) / dims.stride[0] + 1);
-        #[cfg(not(feature = "std"))]
-        let (tile, step) = {
-            let rows = (bands(dims) - 1) * dims.stride[0] + dims.kernel[0];
-            (Scratch::new(scratch).take::<f32>(rows * in_width * LANES).as_chunks_mut().0, bands(dims))
-        };
-        for first in (0..columns).step_by(LANES) {
-            sums.fill([0.0; LANES]);
-            for n in 0..dims.images {
-                for top in (0..dims.out_size[0]).step_by(step) {
-                    let rows = top..dims.out_size[0].min(top + step);
-                    band(dims, from, (n, rows), first, sums, tile);
-                }
-            }
-            for (tap, sums) in sums.iter().enumerate() {
-                done(tap, first, part(sums, 0, LANES.min(columns - first)));
+    #[cfg(feature = "std")]
+    let (mut sums, mut tile) = ([[0.0; LANES]; TAPS_MAX], [[0.0; LANES]; STACK_TILE]);
+    #[cfg(feature = "std")]
+    let (sums, tile, _) = (part_mut(&mut sums, 0, dims.taps()), tile.as_mut_slice(), scratch);
+    #[cfg(not(feature = "std"))]
+    let (sums, tile) = {
+        let rows = (bands(dims) - 1) * dims.stride[0] + dims.kernel[0];
+        let mut pieces = Scratch::new(scratch);
+        let sums = pieces.take::<f32>(dims.taps() * LANES);
+        (sums.as_chunks_mut().0, pieces.take::<f32>(rows * in_width * LANES).as_chunks_mut().0)
+    };
+    let step = ((tile.len() / in_width.max(1)).saturating_sub(dims.kernel[0]) / dims.stride[0].max(1)) + 1;
+    for first in (0..columns).step_by(LANES) {
+        sums.fill([0.0; LANES]);
+        for n in 0..dims.images {
+            for top in (0..dims.out_size[0]).step_by(step) {
+                let rows = top..dims.out_size[0].min(top + step);
+                band(dims, from, (n, rows), first, sums, tile);
             }
         }
-    });
+        for (tap, sums) in sums.iter().enumerate() {
+            done(tap, first, part(sums, 0, LANES.min(columns - first)));
+        }
+    }
 }
 
 /// Adds some rows of the output of image `n` to the sums of all taps.

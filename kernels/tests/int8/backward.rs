@@ -1,6 +1,6 @@
 //! Gradients: the sums in their stated order, parts of tensors, and updates fused with them.
 
-use super::{Aligned, Dice, depthwise_shapes, naive, shapes};
+use super::{Aligned, Dice, depthwise_shapes, each_instruction_set, naive, shapes};
 use tinyforge_kernels::int8::*;
 
 const RNG: [u32; 4] = [11, 22, 33, 0];
@@ -22,6 +22,10 @@ fn gradients(dice: &mut Dice, len: usize) -> Vec<f32> {
 
 #[test]
 fn gradients_of_the_input_keep_their_order() {
+    each_instruction_set(gradients_of_the_input);
+}
+
+fn gradients_of_the_input() {
     for (i, dims) in shapes(40).iter().enumerate() {
         let mut dice = Dice::new(i as u64);
         let (gc, w) = (gradients(&mut dice, dims.y_len()), dice.weights(dims.w_len()));
@@ -79,6 +83,10 @@ fn weight(dims: &Conv, seed: u64, is_depthwise: bool) {
 
 #[test]
 fn gradients_of_the_weight_keep_their_order() {
+    each_instruction_set(gradients_of_the_weight);
+}
+
+fn gradients_of_the_weight() {
     for (i, dims) in shapes(40).iter().enumerate() {
         weight(dims, i as u64, false);
     }

@@ -1,6 +1,6 @@
 //! Convolutions and depthwise convolutions.
 
-use super::{Aligned, Dice, depthwise_shapes, naive, shapes};
+use super::{Aligned, Dice, depthwise_shapes, each_instruction_set, naive, shapes};
 use tinyforge_kernels::int8::{
     Conv, Quant, Weights, i8_conv2d, i8_conv2d_scratch_bytes, i8_depthwise, i8_depthwise_scratch_bytes, mask_bytes,
 };
@@ -41,6 +41,10 @@ impl Case {
 
 #[test]
 fn convolutions_are_exact() {
+    each_instruction_set(convolutions);
+}
+
+fn convolutions() {
     for (i, dims) in shapes(60).iter().enumerate() {
         let quant = &QUANTS[i % QUANTS.len()];
         let case = Case::new(&mut Dice::new(i as u64), dims, dims.w_len(), dims.depth());
@@ -58,6 +62,10 @@ fn convolutions_are_exact() {
 
 #[test]
 fn depthwise_convolutions_are_exact() {
+    each_instruction_set(depthwise_convolutions);
+}
+
+fn depthwise_convolutions() {
     for (i, dims) in depthwise_shapes(60).iter().enumerate() {
         let quant = &QUANTS[i % QUANTS.len()];
         let case = Case::new(&mut Dice::new(i as u64), dims, dims.depthwise_w_len(), dims.taps());

@@ -50,6 +50,21 @@ impl Dice {
     }
 }
 
+/// Runs with each instruction set that the machine has. The limit is the process's, and tests that run meanwhile check
+/// less, but never something wrong: all sets give the same bits.
+fn each_instruction_set(test: fn()) {
+    #[cfg(feature = "std")]
+    {
+        use tinyforge_kernels::f32::simd::{Isa, limit_isa};
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+            limit_isa(isa);
+            test();
+        }
+    }
+    #[cfg(not(feature = "std"))]
+    test();
+}
+
 /// Scratch bytes that begin at a multiple of 16.
 struct Aligned(Vec<u128>, usize);
 
@@ -125,5 +140,7 @@ fn depthwise_shapes(count: usize) -> Vec<Conv> {
         let pad = [kernel / 2; 2];
         all.push(conv(2, [size; 2], channels, channels, [kernel; 2], [stride; 2], pad, [out; 2]));
     }
+    // Wider than any tile.
+    all.push(conv(1, [3, 401], 5, 5, [3, 3], [1, 1], [1, 1], [3, 401]));
     all
 }

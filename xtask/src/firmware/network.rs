@@ -53,6 +53,7 @@ pub fn run(bench: &Bench) -> Outcome {
                     println!("{board}: {line}");
                 }
                 flash_fits(&program, &run.text)?;
+                peak_is_touched(&run.text)?;
                 println!("{board}: {NAME}, {STEPS} steps with a new start between: the weights of the simulation");
             }
         }
@@ -68,6 +69,16 @@ fn flash_fits(program: &Path, text: &str) -> Outcome {
     let all = program_bytes + said.unwrap_or(u64::MAX / 2);
     println!("flash: {all} bytes with checkpoints, of {FLASH_BYTES}");
     if all <= FLASH_BYTES { Ok(()) } else { Err(format!("{NAME}: {} bytes of flash too many", all - FLASH_BYTES)) }
+}
+
+/// The highest byte that was written is the planned peak, but for the rounding of the last slot.
+fn peak_is_touched(text: &str) -> Outcome {
+    let number =
+        |name: &str| -> Option<u64> { text.split(&[' ', '\n']).find_map(|w| w.strip_prefix(name)?.parse().ok()) };
+    match (number("arena="), number("touched=")) {
+        (Some(arena), Some(touched)) if touched <= arena && arena - touched < 16 => Ok(()),
+        (arena, touched) => Err(format!("{NAME}: planned {arena:?} bytes, touched {touched:?}")),
+    }
 }
 
 /// The network's description, where there is one.

@@ -5,11 +5,11 @@
 //! zero.
 
 use super::dot::{Dot4, dot4, dot4_wide};
-use super::{minus, products, widen_even, widen_odd};
+use super::{minus, products, store4, widen_even, widen_odd};
 use crate::int8::conv::{Blocks, conv_portable, gather};
-use crate::int8::round::{Rounder, set_bit};
+use crate::int8::round::Rounder;
 use crate::int8::scratch::Scratch;
-use crate::int8::{Bits, Conv, Quant, Weights, part, part_mut};
+use crate::int8::{Bits, Conv, Quant, Weights, part};
 use core::ops::Range;
 
 /// Pixels whose results wait in 16 bits for their limits and mask bits.
@@ -223,32 +223,7 @@ impl Job<'_, '_> {
             unsafe { dot4_wide(&dot) };
             dot.x = dot.x.wrapping_add(count * (depth + gap));
             for (p, four) in wide.iter().take(count).enumerate() {
-                self.store((at + p) * o + group * 4, four);
-            }
-        }
-    }
-
-    /// Clamps four results to the limits and keeps their mask bits.
-    #[inline(always)]
-    fn store(&mut self, at: usize, four: &[i16; 4]) {
-        let (lo, hi) = (self.quant.lo, self.quant.hi);
-        let Some(y) = part_mut(self.y, at, 4).first_chunk_mut::<4>() else { return };
-        let mut inside = 0;
-        for (i, (y, r)) in y.iter_mut().zip(four).enumerate() {
-            let r = i32::from(*r);
-            let stored = r.max(lo).min(hi);
-            *y = stored as i8;
-            inside |= u8::from(stored == r) << i;
-        }
-        if self.bits.bytes.is_empty() {
-            return;
-        }
-        let at = self.bits.at + at;
-        if let (Some(byte), true) = (self.bits.bytes.get_mut(at / 8), at.is_multiple_of(4)) {
-            *byte |= inside << (at % 8);
-        } else {
-            for i in 0..4 {
-                set_bit(self.bits.bytes, at + i, inside >> i & 1 == 1);
+                store4(self.quant, self.y, self.bits, (at + p) * o + group * 4, four);
             }
         }
     }

@@ -5,7 +5,7 @@
 //! the portable kernel's.
 
 use super::window::*;
-use super::{minus, widen_even, widen_odd};
+use super::{minus, store4, widen_even, widen_odd};
 use crate::int8::depthwise::{Planes, depthwise_portable};
 use crate::int8::scratch::Scratch;
 use crate::int8::{Bits, Conv, Quant, Rows, Weights, part, part_mut};
@@ -59,11 +59,12 @@ pub(crate) fn depthwise_rows(
     let mut pieces = Scratch::new(scratch);
     let plane = pieces.take::<i16>(planes.rows * 4 * planes.width);
     let packed = pieces.take::<u32>(4 * dims.kernel[0] * planes.words);
-    let wide = pieces.take::<i16>(planes.wide(dims));
-    if wide.len() < planes.wide(dims) || plane.len() < planes.rows * 4 * planes.width {
+    let wide = pieces.take::<i16>(4 * planes.wide(dims));
+    if wide.len() < 4 * planes.wide(dims) || plane.len() < planes.rows * 4 * planes.width {
         return;
     }
     plane.fill(0);
+    let is_narrow = bits.bytes.is_empty() && quant.lo == -128 && quant.hi == 127;
     let mut job = Job { dims, quant, planes, weights, kernels, plane, packed, wide };
     for channel in (0..channels / 4 * 4).step_by(4) {
         job.pack(channel);
@@ -71,7 +72,10 @@ pub(crate) fn depthwise_rows(
             let band = first..rows.len().min(first + planes.bands);
             job.widen(x, channel, rows.start + first, band.len());
             for c in 0..4 {
-                job.run(channel, c, band.clone(), y, &mut bits);
+                job.run(channel, c, band.clone(), is_narrow, y);
+            }
+            if !is_narrow {
+                job.store(channel, band, y, &mut bits);
             }
         }
     }
@@ -88,7 +92,7 @@ struct Job<'a> {
     plane: &'a mut [i16],
     /// Weights of four channels, row by row of each.
     packed: &'a mut [u32],
-    /// Rows of one channel before their limits.
+    /// Rows of four channels before their limits.
     wide: &'a mut [i16],
 }
 
@@ -133,18 +137,17 @@ impl Job<'_> {
     }
 
     /// Some rows of the output of one of the four channels.
-    fn run(&mut self, channel: usize, c: usize, rows: Range<usize>, y: &mut [i8], bits: &mut Bits) {
+    fn run(&mut self, channel: usize, c: usize, rows: Range<usize>, is_narrow: bool, y: &mut [i8]) {
         let (dims, planes) = (self.dims, self.planes);
         let (width, step, at) = (dims.out_size[1], dims.out_channels, channel + c);
         let of_channel = dims.kernel[0] * planes.words;
         let taps = part(self.packed, c * of_channel, of_channel).as_ptr_range();
         let (Some(bias), Some(scale)) = (self.weights.bias.get(at), self.weights.scale.get(at)) else { return };
-        let is_narrow = bits.bytes.is_empty() && self.quant.lo == -128 && self.quant.hi == 127;
         let y_at = rows.start * width * step + at;
         let (start, y_step) = if is_narrow {
             (y.as_mut_ptr().wrapping_add(y_at), step)
         } else {
-            (self.wide.as_mut_ptr().cast::<i8>(), size_of::<i16>())
+            (part_mut(self.wide, c * planes.wide(dims), planes.wide(dims)).as_mut_ptr().cast::<i8>(), size_of::<i16>())
         };
         let pitch = 4 * planes.width * size_of::<i16>();
         let odd = width % 2;
@@ -168,7 +171,8 @@ impl Job<'_> {
         let kernel = self.kernels[usize::from(!is_narrow)];
         if width >= 2 {
             // SAFETY: `Planes` made the planes wide and high enough for the pairs of `rows`, at most `bands` of them;
-            // the weights are those of one channel; `y` was found to have all rows, and `wide` has `bands` rows.
+            // the weights are those of one channel; `y` was found to have all rows, and `wide` has `bands` rows of
+            // each channel.
             unsafe { kernel(&window) };
         }
         if odd == 1 {
@@ -181,14 +185,16 @@ impl Job<'_> {
             // it.
             unsafe { kernel(&window) };
         }
-        if !is_narrow {
-            let (lo, hi) = (self.quant.lo, self.quant.hi);
-            let y = y.get_mut(y_at..).unwrap_or(&mut []).iter_mut().step_by(step.max(1));
-            for (p, (y, r)) in y.zip(self.wide.iter().take(rows.len() * width)).enumerate() {
-                let r = i32::from(*r);
-                *y = r.max(lo).min(hi) as i8;
-                bits.set(y_at + p * step, lo <= r && r <= hi);
-            }
+    }
+
+    /// The limits and mask bits of some rows of the output of four channels, where they wait in 16 bits.
+    fn store(&mut self, channel: usize, rows: Range<usize>, y: &mut [i8], bits: &mut Bits) {
+        let (width, step, len) = (self.dims.out_size[1], self.dims.out_channels, self.planes.wide(self.dims));
+        let row = |c: usize| part(self.wide, c * len, rows.len() * width).iter();
+        let mut at = rows.start * width * step + channel;
+        for (((a, b), c), d) in row(0).zip(row(1)).zip(row(2)).zip(row(3)) {
+            store4(self.quant, y, bits, at, &[*a, *b, *c, *d]);
+            at += step;
         }
     }
 }

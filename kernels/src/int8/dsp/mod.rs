@@ -13,7 +13,8 @@ mod sums;
 mod window;
 
 use super::lanes::{LANES, Rect, Runs};
-use super::{part, part_mut};
+use super::round::set_bit;
+use super::{Bits, Quant, part, part_mut};
 use core::arch::asm;
 
 /// Adds to sums of up to four pixels and four columns, as `tile::add_rows`.
@@ -148,4 +149,42 @@ fn minus(a: u32, b: u32) -> u32 {
             options(pure, nomem, nostack));
     };
     y
+}
+
+/// Both numbers of 16 bits of `x`, clamped to those of `lo` and `hi`.
+#[inline(always)]
+fn clamp2(x: u32, lo: u32, hi: u32) -> u32 {
+    let y: u32;
+    // SAFETY: registers only; the flags it sets are not read by others.
+    unsafe {
+        asm!("ssub16 {t}, {x}, {lo}", "sel {y}, {x}, {lo}", "ssub16 {t}, {hi}, {y}", "sel {y}, {y}, {hi}",
+            x = in(reg) x, lo = in(reg) lo, hi = in(reg) hi, t = out(reg) _, y = out(reg) y,
+            options(pure, nomem, nostack));
+    };
+    y
+}
+
+/// Clamps the results of four channels, at `at` of the output, to the limits and keeps their mask bits.
+#[inline(always)]
+fn store4(quant: &Quant, y: &mut [i8], bits: &mut Bits, at: usize, four: &[i16; 4]) {
+    let Some(y) = part_mut(y, at, 4).first_chunk_mut::<4>() else { return };
+    let pair = |a: i16, b: i16| u32::from(a as u16) | u32::from(b as u16) << 16;
+    let (lo, hi) = (pair(quant.lo as i16, quant.lo as i16), pair(quant.hi as i16, quant.hi as i16));
+    let (front, back) = (pair(four[0], four[1]), pair(four[2], four[3]));
+    let (a, b) = (clamp2(front, lo, hi), clamp2(back, lo, hi));
+    *y = [a as i8, (a >> 16) as i8, b as i8, (b >> 16) as i8];
+    if bits.bytes.is_empty() {
+        return;
+    }
+    let (front, back) = (front ^ a, back ^ b);
+    let is_same = |difference: u32| u8::from(difference == 0);
+    let inside = is_same(front << 16) | is_same(front >> 16) << 1 | is_same(back << 16) << 2 | is_same(back >> 16) << 3;
+    let at = bits.at + at;
+    if let (Some(byte), true) = (bits.bytes.get_mut(at / 8), at.is_multiple_of(4)) {
+        *byte |= inside << (at % 8);
+    } else {
+        for i in 0..4 {
+            set_bit(bits.bytes, at + i, inside >> i & 1 == 1);
+        }
+    }
 }

@@ -31,12 +31,18 @@ struct Block {
 /// Whether the machine and the shape are such.
 pub(crate) fn supports(dims: &Conv) -> bool {
     // For a few pixels laying out the weights would cost more than the products.
-    dims.out_pixels() >= 4
-        && dims.depth() > 0
-        && dims.depth() <= DEPTH_MAX
-        && dims.out_size[1] > 0
-        && isa() == Isa::Avx512
+    dims.out_pixels() >= 4 && isa() == Isa::Avx512 && fits(dims)
+}
+
+/// Whether the instructions are there, and a block holds the depth.
+fn fits(dims: &Conv) -> bool {
+    (1..=DEPTH_MAX).contains(&dims.depth())
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("fma")
 }
 
 /// Some rows of the output of one image, as `conv_rows`, where [`supports`] holds.
@@ -51,7 +57,7 @@ pub(crate) fn conv_rows(
 ) {
     let (o, width) = (dims.out_channels, dims.out_size[1]);
     let pixels = rows.len() * width;
-    if !supports(dims) || y.len() != pixels * o || !weights.fit(dims, dims.w_len()) {
+    if !fits(dims) || width == 0 || y.len() != pixels * o || !weights.fit(dims, dims.w_len()) {
         return;
     }
     let mut block = Block {
@@ -80,7 +86,7 @@ pub(crate) fn conv_rows(
                 column.iter_mut().for_each(|x: &mut i8| *x = (*x as u8 ^ 0x80) as i8);
             }
             let outputs = Outputs { first: at, count, channel: first, channels, o };
-            // SAFETY: `supports` found AVX-512 with VNNI.
+            // SAFETY: `fits` found AVX-512 with VNNI.
             unsafe { block_of_outputs(&block, steps, quant, outputs, y, &mut bits) };
         }
     }
