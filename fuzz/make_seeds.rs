@@ -76,6 +76,7 @@ fn plan_body(scheme: &str, micro_batches: u32) -> Vec<u8> {
         clip_by: None,
         recompute: Recompute::Auto,
         arena_bytes_max: None,
+        window: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: 1 },
         source: &|_| Source::File { file: 0, offset: 64, dtype: DType::F32, transpose: false },

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order ->
-//! fuse_rows -> place -> lower
+//! fuse_rows -> pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -12,11 +12,13 @@ use crate::ir::text::print_graph;
 use crate::ir::types::Type;
 use crate::ir::verify::{self, Finding};
 use crate::lower::{self, Input, Placed};
+use crate::passes::live::Life;
 use crate::passes::parameterize::{Parameters, Storage};
-use crate::passes::place::Placement;
+use crate::passes::pipeline::{Pipeline, Stay, Window};
+use crate::passes::place::{Guest, Placement};
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
-    differentiate, fuse, fuse_rows, fuse_update, order, parameterize, place, prune, recompute, update,
+    differentiate, fuse, fuse_rows, fuse_update, order, parameterize, pipeline, place, prune, recompute, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
@@ -84,6 +86,8 @@ pub struct Request<'a> {
     pub recompute: Recompute,
     /// The most that the plan may take of the near memory.
     pub arena_bytes_max: Option<u64>,
+    /// Blocks that the near memory holds at a time, the others living in the far one; `None` keeps all of them.
+    pub window: Option<Window>,
     /// What the plan is made for.
     pub target: Target,
     /// What the device's kernels can do.
@@ -328,33 +332,71 @@ fn ladder_steps(graph: &Graph) -> u32 {
 
 /// The passes that depend on the budget, and the plan they lead to.
 fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result<Plan, CompileError> {
-    let mut placed: Vec<(Stage, Vec<u64>, Placement)> = Vec::new();
-    for stage in stages {
-        let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
-        let rungs = recompute::ladder(&stage.graph);
-        let blocks = stage.graph.blocks.len() as u32;
-        let (rung, extra) = ((step / blocks) as usize, step % blocks);
-        let at = |block: u32| rungs[(rung + usize::from(block < extra)).min(rungs.len() - 1)];
-        stage.pass(request, "recompute", |g| recompute::run(g, at));
-        stage.pass(request, "order", order::run);
-        let profile = |g: &Graph| {
-            let scratch = lower::scratch(g, request.kernels).ok()?;
-            Some(place::profile(g, &scratch, &request.target))
-        };
-        stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
+    let stages: Vec<Stage> = stages.iter().map(|stage| arrange(request, stage, step)).collect();
+    let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
+    let pipeline = request.window.map_or(Pipeline::default(), |window| pipeline::run(&graphs, window));
+    let mut placed: Vec<(Vec<u64>, Vec<Guest>, Placement)> = Vec::new();
+    for (i, stage) in stages.iter().enumerate() {
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
         let scratch = lower::scratch(&stage.graph, request.kernels).map_err(no_kernel)?;
-        let placement = place::run(&stage.graph, &scratch, &request.target);
-        placed.push((stage, scratch, placement));
+        let guests = guests(&graphs, &pipeline, pipeline.stays.get(i).map_or(&[], Vec::as_slice), &request.target);
+        let placement = place::run(&stage.graph, &scratch, &guests, &request.target);
+        placed.push((scratch, guests, placement));
     }
-    let entries: Vec<Placed> = placed
+    let stays = |i: usize| pipeline.stays.get(i).map_or(&[][..], Vec::as_slice);
+    let entries: Vec<Placed> = stages
         .iter()
-        .map(|(stage, scratch, placement)| Placed { name: &stage.name, graph: &stage.graph, scratch, placement })
+        .zip(&placed)
+        .enumerate()
+        .map(|(i, (stage, (scratch, guests, placement)))| Placed {
+            name: &stage.name,
+            graph: &stage.graph,
+            scratch,
+            placement,
+            stays: stays(i),
+            guests,
+        })
         .collect();
     let source = |name: &str| front.parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
     let Request { name, threads, files, target, .. } = request;
-    let kept = &front.kept;
-    Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target, kept }))
+    let (kept, parcels) = (&front.kept, &pipeline.parcels);
+    Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target, kept, parcels }))
+}
+
+/// Recomputation and order of one entry.
+fn arrange(request: &Request, stage: &Stage, step: u32) -> Stage {
+    let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
+    let rungs = recompute::ladder(&stage.graph);
+    let blocks = stage.graph.blocks.len() as u32;
+    let (rung, extra) = ((step / blocks) as usize, step % blocks);
+    let at = |block: u32| rungs[(rung + usize::from(block < extra)).min(rungs.len() - 1)];
+    stage.pass(request, "recompute", |g| recompute::run(g, at));
+    stage.pass(request, "order", order::run);
+    let profile = |g: &Graph| {
+        let scratch = lower::scratch(g, request.kernels).ok()?;
+        Some(place::profile(g, &scratch, &request.target))
+    };
+    stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
+    if request.window.is_some() {
+        stage.pass(request, "pipeline", pipeline::gather);
+    }
+    stage
+}
+
+/// Stays with the bytes of their parcels.
+fn guests(graphs: &[&Graph], pipeline: &Pipeline, stays: &[Stay], target: &Target) -> Vec<Guest> {
+    let bytes = |name: &String| {
+        let found = graphs.iter().find_map(|g| g.find(name).map(|v| g.ty(v).bytes()));
+        target.align(found.expect("a parcel's tensors are declared"))
+    };
+    let sizes: Vec<u64> = pipeline.parcels.iter().map(|p| p.tensors.iter().map(bytes).sum()).collect();
+    let life = |l: &[u32; 2]| Life { start: l[0], end: l[1] };
+    let guest = |stay: &Stay| Guest {
+        bytes: sizes[stay.parcel as usize],
+        life: life(&stay.lives[0]),
+        again: stay.lives.get(1).map(life),
+    };
+    stays.iter().map(guest).collect()
 }
 
 fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {

@@ -6,11 +6,13 @@ use crate::ir::graph::{Graph, Kind, Node, Region, Value};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::passes::live;
-use crate::passes::place::Placement;
+use crate::passes::pipeline::{Parcel, Stay};
+use crate::passes::place::{Guest, Placement};
 use crate::target::Target;
 use std::collections::HashMap;
 use tinyforge_plan::{
-    Entry, Holder, Kernels, Named, Number, Part, Peak, Plan, Shape, Source, Space, Step, Stored, StoredKind, Tensor,
+    Direction, Entry, Holder, Kernels, Named, Number, Part, Peak, Plan, Resident, Shape, Source, Space, Step, Stored,
+    StoredKind, Tensor, Transfer,
 };
 
 /// A graph with everything that placement said of it.
@@ -23,6 +25,10 @@ pub struct Placed<'a> {
     pub scratch: &'a [u64],
     /// Places, counted from the end of the stored tensors.
     pub placement: &'a Placement,
+    /// When copies of what lives in the far memory are here; their places are in `placement`, in this order.
+    pub stays: &'a [Stay],
+    /// The same for `place`, with their bytes.
+    pub guests: &'a [Guest],
 }
 
 /// What a plan is put together from.
@@ -41,6 +47,8 @@ pub struct Input<'a> {
     pub target: Target,
     /// States that have a place whether an entry mentions them or not, before all others.
     pub kept: &'a [(String, Type)],
+    /// What lives in the far memory.
+    pub parcels: &'a [Parcel],
 }
 
 fn number(attr: Attr) -> Number {
@@ -87,14 +95,15 @@ fn label(graph: &Graph, node: &Node) -> String {
 /// Puts the plan together.
 pub fn run(input: &Input) -> Plan {
     let target = &input.target;
-    let (stored, near) = stored(input);
-    let base = stored.iter().map(|s| target.align(s.tensor.end())).max().unwrap_or(0);
-    let by_name: HashMap<&str, &Stored> = stored.iter().map(|s| (s.name.as_str(), s)).collect();
-    let entries: Vec<Entry> = input.entries.iter().map(|p| entry(p, base, &by_name, stored.len() as u32)).collect();
+    let (stored, sections) = stored(input);
+    let base = stored.iter().map(|s| target.align(s.tensor.end())).max().unwrap_or(0).max(sections[2]);
+    let by_name: HashMap<&str, u32> = stored.iter().enumerate().map(|(i, s)| (s.name.as_str(), i as u32)).collect();
+    let home = Home { base, near: sections[1], stored: &stored, by_name: &by_name, parcels: input.parcels, target };
+    let entries: Vec<Entry> = input.entries.iter().map(|p| entry(p, &home)).collect();
     let arena_bytes = entries.iter().map(|e| e.peak.bytes).max().unwrap_or(base);
     Plan {
         name: input.name.to_string(),
-        spaces: spaces(target, near, target.align(arena_bytes)),
+        spaces: spaces(target, sections, target.align(arena_bytes)),
         align_bytes: target.align_bytes,
         files: input.files.to_vec(),
         entries,
@@ -104,22 +113,47 @@ pub fn run(input: &Input) -> Plan {
     }
 }
 
-/// The near memory from `near` to `end`, and before it the one that is not written, where the target has it.
-fn spaces(target: &Target, near: u64, end: u64) -> Vec<Space> {
-    let space = |name: &str, first_byte, end: u64, is_written| Space {
+/// Addresses at which sections end, in order: far and never written, far and written, not written.
+type Sections = [u64; 3];
+
+/// The near memory up to `end`, and before it those that have something in them.
+fn spaces(target: &Target, [model, work, fixed]: Sections, end: u64) -> Vec<Space> {
+    let space = |name: &str, first_byte, end: u64, is_written, is_far| Space {
         name: name.to_string(),
         first_byte,
         bytes: end - first_byte,
         is_written,
+        is_far,
     };
-    let fixed = target.fixed.map(|name| space(name, 0, near, false));
-    fixed.into_iter().chain([space(target.near, near, end, true)]).collect()
+    let mut spaces = Vec::new();
+    if model > 0 {
+        spaces.push(space("model", 0, model, false, true));
+    }
+    if work > model {
+        spaces.push(space("work", model, work, true, true));
+    }
+    spaces.extend(target.fixed.map(|name| space(name, work, fixed, false, false)));
+    spaces.push(space(target.near, fixed, end, true, false));
+    spaces
 }
 
-/// All stored tensors of all entries, and the first address of the near memory. In one memory weights and constants
-/// come first, so that their places do not depend on what is trained, then states; where there is a memory for what
-/// stays, that comes before all.
-fn stored(input: &Input) -> (Vec<Stored>, u64) {
+/// Which section a stored tensor lies in, in the order of addresses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Section {
+    /// The model's own file, in place.
+    Model,
+    /// The work file.
+    Work,
+    /// A memory for what no step changes.
+    Fixed,
+    /// The near memory: weights and constants, then states.
+    Near,
+    NearState,
+}
+
+/// All stored tensors of all entries, and where sections end. In the near memory weights and constants come first, so
+/// that their places do not depend on what is trained, then states.
+fn stored(input: &Input) -> (Vec<Stored>, Sections) {
     let mut found: Vec<Stored> = Vec::new();
     let mut at: HashMap<String, usize> = HashMap::new();
     for (i, (name, ty)) in input.kept.iter().enumerate() {
@@ -148,18 +182,62 @@ fn stored(input: &Input) -> (Vec<Stored>, u64) {
             found[index].changes |= changed[i];
         }
     }
+    let sections = lay_out(&mut found, input);
+    (found, sections)
+}
+
+/// What a place in the work file is a multiple of, where a parcel's changed or other tensors begin: what the system
+/// reads and writes at a time.
+const WORK_ALIGN_BYTES: u64 = 4096;
+
+/// Orders the tensors, which does not depend on where they live, and gives them their places.
+fn lay_out(found: &mut [Stored], input: &Input) -> Sections {
     let target = &input.target;
     let is_near = |s: &Stored| target.fixed.is_none() || s.changes || s.kind == StoredKind::State;
     found.sort_by_key(|s| (is_near(s), s.kind == StoredKind::State));
-    let (mut offset, mut near) = (0, None);
-    for (i, stored) in found.iter_mut().enumerate() {
-        if is_near(stored) && near.is_none() {
-            near = Some(offset);
+    let lists = input.parcels.iter().enumerate();
+    let streamed: HashMap<&str, (usize, usize)> = lists
+        .flat_map(|(p, list)| list.tensors.iter().enumerate().map(move |(i, name)| (name.as_str(), (p, i))))
+        .collect();
+    let section = |s: &Stored| match streamed.get(s.name.as_str()) {
+        Some(_) if !s.changes && is_as_stored(s) => Section::Model,
+        Some(_) => Section::Work,
+        None if !is_near(s) => Section::Fixed,
+        None if s.kind == StoredKind::State => Section::NearState,
+        None => Section::Near,
+    };
+    // The tensors of a parcel lie together, in its order.
+    let key = |s: &Stored| (section(s), streamed.get(s.name.as_str()).copied());
+    let mut order: Vec<usize> = (0..found.len()).collect();
+    order.sort_by_key(|&i| key(&found[i]));
+    let (mut offset, mut ends, mut before) = (0u64, [0; 3], None);
+    for i in order {
+        let (section, parcel) = key(&found[i]);
+        let group = (section, parcel.map(|(p, _)| (p, found[i].changes)));
+        if before != Some(group) {
+            let last = before.map_or(Section::Model, |(section, _)| section);
+            if last == Section::Work || section == Section::Work {
+                offset = offset.next_multiple_of(WORK_ALIGN_BYTES);
+            }
+            // A section ends where the next one that has something begins.
+            ends[(last as usize).min(3)..(section as usize).min(3)].fill(offset);
+            before = Some(group);
         }
+        let stored = &mut found[i];
         (stored.tensor.offset, stored.tensor.value) = (offset, i as u32);
         offset = target.align(stored.tensor.end());
     }
-    (found, near.unwrap_or(offset))
+    let last = before.map_or(Section::Near, |(section, _)| section);
+    if last == Section::Work {
+        offset = offset.next_multiple_of(WORK_ALIGN_BYTES);
+    }
+    ends[(last as usize).min(3)..].fill(offset);
+    ends
+}
+
+/// Whether the bytes in the model's file are those that are stored.
+fn is_as_stored(stored: &Stored) -> bool {
+    matches!(&stored.source, Source::File { dtype, transpose: false, .. } if *dtype == stored.tensor.dtype)
 }
 
 fn changed(graph: &Graph) -> Vec<bool> {
@@ -171,24 +249,70 @@ fn changed(graph: &Graph) -> Vec<bool> {
     changed
 }
 
-struct Lowering<'a> {
-    placed: &'a Placed<'a>,
+/// What all entries share: the stored tensors and where they live.
+struct Home<'a> {
+    /// First address behind the stored tensors of the near memory.
     base: u64,
-    stored: &'a HashMap<&'a str, &'a Stored>,
-    first_value: u32,
+    /// First address of the near memory.
+    near: u64,
+    stored: &'a [Stored],
+    by_name: &'a HashMap<&'a str, u32>,
+    parcels: &'a [Parcel],
+    target: &'a Target,
 }
 
-impl Lowering<'_> {
-    fn tensor(&self, v: Value) -> Tensor {
+impl Home<'_> {
+    fn named(&self, name: &str) -> &Stored {
+        &self.stored[self.by_name[name] as usize]
+    }
+
+    /// The tensors of a parcel with their places in a copy of it.
+    fn parts(&self, parcel: u32) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let mut at = 0;
+        self.parcels[parcel as usize].tensors.iter().map(move |name| {
+            let (index, inner) = (self.by_name[name.as_str()], at);
+            at += self.target.align(self.stored[index as usize].tensor.bytes());
+            (index, inner)
+        })
+    }
+}
+
+struct Lowering<'a> {
+    placed: &'a Placed<'a>,
+    home: &'a Home<'a>,
+    /// For every streamed tensor, by name: its parcel, and its place in a copy.
+    streamed: HashMap<&'a str, (u32, u64)>,
+}
+
+impl<'a> Lowering<'a> {
+    fn new(placed: &'a Placed<'a>, home: &'a Home<'a>) -> Lowering<'a> {
+        let of_parcel = |p: u32| home.parts(p).map(move |(i, inner)| (home.stored[i as usize].name.as_str(), (p, inner)));
+        Lowering { placed, home, streamed: (0..home.parcels.len() as u32).flat_map(of_parcel).collect() }
+    }
+
+    /// First address of the copy of a parcel that is here at node `at`.
+    fn copy(&self, parcel: u32, at: u32) -> u64 {
+        let is_here = |s: &Stay| s.parcel == parcel && s.lives.iter().any(|l| l[0] <= at && at <= l[1]);
+        let stay = self.placed.stays.iter().position(is_here).expect("what a node reads is here");
+        self.home.base + self.placed.placement.copies[stay]
+    }
+
+    /// A value as node `at` sees it.
+    fn tensor(&self, v: Value, at: u32) -> Tensor {
         let graph = self.placed.graph;
         let home = self.placed.placement.stored_in[v.index()].unwrap_or(v);
         let info = graph.info(home);
         if matches!(info.decl, Some(Kind::Weight | Kind::State | Kind::Const)) {
-            return self.stored[info.name.as_str()].tensor.clone();
+            let stored = self.home.named(&info.name).tensor.clone();
+            return match self.streamed.get(info.name.as_str()) {
+                Some(&(parcel, inner)) => Tensor { offset: self.copy(parcel, at) + inner, ..stored },
+                None => stored,
+            };
         }
         let ty = graph.ty(v);
-        let offset = self.base + self.placed.placement.offsets[v.index()].expect("placed");
-        Tensor { dtype: ty.dtype, shape: ty.shape.clone(), offset, value: self.first_value + self.alias(v).0 }
+        let offset = self.home.base + self.placed.placement.offsets[v.index()].expect("placed");
+        let value = self.home.stored.len() as u32 + self.alias(v).0;
+        Tensor { dtype: ty.dtype, shape: ty.shape.clone(), offset, value }
     }
 
     /// The value whose contents a reshape's result in the same place shares.
@@ -205,8 +329,8 @@ impl Lowering<'_> {
 
     fn step(&self, i: usize) -> Option<Step> {
         let (graph, node) = (self.placed.graph, &self.placed.graph.nodes[i]);
-        let args: Vec<Tensor> = node.args.iter().map(|&v| self.tensor(v)).collect();
-        let outs: Vec<Tensor> = node.outs.iter().map(|&v| self.tensor(v)).collect();
+        let args: Vec<Tensor> = node.args.iter().map(|&v| self.tensor(v, i as u32)).collect();
+        let outs: Vec<Tensor> = node.outs.iter().map(|&v| self.tensor(v, i as u32)).collect();
         let nothing = match node.op {
             Op::Reshape => args[0].offset == outs[0].offset,
             Op::Assign => args[0].offset == args[1].offset,
@@ -220,7 +344,7 @@ impl Lowering<'_> {
             kernel: node.op.name().to_string(),
             changes: (node.op.def().mutates)(&node.attrs) as u32,
             attrs: attrs_of(node),
-            scratch_offset: if scratch_bytes > 0 { self.base + self.placed.placement.scratch[i] } else { self.base },
+            scratch_offset: self.home.base + if scratch_bytes > 0 { self.placed.placement.scratch[i] } else { 0 },
             scratch_bytes,
             block: node.block,
             part: match node.region {
@@ -236,39 +360,68 @@ impl Lowering<'_> {
     }
 }
 
-fn entry(placed: &Placed, base: u64, stored: &HashMap<&str, &Stored>, first_value: u32) -> Entry {
-    let lowering = Lowering { placed, base, stored, first_value };
+fn entry(placed: &Placed, home: &Home) -> Entry {
+    let lowering = Lowering::new(placed, home);
     let graph = placed.graph;
-    let named = |name: &str, v: Value| Named { name: name.to_string(), tensor: lowering.tensor(v) };
+    let named = |name: &str, v: Value| Named { name: name.to_string(), tensor: lowering.tensor(v, 0) };
     let inputs: Vec<Named> = graph.declared(Kind::Input).map(|v| named(&graph.info(v).name, v)).collect();
     let results: Vec<Named> = graph.results.iter().map(|(name, v)| named(name, *v)).collect();
     let mut steps = Vec::new();
-    let mut peak_step = 0;
+    // For every node, and for the end, the first step that is not before it.
+    let mut step_of = Vec::with_capacity(graph.nodes.len() + 1);
     for i in 0..graph.nodes.len() {
-        if i == placed.placement.peak_node {
-            peak_step = steps.len() as u32;
-        }
+        step_of.push(steps.len() as u32);
         steps.extend(lowering.step(i));
     }
+    step_of.push(steps.len() as u32);
+    let (transfers, residents) = moves(&lowering, &step_of);
+    let copy_end = |stored: u32, near_byte: u64| near_byte + home.stored[stored as usize].tensor.bytes();
+    let copies = transfers.iter().map(|t| copy_end(t.stored, t.near_byte));
+    let copies = copies.chain(residents.iter().map(|r| copy_end(r.stored, r.near_byte)));
     // What is touched: reshapes and stores that came to nothing touch no more than their operands do.
     let ends = steps.iter().flat_map(|s: &Step| {
         let scratch = s.scratch_offset + s.scratch_bytes;
         s.outs.iter().map(Tensor::end).chain([scratch])
     });
-    let stored_end = stored.values().map(|s| s.tensor.end()).max().unwrap_or(0);
-    let top = ends.chain(inputs.iter().map(|n| n.tensor.end())).max().unwrap_or(0).max(stored_end);
+    let stored_end = home.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(home.near);
+    let top = ends.chain(copies).chain(inputs.iter().map(|n| n.tensor.end())).max().unwrap_or(0).max(stored_end);
     let peak = Peak {
         bytes: top,
         // The bound counts whole alignment units, the peak the last byte that is touched.
-        lower_bound_bytes: (base + placed.placement.lower_bound_bytes).min(top),
-        step: peak_step,
-        holders: holders(placed),
+        lower_bound_bytes: (home.base + placed.placement.lower_bound_bytes).min(top),
+        step: step_of.get(placed.placement.peak_node).copied().unwrap_or(0),
+        holders: holders(placed, home.parcels),
     };
-    Entry { name: placed.name.to_string(), inputs, results, steps, blocks: graph.blocks.clone(), peak }
+    let (name, blocks) = (placed.name.to_string(), graph.blocks.clone());
+    Entry { name, inputs, results, steps, transfers, residents, blocks, peak }
+}
+
+/// Stays as transfers of single tensors, and what is there from run to run. What goes back comes first, since it makes
+/// room.
+fn moves(lowering: &Lowering, step_of: &[u32]) -> (Vec<Transfer>, Vec<Resident>) {
+    let (mut transfers, mut residents) = (Vec::new(), Vec::new());
+    let (placed, home) = (lowering.placed, lowering.home);
+    for (stay, &place) in placed.stays.iter().zip(&placed.placement.copies) {
+        for (stored, inner) in home.parts(stay.parcel) {
+            let near_byte = home.base + place + inner;
+            let mut push = |direction, [begins, ends]: [u32; 2]| {
+                let [begins, ends] = [begins, ends].map(|node| step_of[node as usize]);
+                transfers.push(Transfer { stored, near_byte, direction, begins, ends });
+            };
+            stay.comes.into_iter().for_each(|span| push(Direction::In, span));
+            let leaves = stay.leaves.iter().filter(|_| home.stored[stored as usize].changes);
+            leaves.for_each(|&span| push(Direction::Out, span));
+            if stay.comes.is_none() || stay.lives.len() > 1 {
+                residents.push(Resident { stored, near_byte });
+            }
+        }
+    }
+    transfers.sort_by_key(|t: &Transfer| (t.begins, t.direction == Direction::In, t.ends, t.stored));
+    (transfers, residents)
 }
 
 /// What is live at the fullest node, largest first, each place once.
-fn holders(placed: &Placed) -> Vec<Holder> {
+fn holders(placed: &Placed, parcels: &[Parcel]) -> Vec<Holder> {
     const MOST: usize = 12;
     let at = placed.placement.peak_node as u32;
     let mut by_place: HashMap<u64, (u64, String)> = HashMap::new();
@@ -278,6 +431,14 @@ fn holders(placed: &Placed) -> Vec<Holder> {
         if life.start <= at && at <= life.end {
             let bytes = info.ty.bytes();
             by_place.entry(offset).and_modify(|e| e.0 = e.0.max(bytes)).or_insert((bytes, info.name.clone()));
+        }
+    }
+    let places = placed.placement.copies.iter();
+    for ((stay, guest), &place) in placed.stays.iter().zip(placed.guests).zip(places) {
+        if stay.lives.iter().any(|l| l[0] <= at && at <= l[1]) {
+            let parcel = &parcels[stay.parcel as usize];
+            let what = if parcel.is_state { "states of" } else { "copy of" };
+            by_place.insert(place, (guest.bytes, format!("{what} {}", parcel.block)));
         }
     }
     let mut holders: Vec<Holder> = by_place.into_values().map(|(bytes, name)| Holder { name, bytes }).collect();

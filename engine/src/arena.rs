@@ -1,63 +1,113 @@
 //! One block of memory for everything a plan touches, handed out as the pieces of one step at a time.
 //!
-//! Invariant: the pieces of a step are cut from one exclusive borrow, so what a step writes can be nothing else
-//! that it reads. Allocation happens here, once.
+//! Invariant: the pieces of a step lie apart, so what a step writes can be nothing else that it reads; and of the rest
+//! no reference is made meanwhile, so that copies can come in beside a step. Allocation happens here, once.
 
+use crate::far::Span as Part;
 use memmap2::MmapMut;
+use std::ptr::NonNull;
 use tinyforge_plan::{Step, Tensor};
 
 /// Operands, results and scratch of the widest step.
 const MOST_PIECES: usize = 24;
 
-/// The near memory of a plan.
+/// The memories of a plan that are not far.
 pub struct Arena {
-    memory: MmapMut,
+    /// Owns the memory; it is reached through `first` alone.
+    _memory: MmapMut,
+    first: NonNull<u8>,
+    len: usize,
+    /// The address of the first byte.
+    start: u64,
 }
 
+// SAFETY: the memory belongs to the arena alone, and references to it are made from borrows of the arena.
+#[expect(unsafe_code, reason = "pieces of the arena go to worker threads")]
+unsafe impl Send for Arena {}
+// SAFETY: through a shared borrow the memory is only read.
+#[expect(unsafe_code, reason = "pieces of the arena go to worker threads")]
+unsafe impl Sync for Arena {}
+
 impl Arena {
-    /// `bytes` of zeroed memory; pages are taken from the system when they are first touched.
+    /// `bytes` of zeroed memory whose first byte has address `start`; pages are taken from the system when they are
+    /// first touched.
     ///
     /// # Errors
     /// The system has not so much address space.
-    pub fn new(bytes: u64) -> std::io::Result<Arena> {
+    pub fn new(start: u64, bytes: u64) -> std::io::Result<Arena> {
         let bytes = usize::try_from(bytes).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-        let memory = MmapMut::map_anon(bytes.max(1))?;
+        let mut memory = MmapMut::map_anon(bytes.max(1))?;
         // Large pages save time, no more: a system without them is as correct.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);
-        Ok(Arena { memory })
+        let first = NonNull::new(memory.as_mut_ptr()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Arena { _memory: memory, first, len: bytes, start })
     }
 
-    /// All bytes.
+    /// The address of the first byte.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// All bytes. Between runs alone: nothing may be on its way.
+    #[expect(unsafe_code, reason = "the arena is one block of memory")]
     pub fn bytes(&self) -> &[u8] {
-        &self.memory
+        // SAFETY: `first` is the start of `len` bytes that live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 
-    /// All bytes, to be written.
+    /// All bytes, to be written. Between runs alone.
+    #[expect(unsafe_code, reason = "the arena is one block of memory")]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.len) }
+    }
+
+    /// Where the bytes from address `from` to `to` lie.
+    ///
+    /// # Panics
+    /// They are not in the arena.
+    fn index(&self, from: u64, to: u64) -> std::ops::Range<usize> {
+        let inside = from >= self.start && from <= to && to - self.start <= self.len as u64;
+        assert!(inside, "addresses {from}..{to} are not in the arena");
+        (from - self.start) as usize..(to - self.start) as usize
     }
 
     /// The bytes of a tensor.
     pub fn tensor(&self, t: &Tensor) -> &[u8] {
-        &self.memory[t.offset as usize..t.end() as usize]
+        &self.bytes()[self.index(t.offset, t.end())]
     }
 
     /// The bytes of a tensor, to be written.
     pub fn tensor_mut(&mut self, t: &Tensor) -> &mut [u8] {
-        &mut self.memory[t.offset as usize..t.end() as usize]
+        let index = self.index(t.offset, t.end());
+        &mut self.bytes_mut()[index]
     }
 
-    /// The pieces of a step whose cuts were made for an arena of this size.
+    /// The bytes from address `from` on, for the thread that moves copies.
+    #[expect(unsafe_code, reason = "copies come in beside the steps")]
+    pub(crate) fn part(&mut self, from: u64, bytes: u64) -> Part {
+        let index = self.index(from, from.saturating_add(bytes));
+        // SAFETY: the index was checked against the length.
+        Part { start: unsafe { self.first.add(index.start) }, bytes: index.len() }
+    }
+
+    /// The pieces of a step whose cuts were made for an arena of this start and size.
+    #[expect(unsafe_code, reason = "of what is not a piece no reference may be made")]
     pub(crate) fn pieces<'a>(&'a mut self, cuts: &Cuts) -> Pieces<'a> {
         let mut pieces = Pieces { list: [const { None }; MOST_PIECES] };
-        let mut rest: &'a mut [u8] = &mut self.memory;
-        let mut at = 0;
+        assert!(cuts.spans.last().is_none_or(|last| last.end <= self.len), "the cuts are of a larger arena");
         for (i, cut) in cuts.spans.iter().enumerate() {
-            let (_, tail) = rest.split_at_mut(cut.start - at);
-            let (piece, tail) = tail.split_at_mut(cut.end - cut.start);
-            pieces.list[i] = Some(if cut.written { Piece::Written(piece) } else { Piece::Read(piece) });
-            (rest, at) = (tail, cut.end);
+            let bytes = cut.end - cut.start;
+            // SAFETY: `Cuts::of` makes spans that lie apart, ascending, and the last one ends inside; the arena is
+            // borrowed exclusively for as long as the pieces live, and what moves meanwhile touches none of them.
+            pieces.list[i] = Some(unsafe {
+                let start = self.first.add(cut.start).as_ptr();
+                match cut.written {
+                    true => Piece::Written(std::slice::from_raw_parts_mut(start, bytes)),
+                    false => Piece::Read(std::slice::from_raw_parts(start, bytes)),
+                }
+            });
         }
         pieces
     }
@@ -80,18 +130,19 @@ pub(crate) struct Cuts {
 }
 
 impl Cuts {
-    /// The cuts of a step.
+    /// The cuts of a step in an arena that begins at address `first` and has `arena_bytes`.
     ///
     /// # Errors
     /// Pieces overlap in part, or lie outside the arena: the plan is damaged.
-    pub(crate) fn of(step: &Step, arena_bytes: u64) -> Result<Cuts, String> {
+    pub(crate) fn of(step: &Step, first: u64, arena_bytes: u64) -> Result<Cuts, String> {
         let changes = step.changes as usize;
         let mut wanted: Vec<Span> = Vec::new();
+        let at = |address: u64| address.checked_sub(first).map_or(usize::MAX, |at| at as usize);
         let mut add = |start: u64, end: u64, written: bool| {
-            let known = wanted.iter_mut().find(|s| (s.start as u64, s.end as u64) == (start, end));
-            match known {
+            let (start, end) = (at(start), at(end));
+            match wanted.iter_mut().find(|s| (s.start, s.end) == (start, end)) {
                 Some(span) => span.written |= written,
-                None => wanted.push(Span { start: start as usize, end: end as usize, written }),
+                None => wanted.push(Span { start, end, written }),
             }
         };
         step.args.iter().enumerate().for_each(|(i, t)| add(t.offset, t.end(), i < changes));
@@ -106,8 +157,7 @@ impl Cuts {
             return Err(format!("{} {}: its tensors overlap in part or leave the arena", step.kernel, step.label));
         }
         let find = |start: u64, end: u64| {
-            let at = wanted.iter().position(|s| (s.start as u64, s.end as u64) == (start, end));
-            at.expect("added above")
+            wanted.iter().position(|s| (s.start, s.end) == (at(start), at(end))).expect("added above")
         };
         Ok(Cuts {
             args: step.args.iter().map(|t| find(t.offset, t.end())).collect(),

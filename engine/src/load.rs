@@ -3,6 +3,7 @@
 //! Files are read piece by piece straight into the arena; only a conversion needs a buffer, of [`BUFFER_BYTES`].
 
 use crate::arena::Arena;
+use crate::far::{self, Far};
 use crate::files::{FileError, ReadAt};
 use half::{bf16, f16};
 use tinyforge_kernels::f32::quant::dequantise;
@@ -40,50 +41,79 @@ pub enum LoadError {
     },
 }
 
-/// Fills every stored tensor. `files` are the plan's, in order.
+/// Fills every stored tensor. `files` are the plan's, in order. What lives in the work file is made in the part of the
+/// arena that steps use, one tensor at a time, and written there; what lives in the model's file stays.
 ///
 /// # Errors
 /// A file cannot be read, or a tensor cannot be converted or is not finite.
-pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Result<(), LoadError> {
+pub(crate) fn load(
+    plan: &Plan,
+    arena: &mut Arena,
+    mut far: Option<&mut Far>,
+    files: &[ReadAt],
+    seed: u64,
+) -> Result<(), LoadError> {
     let mut buffer = Vec::new();
     for (i, stored) in plan.stored.iter().enumerate() {
-        match &stored.source {
-            Source::Zero => arena.tensor_mut(&stored.tensor).fill(0),
-            Source::Table(values) => {
-                let out: &mut [f32] = bytemuck::cast_slice_mut(arena.tensor_mut(&stored.tensor));
-                out.copy_from_slice(values);
+        match far.as_deref_mut().filter(|_| plan.is_far(stored)) {
+            None => fill(stored, i, arena, files, seed, &mut buffer)?,
+            Some(far) if far.is_written(plan, stored) => {
+                let here = Stored { tensor: far::borrowed(plan, &stored.tensor), ..stored.clone() };
+                fill(&here, i, arena, files, seed, &mut buffer)?;
+                far.change(plan, &stored.tensor, arena, |_| ())?;
             }
-            Source::Uniform { bound } => {
-                let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
-                store_all(arena, stored, |k| (2.0 * stream.uniform(k) - 1.0) * *bound as f32)?;
-            }
-            Source::Normal { std } => {
-                let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
-                store_all(arena, stored, |k| normal(&stream, k) * *std as f32)?;
-            }
-            Source::Fill(value) => store_all(arena, stored, |_| *value)?,
-            Source::File { file, offset, dtype, transpose } => {
-                let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
-                from_file(stored, arena, &from, *transpose, &mut buffer)?;
-            }
-            Source::Permuted { file, offset, dtype, shape, axes } => {
-                let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
-                permuted(stored, arena, &from, (shape, axes), &mut buffer)?;
-            }
-            Source::Bytes(bytes) => arena.tensor_mut(&stored.tensor).copy_from_slice(bytes),
-            Source::TopColumns { .. } => {}
+            Some(_) => {}
         }
     }
     for stored in &plan.stored {
         if let Source::TopColumns { of, scale } = &stored.source {
+            let scale = scale.as_deref().and_then(|name| plan.find(name));
+            let scale = scale.map(|s| bytemuck::cast_slice(arena.tensor(&s.tensor)).to_vec());
             let weight = &plan.find(of).expect("a column list belongs to a stored weight").tensor;
-            let scale = scale
-                .as_deref()
-                .and_then(|name| plan.find(name))
-                .map(|s| bytemuck::cast_slice(arena.tensor(&s.tensor)));
-            let list = top_columns(arena.tensor(weight), weight, scale, stored.tensor.elems() as usize);
-            bytemuck::cast_slice_mut(arena.tensor_mut(&stored.tensor)).copy_from_slice(&list);
+            let bytes = match far.as_deref_mut().filter(|_| far::is_far(plan, weight)) {
+                Some(far) => far.fetch(plan, weight, arena)?,
+                None => arena.tensor(weight),
+            };
+            let list = top_columns(bytes, weight, scale.as_deref(), stored.tensor.elems() as usize);
+            let set = |bytes: &mut [u8]| bytemuck::cast_slice_mut(bytes).copy_from_slice(&list);
+            match far.as_deref_mut().filter(|_| plan.is_far(stored)) {
+                Some(far) => far.change(plan, &stored.tensor, arena, set)?,
+                None => set(arena.tensor_mut(&stored.tensor)),
+            }
         }
+    }
+    Ok(())
+}
+
+/// Fills one stored tensor, the plan's `i`th.
+fn fill(
+    stored: &Stored,
+    i: usize,
+    arena: &mut Arena,
+    files: &[ReadAt],
+    seed: u64,
+    buffer: &mut Vec<u8>,
+) -> Result<(), LoadError> {
+    let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
+    match &stored.source {
+        Source::Zero => arena.tensor_mut(&stored.tensor).fill(0),
+        Source::Table(values) => {
+            let out: &mut [f32] = bytemuck::cast_slice_mut(arena.tensor_mut(&stored.tensor));
+            out.copy_from_slice(values);
+        }
+        Source::Uniform { bound } => store_all(arena, stored, |k| (2.0 * stream.uniform(k) - 1.0) * *bound as f32)?,
+        Source::Normal { std } => store_all(arena, stored, |k| normal(&stream, k) * *std as f32)?,
+        Source::Fill(value) => store_all(arena, stored, |_| *value)?,
+        Source::File { file, offset, dtype, transpose } => {
+            let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
+            from_file(stored, arena, &from, *transpose, buffer)?;
+        }
+        Source::Permuted { file, offset, dtype, shape, axes } => {
+            let from = FilePart { file: &files[*file as usize], offset: *offset, dtype: *dtype };
+            permuted(stored, arena, &from, (shape, axes), buffer)?;
+        }
+        Source::Bytes(bytes) => arena.tensor_mut(&stored.tensor).copy_from_slice(bytes),
+        Source::TopColumns { .. } => {}
     }
     Ok(())
 }

@@ -1,16 +1,19 @@
 //! A plan that is loaded and runs.
 //!
 //! Invariant: after [`Runner::new`] and [`Runner::load`] nothing is allocated; a run touches no byte of the arena
-//! past the plan's peak.
+//! past the plan's peak. Copies from a far memory come and go beside the steps, as the plan says.
 
 use crate::arena::Arena;
 use crate::cpu::{Code, KernelError};
-use crate::files::ReadAt;
+use crate::far::{self, Far};
+use crate::files::{FileError, ReadAt};
 use crate::load::{self, LoadError};
 use bytemuck::Pod;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tinyforge_kernels::par::Par;
 use tinyforge_plan::{Plan, Step, Stored, StoredKind, Tensor, check};
 
@@ -37,13 +40,19 @@ pub enum RunError {
     /// Filling the stored tensors failed.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A copy could not be moved.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// How a plan is run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Whether the time of every step is counted.
     pub count_times: bool,
+    /// Where the work file of a plan with a far memory is made; in the system's folder for such files where none is
+    /// named.
+    pub work: Option<PathBuf>,
 }
 
 /// A plan bound to kernels.
@@ -72,6 +81,9 @@ fn states(plan: &Plan) -> impl Iterator<Item = &Stored> {
 pub struct Runner {
     phases: Vec<Phase>,
     active: usize,
+    work: Option<PathBuf>,
+    /// Before the arena, in which it moves.
+    far: Option<Far>,
     arena: Arena,
     par: Arc<Par>,
 }
@@ -94,6 +106,10 @@ impl Runner {
     /// There is no plan.
     pub fn with_phases(plans: Vec<Plan>, options: RunOptions) -> Result<Runner, RunError> {
         let bytes = plans.iter().map(Plan::arena_bytes).max().expect("a run has a phase");
+        let start = plans[0].arena_start();
+        if plans.iter().any(|p| p.arena_start() != start) {
+            return Err(RunError::Plan("the phases' arenas begin at different addresses".to_string()));
+        }
         let threads = plans[0].threads.max(1) as usize;
         let common: Vec<Tensor> = common_states(plans.iter()).map(|s| s.tensor.clone()).collect();
         let mut phases = Vec::with_capacity(plans.len());
@@ -107,10 +123,10 @@ impl Runner {
             phases.push(Phase { plan, code, own_states });
         }
         let arena =
-            Arena::new(bytes).map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
+            Arena::new(start, bytes).map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
         let par = Par::new(threads, STACK_BYTES)
             .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
-        Ok(Runner { phases, active: 0, arena, par: Arc::new(par) })
+        Ok(Runner { phases, active: 0, work: options.work, far: None, arena, par: Arc::new(par) })
     }
 
     /// Fills the stored tensors of the active phase.
@@ -118,7 +134,12 @@ impl Runner {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(&mut self, files: &[ReadAt], seed: u64) -> Result<(), RunError> {
-        Ok(load::load(&self.phases[self.active].plan, &mut self.arena, files, seed)?)
+        let Runner { phases, active, work, far, arena, .. } = self;
+        let plan = &phases[*active].plan;
+        if plan.arena_start() > 0 && far.is_none() {
+            *far = Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref())?);
+        }
+        Ok(load::load(plan, arena, far.as_mut(), files, seed)?)
     }
 
     /// Makes phase `phase` active. The caller sets what the phases do not share.
@@ -131,15 +152,54 @@ impl Runner {
     }
 
     /// Sets all states of the active phase to zero.
-    pub fn clear_states(&mut self) {
-        let Runner { phases, active, arena, .. } = self;
-        states(&phases[*active].plan).for_each(|s| arena.tensor_mut(&s.tensor).fill(0));
+    ///
+    /// # Errors
+    /// The work file cannot be written.
+    pub fn clear_states(&mut self) -> Result<(), RunError> {
+        let tensors: Vec<Tensor> = states(self.plan()).map(|s| s.tensor.clone()).collect();
+        self.clear(&tensors)
     }
 
     /// Sets the states of the active phase to zero that are not in every phase's plan: those have kept their bytes.
-    pub fn clear_own_states(&mut self) {
-        let Runner { phases, active, arena, .. } = self;
-        phases[*active].own_states.iter().for_each(|t| arena.tensor_mut(t).fill(0));
+    ///
+    /// # Errors
+    /// The work file cannot be written.
+    pub fn clear_own_states(&mut self) -> Result<(), RunError> {
+        let tensors = self.phases[self.active].own_states.clone();
+        self.clear(&tensors)
+    }
+
+    fn clear(&mut self, tensors: &[Tensor]) -> Result<(), RunError> {
+        tensors.iter().try_for_each(|t| self.change(t, |bytes| bytes.fill(0)))
+    }
+
+    /// The bytes of a stored tensor, wherever it lives; of a far one in the part of the arena that steps use.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn fetch(&mut self, tensor: &Tensor) -> Result<&[u8], FileError> {
+        let Runner { phases, active, far, arena, .. } = self;
+        let plan = &phases[*active].plan;
+        match far {
+            Some(far) if far::is_far(plan, tensor) => far.fetch(plan, tensor, arena),
+            _ => Ok(arena.tensor(tensor)),
+        }
+    }
+
+    /// Sets the bytes of a stored tensor, wherever it lives. What `set` is given of a far one is not what it held.
+    ///
+    /// # Errors
+    /// The work file cannot be written.
+    ///
+    /// # Panics
+    /// The tensor lives in the model's file.
+    pub fn change<R>(&mut self, tensor: &Tensor, set: impl FnOnce(&mut [u8]) -> R) -> Result<R, RunError> {
+        let Runner { phases, active, far, arena, .. } = self;
+        let plan = &phases[*active].plan;
+        match far {
+            Some(far) if far::is_far(plan, tensor) => Ok(far.change(plan, tensor, arena, set)?),
+            _ => Ok(set(arena.tensor_mut(tensor))),
+        }
     }
 
     /// The worker threads. Calls inside [`Par::enter`] go from thread to thread without being queued, and so without
@@ -194,9 +254,15 @@ impl Runner {
         }
     }
 
-    /// The stored tensor of this name with its bytes.
+    /// The stored tensor of this name with its bytes, if it lives in the arena; [`Runner::fetch`] finds any other.
     pub fn stored(&self, name: &str) -> Option<(&Tensor, &[u8])> {
-        self.plan().find(name).map(|s| (&s.tensor, self.arena.tensor(&s.tensor)))
+        let stored = self.plan().find(name).filter(|s| !self.plan().is_far(s))?;
+        Some((&stored.tensor, self.arena.tensor(&stored.tensor)))
+    }
+
+    /// How long steps waited for copies, how long copies moved, and their bytes; nothing of a plan without a far memory.
+    pub fn moved(&self) -> Option<(Duration, Duration, u64)> {
+        self.far.as_ref().map(Far::times)
     }
 
     /// Runs an entry.
@@ -212,9 +278,16 @@ impl Runner {
     /// # Errors
     /// A kernel refused its data.
     pub fn run_steps(&mut self, entry: usize, steps: Range<usize>) -> Result<(), RunError> {
-        let Runner { phases, active, arena, par } = self;
+        let Runner { phases, active, far, arena, par, .. } = self;
         let code = &mut phases[*active].code;
-        Ok(par.enter(|| code.run(entry, steps, arena, par))?)
+        match far {
+            None => Ok(par.enter(|| code.run(entry, steps, arena, par))?),
+            Some(far) => {
+                far.enter((*active, entry), arena)?;
+                let result = par.enter(|| far.run(code, entry, steps, arena, par));
+                far.leave(result)
+            }
+        }
     }
 
     /// Steps with the nanoseconds spent in them and how often they ran, where that is counted.

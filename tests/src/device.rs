@@ -40,6 +40,7 @@ pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError
         clip_by: None,
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
+        window: None,
         target: tinyforge_compiler::target::Target::CPU,
         kernels: &CpuKernels { threads },
         source: &|_| Source::Zero,

@@ -54,6 +54,7 @@ fn plan(table: &str, scheme: &Scheme, recompute: Recompute) -> Plan {
         clip_by: None,
         recompute,
         arena_bytes_max: None,
+        window: None,
         kernels: &LeastScratch,
         source: &|_| Source::Zero,
         files: Vec::new(),

@@ -32,6 +32,7 @@ struct Case<'a> {
     clip: Option<f64>,
     recompute: Recompute,
     arena_bytes_max: Option<u64>,
+    window: None,
 }
 
 impl Case<'_> {
@@ -53,6 +54,7 @@ impl Case<'_> {
             clip_by: None,
             recompute: self.recompute,
             arena_bytes_max: self.arena_bytes_max,
+            window: None,
             target: tinyforge_compiler::target::Target::CPU,
             kernels: &NoScratch,
             source: &|_| Source::Zero,
@@ -115,6 +117,7 @@ fn snapshot() -> String {
                 clip: None,
                 recompute: Recompute::Nothing,
                 arena_bytes_max: None,
+                window: None,
             };
             let plan = case.compile().expect("it compiles").plan;
             let _ = writeln!(out, "{name}, {scheme}, {seq}: {}", line(&plan));
@@ -164,6 +167,7 @@ fn what_is_not_trained_costs_nothing() {
             clip: Some(1.0),
             recompute: Recompute::Nothing,
             arena_bytes_max: None,
+            window: None,
         };
         for (clip, micro_batches) in [(None, 1), (Some(1.0), 1), (Some(1.0), 2)] {
             let plan = Case { clip, micro_batches, ..case }.compile().expect("it compiles").plan;
@@ -212,6 +216,7 @@ fn recomputation_saves_memory() {
                 clip: None,
                 recompute: Recompute::Nothing,
                 arena_bytes_max: None,
+                window: None,
             };
             let most = case.compile().expect("it compiles").plan.arena_bytes();
             let least = Case { recompute: Recompute::All, ..case }.compile().expect("it compiles").plan.arena_bytes();

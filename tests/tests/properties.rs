@@ -109,6 +109,7 @@ fn train_plan(graph: &Graph, training: &Training) -> Plan {
         clip_by: Some(training.clip_by),
         recompute: training.recompute,
         arena_bytes_max: None,
+        window: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: training.threads },
         source: &|_| Source::Zero,

@@ -5,9 +5,10 @@
 //! one; stored tensors overlap neither each other nor anything written; every operand's bytes hold the value that is
 //! meant; results and scratch overlap nothing that is read or changed by the same step, save a result that takes
 //! exactly an operand's place; what is changed is a stored tensor that is said to change; sources are there; peaks
-//! are what is touched.
+//! are what is touched; steps touch nothing far. Transfers are checked in `moves`.
 
 use crate::DType;
+use crate::moves::Moves;
 use crate::plan::{Entry, Plan, Source, Step, Stored, Tensor};
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -15,7 +16,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 /// What the bytes from a key up to the next key hold; `None` is nothing known.
-struct Contents(BTreeMap<u64, Option<u32>>);
+pub(crate) struct Contents(BTreeMap<u64, Option<u32>>);
 
 impl Contents {
     fn new() -> Contents {
@@ -24,7 +25,7 @@ impl Contents {
         Contents(map)
     }
 
-    fn write(&mut self, start: u64, end: u64, value: Option<u32>) {
+    pub(crate) fn write(&mut self, start: u64, end: u64, value: Option<u32>) {
         let after = *self.0.range(..=end).next_back().expect("the map starts at 0").1;
         let inside: Vec<u64> = self.0.range(start..end).map(|(&k, _)| k).collect();
         inside.iter().for_each(|k| {
@@ -34,17 +35,26 @@ impl Contents {
         self.0.insert(end, after);
     }
 
-    fn holds(&self, start: u64, end: u64, value: u32) -> bool {
+    pub(crate) fn holds(&self, start: u64, end: u64, value: u32) -> bool {
         let first = self.0.range(..=start).next_back().map(|(_, &v)| v);
         first == Some(Some(value)) && self.0.range(start + 1..end).all(|(_, &v)| v == Some(value))
     }
+
+    /// Nothing outside `place` holds `value` any more.
+    pub(crate) fn forget_elsewhere(&mut self, value: u32, place: (u64, u64)) {
+        for (_, v) in self.0.iter_mut().filter(|(at, _)| !(place.0..place.1).contains(*at)) {
+            if *v == Some(value) {
+                *v = None;
+            }
+        }
+    }
 }
 
-fn overlap(a: (u64, u64), b: (u64, u64)) -> bool {
+pub(crate) fn overlap(a: (u64, u64), b: (u64, u64)) -> bool {
     a.0 < b.1 && b.0 < a.1
 }
 
-fn span(t: &Tensor) -> (u64, u64) {
+pub(crate) fn span(t: &Tensor) -> (u64, u64) {
     (t.offset, t.end())
 }
 
@@ -89,6 +99,9 @@ fn check_places(plan: &Plan, faults: &mut Vec<String>) {
             ));
         }
         end = space.end();
+        if space.is_far && space.first_byte >= plan.arena_start() {
+            faults.push(format!("space `{}` is far and comes behind one that is not", space.name));
+        }
     }
     if !plan.align_bytes.is_power_of_two() {
         faults.push(format!("the alignment is {}, which is no power of two", plan.align_bytes));
@@ -110,6 +123,10 @@ fn check_places(plan: &Plan, faults: &mut Vec<String>) {
         for (i, step) in entry.steps.iter().enumerate() {
             let at = at_step(entry, i);
             step.args.iter().chain(&step.outs).for_each(|t| in_arena(plan, t, &at, faults));
+            let start = plan.arena_start();
+            if step.args.iter().chain(&step.outs).any(|t| t.offset < start) {
+                faults.push(format!("{at}: touches a far memory, which ends at {start}"));
+            }
             let end = scratch_span(step).1;
             if step.scratch_bytes > 0 && !is_writable(plan, step.scratch_offset, end) {
                 faults.push(format!("{at}: scratch {}..{end} lies in no written space", step.scratch_offset));
@@ -131,7 +148,7 @@ fn in_arena(plan: &Plan, t: &Tensor, name: &str, faults: &mut Vec<String>) {
         faults.push(format!("`{name}` has a tensor without elements"));
     }
     if plan.space_of(t.offset).is_none_or(|s| t.end() > s.end()) {
-        let arena = plan.arena_bytes();
+        let arena = plan.end_byte();
         faults.push(format!("`{name}` at {}..{} leaves its space; the arena ends at {arena}", t.offset, t.end()));
     }
     if !t.offset.is_multiple_of(u64::from(plan.align_bytes)) {
@@ -189,7 +206,8 @@ fn columns_suit(plan: &Plan, list: &Tensor, w: &Tensor, scale: Option<&str>) -> 
 }
 
 fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut Vec<String>) {
-    let mut top = plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0);
+    let mut top = plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(plan.arena_start());
+    let Some(mut moves) = Moves::new(plan, entry, &mut contents, faults) else { return };
     for input in &entry.inputs {
         clear_of_stored(plan, span(&input.tensor), &input.name, faults);
         contents.write(input.tensor.offset, input.tensor.end(), Some(input.tensor.value));
@@ -200,12 +218,14 @@ fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut 
         if step.block as usize >= entry.blocks.len() {
             faults.push(format!("{at}: block {} does not exist", step.block));
         }
+        moves.before(i, &mut contents, faults);
         for arg in &step.args {
             if !contents.holds(arg.offset, arg.end(), arg.value) {
                 faults.push(format!("{at}: operand at {} no longer holds value {}", arg.offset, arg.value));
             }
         }
         check_writes(plan, step, &at, faults);
+        moves.step(step, &at, &mut contents, faults);
         let scratch = scratch_span(step);
         if step.scratch_bytes > 0 {
             contents.write(scratch.0, scratch.1, None);
@@ -216,12 +236,14 @@ fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut 
             top = top.max(out.end());
         }
     }
+    moves.finish(&mut contents, faults);
     for result in &entry.results {
         let t = &result.tensor;
         if !contents.holds(t.offset, t.end(), t.value) {
             faults.push(format!("{}: result `{}` is overwritten", entry.name, result.name));
         }
     }
+    let top = top.max(moves.top);
     if entry.peak.bytes != top {
         faults.push(format!("{}: peak is said to be {}, touched is {top}", entry.name, entry.peak.bytes));
     }
@@ -233,9 +255,14 @@ fn clear_of_stored(plan: &Plan, written: (u64, u64), at: &str, faults: &mut Vec<
     }
 }
 
-/// Whether a tensor is a stored one that the plan says is changed: its place, its extent and its value.
+/// Whether a tensor is a stored one that the plan says is changed: its place, its extent and its value; or a copy of
+/// one that is far.
 fn is_changed_stored(plan: &Plan, t: &Tensor) -> bool {
-    plan.stored.iter().any(|s| s.changes && s.tensor.value == t.value && span(&s.tensor) == span(t))
+    let is_meant = |s: &Stored| {
+        let is_here = if plan.is_far(s) { s.tensor.bytes() == t.bytes() } else { span(&s.tensor) == span(t) };
+        s.changes && s.tensor.value == t.value && is_here
+    };
+    plan.stored.iter().any(is_meant)
 }
 
 fn check_writes(plan: &Plan, step: &Step, at: &str, faults: &mut Vec<String>) {

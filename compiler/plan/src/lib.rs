@@ -11,6 +11,7 @@ extern crate alloc;
 pub mod check;
 mod dtype;
 pub mod encode;
+mod moves;
 mod plan;
 
 pub use dtype::DType;

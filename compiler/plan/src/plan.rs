@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct Plan {
     /// What was planned, in a word or two: model and scheme.
     pub name: String,
-    /// The memories, sections of one range of addresses, in ascending order; the last is the near one.
+    /// The memories, sections of one range of addresses, in ascending order: far ones first, the near one last.
     pub spaces: Vec<Space>,
     /// Every tensor starts at a multiple of this, a power of two.
     pub align_bytes: u32,
@@ -37,6 +37,8 @@ pub struct Space {
     pub bytes: u64,
     /// Whether steps and loading may write it after the start: flash is not.
     pub is_written: bool,
+    /// Whether it lies outside the arena: steps cannot reach it, only transfers do.
+    pub is_far: bool,
 }
 
 impl Space {
@@ -66,7 +68,7 @@ pub enum StoredKind {
     Const,
 }
 
-/// A tensor that keeps its place.
+/// A tensor that keeps its place: in the near memory, or in a far one, from where transfers bring copies of it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Stored {
     /// The name.
@@ -251,6 +253,39 @@ impl Step {
     }
 }
 
+/// Which way a transfer goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Direction {
+    /// From a far memory to the near one.
+    In,
+    /// Back, after a change.
+    Out,
+}
+
+/// A stored tensor of a far memory on its way to the near one or back, beside the steps.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Index into [`Plan::stored`].
+    pub stored: u32,
+    /// First byte of the copy in the near memory.
+    pub near_byte: u64,
+    /// Which way.
+    pub direction: Direction,
+    /// It may begin once all steps before this one have ended.
+    pub begins: u32,
+    /// It must have ended before this step begins; the number of steps where only the entry's end waits for it.
+    pub ends: u32,
+}
+
+/// A copy of a stored tensor of a far memory that is in the near one when an entry begins, and again when it ends.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resident {
+    /// Index into [`Plan::stored`].
+    pub stored: u32,
+    /// First byte of the copy in the near memory.
+    pub near_byte: u64,
+}
+
 /// A named tensor of an entry.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Named {
@@ -271,6 +306,10 @@ pub struct Entry {
     pub results: Vec<Named>,
     /// The code.
     pub steps: Vec<Step>,
+    /// What moves beside the steps, in the order in which each link takes it.
+    pub transfers: Vec<Transfer>,
+    /// Copies that are there from run to run: what is left at the end serves the next beginning.
+    pub residents: Vec<Resident>,
     /// Names of the blocks.
     pub blocks: Vec<String>,
     /// Where memory is fullest.
@@ -327,9 +366,30 @@ impl Plan {
         self.stored.iter().find(|s| s.name == name)
     }
 
-    /// Bytes of all addresses: what a host takes to run the plan over one block of memory.
-    pub fn arena_bytes(&self) -> u64 {
+    /// First address past all memories.
+    pub fn end_byte(&self) -> u64 {
         self.spaces.last().map_or(0, Space::end)
+    }
+
+    /// First address that is not far: the arena begins there.
+    pub fn arena_start(&self) -> u64 {
+        self.spaces.iter().take_while(|s| s.is_far).last().map_or(0, Space::end)
+    }
+
+    /// Bytes of all memories that are not far: what a host takes to run the plan over one block of memory.
+    pub fn arena_bytes(&self) -> u64 {
+        self.end_byte().saturating_sub(self.arena_start())
+    }
+
+    /// Whether a stored tensor lies in a far memory.
+    pub fn is_far(&self, stored: &Stored) -> bool {
+        stored.tensor.offset < self.arena_start()
+    }
+
+    /// A stored tensor as a transfer's copy in the near memory.
+    pub fn copy_of(&self, stored: u32, near_byte: u64) -> Option<Tensor> {
+        let tensor = &self.stored.get(stored as usize)?.tensor;
+        Some(Tensor { offset: near_byte, ..tensor.clone() })
     }
 
     /// Bytes taken of the near memory.

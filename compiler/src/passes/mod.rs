@@ -8,6 +8,7 @@ pub mod fuse_update;
 pub mod live;
 pub mod order;
 pub mod parameterize;
+pub mod pipeline;
 pub mod place;
 pub mod prune;
 pub mod recompute;

@@ -2,7 +2,8 @@
 //!
 //! Before: an ordered graph. After (a [`Placement`] beside the graph, which is only read): values that are live at
 //! one time lie apart, a result lies in a dying operand's place where its op allows it, and everything starts at a
-//! multiple of the target's alignment. Stored tensors have places of their own below all others.
+//! multiple of the target's alignment. Stored tensors have places of their own below all others, save those of a far
+//! memory: their copies have a place for as long as they stay.
 
 use crate::ir::graph::{Graph, Kind, Value};
 use crate::ir::ops::Op;
@@ -18,6 +19,8 @@ pub struct Placement {
     pub stored_in: Vec<Option<Value>>,
     /// For every node the place of its scratch.
     pub scratch: Vec<u64>,
+    /// For every copy that stays a while its place.
+    pub copies: Vec<u64>,
     /// First byte past everything.
     pub bytes: u64,
     /// Most bytes live at one time, in-place results counted once.
@@ -31,14 +34,39 @@ pub struct Placement {
 struct Room {
     bytes: u64,
     life: Life,
+    /// Of a copy that is left for the next run: when it is taken there, from the first node on.
+    again: Option<Life>,
 }
 
-/// Places all values of a graph; `scratch` gives bytes per node.
-pub fn run(graph: &Graph, scratch: &[u64], target: &Target) -> Placement {
+impl Room {
+    fn once(bytes: u64, life: Life) -> Room {
+        Room { bytes, life, again: None }
+    }
+
+    fn lives(&self) -> impl Iterator<Item = &Life> {
+        std::iter::once(&self.life).chain(&self.again)
+    }
+}
+
+/// A copy of tensors of a far memory: its bytes, and the nodes over which it has a place, `again` in the next run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Guest {
+    /// Bytes of the tensors, each aligned.
+    pub bytes: u64,
+    /// When it has a place.
+    pub life: Life,
+    /// When it has it in the next run, from the first node on.
+    pub again: Option<Life>,
+}
+
+/// Places all values of a graph and the copies that stay a while; `scratch` gives bytes per node.
+pub fn run(graph: &Graph, scratch: &[u64], guests: &[Guest], target: &Target) -> Placement {
     let stored_in = accumulated_in_place(graph);
     let (room_of, mut all) = share(graph, &stored_in, target);
     let first_scratch = all.len();
     all.extend(scratch_rooms(scratch, target));
+    let first_guest = all.len();
+    all.extend(guests.iter().map(|g| Room { bytes: target.align(g.bytes), life: g.life, again: g.again }));
     let profile = live_bytes(&all, graph.nodes.len());
     let lower_bound_bytes = profile.iter().copied().max().unwrap_or(0);
     let (offsets, bytes) = best_fit(&all, &profile, lower_bound_bytes);
@@ -47,6 +75,7 @@ pub fn run(graph: &Graph, scratch: &[u64], target: &Target) -> Placement {
         offsets: room_of.iter().map(|r| r.map(|r| offsets[r])).collect(),
         stored_in,
         scratch: (0..scratch.len()).map(|i| offsets[first_scratch + i]).collect(),
+        copies: (0..guests.len()).map(|i| offsets[first_guest + i]).collect(),
         bytes,
         lower_bound_bytes,
         peak_node,
@@ -62,7 +91,7 @@ pub fn profile(graph: &Graph, scratch: &[u64], target: &Target) -> Vec<u64> {
 
 fn scratch_rooms<'a>(scratch: &'a [u64], target: &'a Target) -> impl Iterator<Item = Room> + 'a {
     let life = |i: usize| Life { start: i as u32, end: i as u32 };
-    scratch.iter().enumerate().map(move |(i, &bytes)| Room { bytes: target.align(bytes), life: life(i) })
+    scratch.iter().enumerate().map(move |(i, &bytes)| Room::once(target.align(bytes), life(i)))
 }
 
 /// Results that start from a stored accumulator and are only stored back to it need no place of their own.
@@ -95,7 +124,7 @@ fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Op
     for v in graph.declared(Kind::Input) {
         room_of[v.index()] = Some(rooms.len());
         let bytes = target.align(graph.ty(v).bytes());
-        rooms.push(Room { bytes, life: lives[v.index()].expect("inputs have a life") });
+        rooms.push(Room::once(bytes, lives[v.index()].expect("inputs have a life")));
     }
     for (i, node) in graph.nodes.iter().enumerate() {
         let mut taken = Vec::new();
@@ -125,7 +154,7 @@ fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Op
                     room
                 }
                 None => {
-                    rooms.push(Room { bytes, life });
+                    rooms.push(Room::once(bytes, life));
                     rooms.len() - 1
                 }
             };
@@ -138,9 +167,9 @@ fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Op
 
 fn live_bytes(rooms: &[Room], nodes: usize) -> Vec<u64> {
     let mut delta = vec![0i64; nodes + 2];
-    for room in rooms {
-        delta[room.life.start as usize] += room.bytes as i64;
-        delta[room.life.end as usize + 1] -= room.bytes as i64;
+    for (room, life) in rooms.iter().flat_map(|room| room.lives().map(move |life| (room, life))) {
+        delta[life.start as usize] += room.bytes as i64;
+        delta[life.end as usize + 1] -= room.bytes as i64;
     }
     let mut live = 0;
     let sums = delta[..nodes].iter().map(|d| {
@@ -153,8 +182,8 @@ fn live_bytes(rooms: &[Room], nodes: usize) -> Vec<u64> {
 /// Tries several orders of rooms, each placed at the lowest offset that is free over its whole life; keeps the best,
 /// and improves it where it is far above the bound.
 fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
-    let span = |r: &Room| u64::from(r.life.end - r.life.start) + 1;
-    let crowd = |r: &Room| profile[r.life.start as usize..=r.life.end as usize].iter().copied().max().unwrap_or(0);
+    let span = |r: &Room| r.lives().map(|l| u64::from(l.end - l.start) + 1).sum::<u64>();
+    let crowd = |r: &Room| r.lives().flat_map(|l| &profile[l.start as usize..=l.end as usize]).copied().max().unwrap_or(0);
     type Key = fn(&Room, u64, u64) -> (u64, u64);
     let keys: [Key; 5] = [
         |r, _, _| (u64::MAX - r.bytes, u64::from(r.life.start)),
@@ -202,7 +231,7 @@ fn improve(rooms: &[Room], mut order: Vec<usize>, mut best: (Vec<u64>, u64), bou
 }
 
 fn meet(a: &Room, b: &Room) -> bool {
-    a.life.end >= b.life.start && b.life.end >= a.life.start
+    a.lives().any(|a| b.lives().any(|b| a.end >= b.start && b.end >= a.start))
 }
 
 /// Turns of the rooms that end at the top, and then of what they stand on, down to the ground.
@@ -237,8 +266,7 @@ fn first_fit(rooms: &[Room], order: &[usize]) -> (Vec<u64>, u64) {
         let mut at = 0;
         for &p in &placed {
             let other = &rooms[p];
-            let apart = other.life.end < room.life.start || room.life.end < other.life.start;
-            if apart || offsets[p] + other.bytes <= at {
+            if !meet(other, room) || offsets[p] + other.bytes <= at {
                 continue;
             }
             if offsets[p] >= at + room.bytes {

@@ -73,7 +73,7 @@ pub fn scheme(folder: &Path) -> Result<Scheme, CommandError> {
 pub fn load(runner: &mut Runner, model: &Model, folder: &Path) -> Result<(), CommandError> {
     let Files { config, catalog, file } = open(folder)?;
     let map = peft::bind(&config, &catalog, &model.weights).map_err(CommandError::request)?;
-    clear(runner);
+    clear(runner)?;
     let planned_scale = planned_scale(runner);
     for pair in &map.pairs {
         load_pair(runner, model, &file, pair, planned_scale)?;
@@ -91,10 +91,10 @@ pub fn load(runner: &mut Runner, model: &Model, folder: &Path) -> Result<(), Com
 }
 
 /// Sets all adapters of the plan to zero: modules that a file does not mention are as in the base.
-fn clear(runner: &mut Runner) {
+fn clear(runner: &mut Runner) -> Result<(), CommandError> {
     let is_b = |name: &str| name.ends_with(".lora_B.weight");
     let all: Vec<Tensor> = runner.plan().stored.iter().filter(|s| is_b(&s.name)).map(|s| s.tensor.clone()).collect();
-    all.iter().for_each(|tensor| runner.arena_mut().tensor_mut(tensor).fill(0));
+    Ok(all.iter().try_for_each(|tensor| runner.change(tensor, |bytes| bytes.fill(0)))?)
 }
 
 /// The factor that the plan multiplies every adapter by.
@@ -160,8 +160,13 @@ fn put(runner: &mut Runner, name: &str, values: &[f32]) -> Result<(), CommandErr
     let tensor = tensor.filter(|t| t.elems() == values.len() as u64);
     let tensor =
         tensor.ok_or_else(|| CommandError::request(format!("the plan has no room for `{name}` of the adapter")))?;
-    let bytes = runner.arena_mut().tensor_mut(&tensor);
-    match tensor.dtype {
+    let dtype = tensor.dtype;
+    runner.change(&tensor, |bytes| store(name, dtype, values, bytes))?
+}
+
+/// Numbers in a tensor's storage.
+fn store(name: &str, dtype: DType, values: &[f32], bytes: &mut [u8]) -> Result<(), CommandError> {
+    match dtype {
         DType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(values)),
         DType::BF16 => {
             let out: &mut [half::bf16] = bytemuck::cast_slice_mut(bytes);
@@ -193,7 +198,7 @@ struct Out {
 ///
 /// # Errors
 /// The scheme is another, the disk is full, or the folder cannot be written.
-pub fn save(runner: &Runner, model: &Model, folder: &Path, scheme: &Scheme) -> Result<(), CommandError> {
+pub fn save(runner: &mut Runner, model: &Model, folder: &Path, scheme: &Scheme) -> Result<(), CommandError> {
     let SchemeKind::Lora(lora) = &scheme.kind else {
         return Err(CommandError::request(format!("the scheme {scheme} makes no adapter")));
     };
@@ -236,7 +241,7 @@ fn file_row_sources(model: &Model, param: &str) -> Option<Vec<usize>> {
     }
 }
 
-fn write_tensors(runner: &Runner, path: &Path, list: &[Out]) -> Result<(), CommandError> {
+fn write_tensors(runner: &mut Runner, path: &Path, list: &[Out]) -> Result<(), CommandError> {
     let shape = |t: &Tensor| t.shape.iter().map(|&d| u64::from(d)).collect::<Vec<_>>();
     let new: Vec<NewTensor> =
         list.iter().map(|o| NewTensor::new(o.name.clone(), o.tensor.dtype, &shape(&o.tensor))).collect();
@@ -246,7 +251,7 @@ fn write_tensors(runner: &Runner, path: &Path, list: &[Out]) -> Result<(), Comma
         out.write_all(&layout.header)?;
         for place in &layout.tensors {
             let from = list.iter().find(|o| o.name == place.name).expect("laid out from the list");
-            let bytes = runner.arena().tensor(&from.tensor);
+            let bytes = runner.fetch(&from.tensor).map_err(std::io::Error::other)?;
             match &from.sources {
                 None => out.write_all(bytes)?,
                 Some(sources) => {

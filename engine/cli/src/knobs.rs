@@ -2,13 +2,14 @@
 //! same. What is not given takes the default that stands here.
 
 use crate::error::CommandError;
-use crate::planning::Settings;
+use crate::planning::{Settings, Streaming};
 use crate::sizes;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::optimizer::{RULES, rule_index};
+use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
 use tinyforge_plan::DType;
@@ -92,6 +93,12 @@ pub struct Knobs {
     /// What is computed again instead of kept: auto, nothing or all [auto]
     #[arg(long)]
     pub recompute: Option<String>,
+    /// Blocks in memory at a time, the others streaming from disk: all, auto or a number [auto]
+    #[arg(long)]
+    pub window: Option<String>,
+    /// Blocks that come in together, at most the window [1]
+    #[arg(long)]
+    pub prefetch: Option<u32>,
     /// How clipping knows the norm: keep gradients, or a second backward [what fits]
     #[arg(long)]
     pub clip_by: Option<String>,
@@ -261,10 +268,28 @@ impl Knobs {
             dtype,
             optimizer,
             recompute,
+            window: self.window()?,
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
         })
+    }
+
+    fn window(&self) -> Result<Streaming, CommandError> {
+        let prefetch = positive("prefetch", self.prefetch.unwrap_or(1))?;
+        let window = match self.window.as_deref().unwrap_or("auto") {
+            "auto" => return Ok(Streaming::Auto { prefetch }),
+            "all" => return Ok(Streaming::Never),
+            text => text.parse().ok().filter(|&n: &u32| n > 0),
+        };
+        let Some(blocks) = window else {
+            let why = format!("--window {}: all, auto or a number from 1", self.window.clone().unwrap_or_default());
+            return Err(CommandError::request(why));
+        };
+        if prefetch > blocks {
+            return Err(CommandError::request(format!("--prefetch {prefetch} is more than --window {blocks}")));
+        }
+        Ok(Streaming::Window(Window { blocks, prefetch }))
     }
 
     fn keep_states(&self, scheme: &Scheme, optimizer: &Optimizer) -> Result<bool, CommandError> {

@@ -1,6 +1,6 @@
 //! What a run leaves: an adapter in PEFT's form, or a whole model as a Hugging Face directory.
 //!
-//! Tensors are written one after the other from the arena, through a buffer of one row.
+//! Tensors are written one after the other from where they live, through a buffer of one row.
 
 use crate::error::CommandError;
 use crate::model::{Format, Model};
@@ -24,7 +24,7 @@ use tinyforge_plan::{DType, Tensor};
 pub fn save(
     model: &Model,
     tokenizer: &Tokenizer,
-    runner: &Runner,
+    runner: &mut Runner,
     scheme: &Scheme,
     folder: &Path,
 ) -> Result<PathBuf, CommandError> {
@@ -51,10 +51,10 @@ fn written_dtype(stored: DType) -> DType {
 ///
 /// # Errors
 /// The disk is full, or the folder cannot be written.
-pub fn save_model(model: &Model, runner: &Runner, folder: &Path) -> Result<(), CommandError> {
+pub fn save_model(model: &Model, runner: &mut Runner, folder: &Path) -> Result<(), CommandError> {
     let mut list = Vec::new();
     for binding in model.weights.iter() {
-        let (tensor, _) = runner.stored(&binding.name).expect("a plan stores all parameters");
+        let tensor = &runner.plan().find(&binding.name).expect("a plan stores all parameters").tensor;
         let mut shape = binding.shape.clone();
         if is_transposed(model, binding) {
             shape.reverse();
@@ -69,8 +69,9 @@ pub fn save_model(model: &Model, runner: &Runner, folder: &Path) -> Result<(), C
         out.write_all(&layout.header)?;
         for place in &layout.tensors {
             let binding = model.weights.get(&place.name).expect("listed from the map");
-            let (tensor, bytes) = runner.stored(&place.name).expect("a plan stores all parameters");
-            write_tensor(out, tensor, bytes, is_transposed(model, binding), row_sources(binding))?;
+            let tensor = runner.plan().find(&place.name).expect("a plan stores all parameters").tensor.clone();
+            let bytes = runner.fetch(&tensor).map_err(std::io::Error::other)?;
+            write_tensor(out, &tensor, bytes, is_transposed(model, binding), row_sources(binding))?;
         }
         Ok(())
     })?;

@@ -7,6 +7,7 @@ use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
 use tinyforge_compiler::import::weight_map::Binding;
 use tinyforge_compiler::passes::parameterize::Storage;
+use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::{DType, Fixed};
@@ -36,12 +37,28 @@ pub struct Settings {
     pub optimizer: Optimizer,
     /// How much is recomputed.
     pub recompute: Recompute,
+    /// What streams from disk.
+    pub window: Streaming,
     /// How clipping knows the norm; `None` leaves it to the budget.
     pub clip_by: Option<ClipBy>,
     /// The budget for arena and fixed parts.
     pub memory: Option<u64>,
     /// Worker threads.
     pub threads: u32,
+}
+
+/// What streams from disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Streaming {
+    /// Nothing.
+    Never,
+    /// As many blocks as the budget leaves no room for.
+    Auto {
+        /// Blocks that come in together.
+        prefetch: u32,
+    },
+    /// All but so many blocks.
+    Window(Window),
 }
 
 /// Entries of a plan.
@@ -177,12 +194,51 @@ fn entries(model: &Model, settings: &Settings, wanted: Wanted, rows: u32) -> Vec
     }
 }
 
+/// A plan for micro-batches of `rows` rows: with all blocks in memory where that fits, else with the widest window that
+/// does.
 fn plan_rows(
     model: &Model,
     settings: &Settings,
     wanted: Wanted,
     fixed: &[Fixed],
     rows: u32,
+) -> Result<Compiled, CompileError> {
+    let layers = model.config.layers as u32;
+    let attempt = |window: Option<Window>| plan_window(model, settings, wanted, fixed, (rows, window));
+    let prefetch = match settings.window {
+        Streaming::Never => return attempt(None),
+        Streaming::Window(window) if window.blocks >= layers => return attempt(None),
+        Streaming::Window(window) => return attempt(Some(window)),
+        Streaming::Auto { prefetch } => prefetch,
+    };
+    let all = match attempt(None) {
+        Err(error) if needs(&error).is_some() && layers > 1 => error,
+        result => return result,
+    };
+    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
+    // What does not fit with the least window fits with none.
+    let mut best = match attempt(of(1)) {
+        Err(error) if needs(&error) >= needs(&all) => return Err(all),
+        result => result?,
+    };
+    let (mut fits, mut over) = (1, layers);
+    while over - fits > 1 {
+        let middle = fits + (over - fits) / 2;
+        match attempt(of(middle)) {
+            Ok(found) => (fits, best) = (middle, found),
+            Err(error) if needs(&error).is_some() => over = middle,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(best)
+}
+
+fn plan_window(
+    model: &Model,
+    settings: &Settings,
+    wanted: Wanted,
+    fixed: &[Fixed],
+    (rows, window): (u32, Option<Window>),
 ) -> Result<Compiled, CompileError> {
     let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
     let name = model.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -198,6 +254,7 @@ fn plan_rows(
         clip_by: settings.clip_by,
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
+        window,
         target: tinyforge_compiler::target::Target::CPU,
         kernels: &CpuKernels { threads: settings.threads },
         source: &|name| model.source(name),

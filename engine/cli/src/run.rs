@@ -83,6 +83,7 @@ pub struct Run {
 pub const RECORD: &str = "run.json";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINT: &str = "checkpoint.bin";
+const WORK: &str = "work.bin";
 
 /// Steps between checkpoints where nothing else is asked for.
 const CHECKPOINT_EVERY: u64 = 100;
@@ -133,7 +134,8 @@ impl Run {
             steps: schedule.steps,
         };
         let run_key = run_key(&record)?;
-        let mut runner = Runner::with_phases(plans, RunOptions { count_times: debug::level() >= 2 })?;
+        let run_options = RunOptions { count_times: debug::level() >= 2, work: Some(out.join(WORK)) };
+        let mut runner = Runner::with_phases(plans, run_options)?;
         runner.load(&model.files, options.seed)?;
         if tokenizer.vocab_len() > model.config.vocab {
             check_tokens(&*data.train, model.config.vocab)?;
@@ -163,19 +165,20 @@ impl Run {
         let progress = found.progress().clone();
         let runner = self.trainer.runner_mut();
         runner.activate(progress.phase as usize);
-        runner.clear_states();
+        runner.clear_states()?;
         let list = checkpoint::tensors(runner.plans(), runner.phase());
-        found.restore(&list, runner.arena_mut())?;
+        found.restore(&list, runner)?;
         trim_metrics(&self.out.join(METRICS), progress.step)?;
         self.trainer.progress = progress;
         Ok(self.trainer.progress.step)
     }
 
-    fn save_checkpoint(&self) -> Result<(), CommandError> {
-        let runner = self.trainer.runner();
+    fn save_checkpoint(&mut self) -> Result<(), CommandError> {
+        let runner = self.trainer.runner_mut();
         let list = checkpoint::tensors(runner.plans(), runner.phase());
-        let path = self.out.join(CHECKPOINT);
-        Ok(checkpoint::save(&path, &self.run_key, &self.trainer.progress, &list, runner.arena())?)
+        let (path, progress) = (self.out.join(CHECKPOINT), self.trainer.progress.clone());
+        let runner = self.trainer.runner_mut();
+        Ok(checkpoint::save(&path, &self.run_key, &progress, &list, runner)?)
     }
 
     /// Trains to the end, or until interrupted.
@@ -211,7 +214,7 @@ impl Run {
         let after = self.validate(&mut metrics)?;
         let output = if done == steps {
             self.sample("after")?;
-            Some(self.save_result(&self.out)?)
+            Some(self.save_result(&self.out.clone())?)
         } else {
             None
         };
@@ -273,8 +276,8 @@ impl Run {
         Ok(())
     }
 
-    fn save_result(&self, folder: &Path) -> Result<PathBuf, CommandError> {
-        output::save(&self.model, &self.tokenizer, self.trainer.runner(), &self.settings.scheme, folder)
+    fn save_result(&mut self, folder: &Path) -> Result<PathBuf, CommandError> {
+        output::save(&self.model, &self.tokenizer, self.trainer.runner_mut(), &self.settings.scheme, folder)
     }
 }
 
@@ -283,6 +286,7 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
     let mut config = record.config.clone();
     (config.out, config.overwrite, config.checkpoint_every, config.threads) = (None, None, None, None);
     (config.memory, config.micro_batch, config.recompute, config.clip_by) = (None, None, None, None);
+    (config.window, config.prefetch) = (None, None);
     let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
     Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))
 }

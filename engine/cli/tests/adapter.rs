@@ -66,7 +66,7 @@ fn an_adapter_is_read_as_it_was_written() {
         let adapted = Adapted::open(model, "lora");
         let folder = Folder::new(&format!("adapter-{model}"));
         let runner = adapted.runner(&adapted.folder, &adapted.settings(), Wanted::Train);
-        adapter::save(&runner, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
+        adapter::save(&mut runner, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
         let [ours, theirs] = [&folder.0, &adapted.folder].map(|f| read(&f.join("adapter_model.safetensors")));
         assert_eq!(ours.floats, theirs.floats);
         assert_eq!(ours.shapes, theirs.shapes);
@@ -88,7 +88,7 @@ fn a_gguf_base_has_rows_in_another_order() {
         let adapted = Adapted { model: as_gguf(name, &folder.0.join("base.gguf")), ..adapted };
         adapted.check_logits(&adapted.folder);
         let runner = adapted.runner(&adapted.folder, &adapted.settings(), Wanted::Train);
-        adapter::save(&runner, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
+        adapter::save(&mut runner, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
         let [ours, theirs] = [&folder.0, &adapted.folder].map(|f| read(&f.join("adapter_model.safetensors")));
         assert_eq!(ours.floats, theirs.floats, "{name}");
     }
@@ -109,7 +109,7 @@ fn training_makes_the_adapter_that_pytorch_makes() {
             assert!((loss - wanted).abs() < 1e-4 * wanted, "{model}: step {step} has loss {loss}, {wanted} in PyTorch");
         }
         let folder = Folder::new(&format!("adapter-trained-{model}"));
-        adapter::save(&train, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
+        adapter::save(&mut train, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
         let trained = Adapted::open(model, "lora-trained");
         let [ours, theirs] = [&folder.0, &trained.folder].map(|f| read(&f.join("adapter_model.safetensors")));
         assert_eq!(ours.shapes, theirs.shapes);
@@ -172,7 +172,7 @@ fn what_is_trained_whole_is_saved_and_read_whole() {
     train.input::<f32>(0, "hyper").copy_from_slice(&[1e-2, 0.1, 0.001, 0.0]);
     train.run(0).expect("runs");
     let folder = Folder::new("adapter-whole");
-    adapter::save(&train, &adapted.model, &folder.0, &scheme).expect("saves");
+    adapter::save(&mut train, &adapted.model, &folder.0, &scheme).expect("saves");
     let read_back = adapter::scheme(&folder.0).expect("an adapter");
     assert_eq!(read_back, Scheme { kind: read_back.kind.clone(), head: true, embed: false });
     let settings = Settings { scheme: read_back, ..settings };
@@ -198,5 +198,5 @@ fn adapters_that_do_not_suit_are_refused() {
     let error = adapter::load(&mut frozen, &adapted.model, &adapted.folder).expect_err("no room");
     assert!(error.to_string().contains("no adapter for"), "{error}");
     let full = Scheme::full();
-    assert!(adapter::save(&frozen, &adapted.model, &folder.0, &full).is_err(), "full makes no adapter");
+    assert!(adapter::save(&mut frozen, &adapted.model, &folder.0, &full).is_err(), "full makes no adapter");
 }

@@ -147,7 +147,7 @@ impl Code {
     pub(crate) fn bind(plan: &Plan, count_times: bool) -> Result<Code, String> {
         let bind = |step: &Step| {
             let kernel = find(&step.kernel).ok_or_else(|| format!("the CPU has no kernel `{}`", step.kernel))?;
-            Ok(Bound { step: step.clone(), cuts: Cuts::of(step, plan.arena_bytes())?, run: kernel.run })
+            Ok(Bound { step: step.clone(), cuts: Cuts::of(step, plan.arena_start(), plan.arena_bytes())?, run: kernel.run })
         };
         let entries = plan.entries.iter().map(|e| e.steps.iter().map(bind).collect::<Result<Vec<_>, String>>());
         let entries = entries.collect::<Result<Vec<_>, String>>()?;
@@ -166,15 +166,28 @@ impl Code {
         arena: &mut Arena,
         par: &Par,
     ) -> Result<(), KernelError> {
+        let end = steps.end.min(self.entries[entry].len());
+        (steps.start..end).try_for_each(|i| self.step(entry, i, arena, par))
+    }
+
+    /// The number of steps of an entry.
+    pub(crate) fn len(&self, entry: usize) -> usize {
+        self.entries[entry].len()
+    }
+
+    /// Runs one step of an entry.
+    ///
+    /// # Errors
+    /// A kernel refused its data.
+    pub(crate) fn step(&mut self, entry: usize, i: usize, arena: &mut Arena, par: &Par) -> Result<(), KernelError> {
         let Code { entries, times } = self;
-        for (i, bound) in entries[entry].iter().enumerate().take(steps.end).skip(steps.start) {
-            let started = times.is_some().then(Instant::now);
-            let pieces = arena.pieces(&bound.cuts);
-            (bound.run)(&mut Call::new(&bound.step, par, &bound.cuts, pieces))?;
-            if let (Some(times), Some(started)) = (times.as_mut(), started) {
-                times[entry][i].0 += started.elapsed().as_nanos() as u64;
-                times[entry][i].1 += 1;
-            }
+        let bound = &entries[entry][i];
+        let started = times.is_some().then(Instant::now);
+        let pieces = arena.pieces(&bound.cuts);
+        (bound.run)(&mut Call::new(&bound.step, par, &bound.cuts, pieces))?;
+        if let (Some(times), Some(started)) = (times.as_mut(), started) {
+            times[entry][i].0 += started.elapsed().as_nanos() as u64;
+            times[entry][i].1 += 1;
         }
         Ok(())
     }

@@ -4,9 +4,8 @@
 //! of all before it. The file is written beside the old one, synced and renamed over it, so that a kill or a power
 //! loss leaves the old or the new one.
 
-use crate::arena::Arena;
 use crate::files::{FileError, ReadAt, write_atomic};
-use crate::runner::common_states;
+use crate::runner::{RunError, Runner, common_states};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -60,6 +59,9 @@ pub enum CheckpointError {
     /// Reading or writing failed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The work file cannot be written.
+    #[error(transparent)]
+    Run(#[from] Box<RunError>),
     /// The file is no checkpoint, or damaged.
     #[error("{path}: {why}")]
     Damaged {
@@ -98,7 +100,7 @@ pub fn save(
     run: &str,
     progress: &Progress,
     list: &[(String, Tensor)],
-    arena: &Arena,
+    runner: &mut Runner,
 ) -> Result<(), CheckpointError> {
     let items = list.iter().map(|(name, t)| Item {
         name: name.clone(),
@@ -114,7 +116,7 @@ pub fn save(
         out.write_all(&(json.len() as u64).to_le_bytes())?;
         out.write_all(&json)?;
         for (_, t) in list {
-            out.write_all(arena.tensor(t))?;
+            out.write_all(runner.fetch(t).map_err(io::Error::other)?)?;
         }
         let crc = out.crc;
         out.out.write_all(&crc.to_le_bytes())
@@ -211,7 +213,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// The checkpoint is of another plan, or reading failed.
-    pub fn restore(&self, list: &[(String, Tensor)], arena: &mut Arena) -> Result<(), CheckpointError> {
+    pub fn restore(&self, list: &[(String, Tensor)], runner: &mut Runner) -> Result<(), CheckpointError> {
         let path = self.file.path();
         if self.header.tensors.len() != list.len() {
             let why = format!("it holds {} tensors, the run changes {}", self.header.tensors.len(), list.len());
@@ -222,7 +224,7 @@ impl Checkpoint {
             if item.name != *name || item.shape != t.shape || item.dtype != t.dtype.name() || item.bytes != t.bytes() {
                 return Err(damaged(path, format!("it holds `{}` where the run has `{name}`", item.name)));
             }
-            self.file.read(at, arena.tensor_mut(t))?;
+            runner.change(t, |bytes| self.file.read(at, bytes)).map_err(Box::new)??;
             at += item.bytes;
         }
         Ok(())

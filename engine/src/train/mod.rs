@@ -118,7 +118,7 @@ impl Trainer {
     /// # Errors
     /// A row cannot be read, or the loss or a gradient is not finite. The checkpoint on disk is as it was.
     pub fn step(&mut self, data: &dyn RowReader) -> Result<StepReport, TrainError> {
-        self.turn();
+        self.turn()?;
         let step = self.progress.step;
         let (mut trained, mut seen, mut weight) = (0, 0, 0.0f64);
         for (i, row) in self.rows.iter_mut().enumerate() {
@@ -139,24 +139,25 @@ impl Trainer {
     }
 
     /// Gives the next phase its turn when it is due. Its states start from zero, or where its last turn left them.
-    fn turn(&mut self) {
+    fn turn(&mut self) -> Result<(), TrainError> {
         let phases = self.runner.plans().count() as u64;
         if phases < 2 || self.options.phase_steps == 0 {
-            return;
+            return Ok(());
         }
         let phase = self.progress.step / self.options.phase_steps % phases;
         if phase != self.progress.phase || self.runner.phase() as u64 != phase {
             self.runner.activate(phase as usize);
             self.progress.phase = phase;
             if self.options.keep_states {
-                self.runner.clear_own_states();
+                self.runner.clear_own_states()?;
                 self.progress.phase_step =
                     self.progress.step / (self.options.phase_steps * phases) * self.options.phase_steps;
             } else {
-                self.runner.clear_states();
+                self.runner.clear_states()?;
                 self.progress.phase_step = 0;
             }
         }
+        Ok(())
     }
 
     fn micro_batches(&mut self, per_weight: f64, lr: f64) -> Result<f64, TrainError> {

@@ -73,6 +73,7 @@ fn attempt(
         // Forward is cheap in memory here, and what is saved is small: nothing is computed twice.
         recompute: Recompute::Nothing,
         arena_bytes_max: limit,
+        window: None,
         target: settings.target,
         kernels: &CpuKernels { threads: 1 },
         source: &source,

@@ -1,0 +1,307 @@
+//! The far memory: what a plan does not keep in the arena lies in the model's files, read in place, and in one work
+//! file. A thread of its own carries out the plan's transfers beside the steps.
+//!
+//! Invariant: a transfer's part of the arena is touched by nothing else from its beginning to its end, as the plan's
+//! checker has made sure. Not for results: a work file is worth nothing without its process, and goes with it.
+
+mod direct;
+mod mover;
+
+pub use direct::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Direct};
+pub(crate) use mover::Span;
+
+use crate::arena::Arena;
+use crate::cpu::Code;
+use crate::files::{FileError, ReadAt};
+use crate::runner::RunError;
+use mover::{Move, Mover};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tinyforge_kernels::par::Par;
+use tinyforge_plan::{Plan, Source, Stored, Tensor};
+
+/// Where a stored tensor of a far memory lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// In a file of the model, from this byte on.
+    Model(usize, u64),
+    /// In the work file, from this byte on.
+    Work(u64),
+}
+
+/// The files of the far memory.
+pub(crate) struct Files {
+    model: Vec<Direct>,
+    /// Of every model file its length and time of change when it was opened.
+    stamps: Vec<Stamp>,
+    work: Option<Work>,
+}
+
+type Stamp = (u64, Option<std::time::SystemTime>);
+
+/// The work file; it is removed when it is dropped.
+struct Work {
+    file: Direct,
+    path: PathBuf,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // Left behind by a kill it is made anew by the next run; an error here has nobody to tell.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Files {
+    /// Opens what a plan's far memories need: `work` is where the work file is made.
+    ///
+    /// # Errors
+    /// A file is not there, or the disk has no room for the work file.
+    pub(crate) fn open(plan: &Plan, files: &[ReadAt], work: &Path) -> Result<Arc<Files>, FileError> {
+        let model = files.iter().map(|f| Direct::open(f.path())).collect::<Result<Vec<_>, _>>()?;
+        let stamps = files.iter().map(|f| stamp(f.path())).collect::<Result<Vec<_>, _>>()?;
+        let bytes: u64 = plan.spaces.iter().filter(|s| s.is_far && s.is_written).map(|s| s.bytes).sum();
+        let work = match bytes {
+            0 => None,
+            _ => Some(Work { file: Direct::create(work, bytes)?, path: work.to_path_buf() }),
+        };
+        Ok(Arc::new(Files { model, stamps, work }))
+    }
+
+    /// Whether the model's files are what they were when the run began.
+    ///
+    /// # Errors
+    /// One has changed, or is gone.
+    pub(crate) fn check_unchanged(&self, files: &[PathBuf]) -> Result<(), FileError> {
+        for (path, then) in files.iter().zip(&self.stamps) {
+            if stamp(path)? != *then {
+                let why = "its length or time of change is not what it was when the run began";
+                return Err(FileError::new(path, "the model's file changed under the run", std::io::Error::other(why)));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(&self, place: Place, out: &mut [u8], chunk: &mut Chunk) -> Result<(), FileError> {
+        match place {
+            Place::Model(file, offset) => self.model[file].read(offset, out, chunk),
+            Place::Work(offset) => self.work_file().read(offset, out, chunk),
+        }
+    }
+
+    /// Writes to the work file, from a place that begins a block of it.
+    pub(crate) fn write(&self, place: Place, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
+        match place {
+            Place::Work(offset) => self.work_file().write(offset, data, chunk),
+            Place::Model(..) => unreachable!("the model's files are only read"),
+        }
+    }
+
+    /// Writes a part of the work file that need not begin or end with a block: what lies around it stays.
+    pub(crate) fn write_part(&self, place: Place, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
+        match place {
+            Place::Work(offset) => self.work_file().write_part(offset, data, chunk),
+            Place::Model(..) => unreachable!("the model's files are only read"),
+        }
+    }
+
+    fn work_file(&self) -> &Direct {
+        &self.work.as_ref().expect("a plan with a written far memory has a work file").file
+    }
+}
+
+fn stamp(path: &Path) -> Result<Stamp, FileError> {
+    let meta = std::fs::metadata(path).map_err(|e| FileError::new(path, "cannot look at", e))?;
+    Ok((meta.len(), meta.modified().ok()))
+}
+
+/// Where a stored tensor of a far memory lies.
+pub(crate) fn place(plan: &Plan, stored: &Stored) -> Place {
+    let space = plan.space_of(stored.tensor.offset).expect("the plan was checked");
+    match &stored.source {
+        Source::File { file, offset, .. } if !space.is_written => Place::Model(*file as usize, *offset),
+        _ => Place::Work(stored.tensor.offset - space.first_byte),
+    }
+}
+
+/// Whether a tensor's address is in a far memory of the plan.
+pub(crate) fn is_far(plan: &Plan, tensor: &Tensor) -> bool {
+    tensor.offset < plan.arena_start()
+}
+
+/// The moves of one entry.
+struct EntryMoves {
+    list: Vec<Move>,
+    residents: Vec<Move>,
+}
+
+/// The far memory of a run.
+pub(crate) struct Far {
+    files: Arc<Files>,
+    mover: Mover,
+    /// For calls between runs.
+    chunk: Chunk,
+    paths: Vec<PathBuf>,
+    /// By phase and entry.
+    moves: Vec<Vec<EntryMoves>>,
+    /// The phase and entry whose residents are in the arena.
+    resident: Option<(usize, usize)>,
+    /// The numbers that the moves of the running entry were given.
+    numbers: Vec<u64>,
+}
+
+impl Far {
+    /// Opens the files of a run's phases and starts the moving thread.
+    ///
+    /// # Errors
+    /// A file is not there, the disk has no room, or the system has no thread.
+    pub(crate) fn open<'a>(
+        plans: impl Iterator<Item = &'a Plan> + Clone,
+        files: &[ReadAt],
+        work: Option<&Path>,
+    ) -> Result<Far, RunError> {
+        let of_plan = |plan: &Plan| {
+            let of_entry = |entry| EntryMoves { list: mover::moves(plan, entry), residents: mover::residents(plan, entry) };
+            plan.entries.iter().map(of_entry).collect::<Vec<_>>()
+        };
+        let moves: Vec<Vec<EntryMoves>> = plans.clone().map(of_plan).collect();
+        let most = moves.iter().flatten().map(|e| e.list.len().max(e.residents.len())).max().unwrap_or(0);
+        let name = format!("tinyforge-{}.work", std::process::id());
+        let work = work.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
+        let plan = plans.clone().max_by_key(|p| p.arena_start()).expect("a run has a phase");
+        let files_of_run = Files::open(plan, files, &work)?;
+        let mover = Mover::new(Arc::clone(&files_of_run), most);
+        let mover = mover.map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?;
+        let paths = files.iter().map(|f| f.path().to_path_buf()).collect();
+        let (chunk, numbers) = (Chunk::new(), vec![0; most]);
+        Ok(Far { files: files_of_run, mover, chunk, paths, moves, resident: None, numbers })
+    }
+
+    /// Brings in what an entry finds there when it begins.
+    ///
+    /// # Errors
+    /// A file cannot be read, or has changed.
+    pub(crate) fn enter(&mut self, at: (usize, usize), arena: &mut Arena) -> Result<(), RunError> {
+        self.files.check_unchanged(&self.paths)?;
+        if self.resident == Some(at) {
+            return Ok(());
+        }
+        self.resident = None;
+        for coming in &self.moves[at.0][at.1].residents {
+            self.mover.begin(coming.place, arena.part(coming.near.0, coming.near.1), coming.direction);
+        }
+        self.mover.wait_all()?;
+        self.resident = Some(at);
+        Ok(())
+    }
+
+    /// Runs steps of the entry that was entered, and the moves beside them.
+    ///
+    /// # Errors
+    /// A kernel refused its data, or a file cannot be read or written.
+    pub(crate) fn run(
+        &mut self,
+        code: &mut Code,
+        entry: usize,
+        steps: Range<usize>,
+        arena: &mut Arena,
+        par: &Par,
+    ) -> Result<(), RunError> {
+        let count = code.len(entry);
+        let end = steps.end.min(count);
+        for i in steps.start..end {
+            self.before(i, arena)?;
+            code.step(entry, i, arena, par)?;
+        }
+        if end == count {
+            self.before(count, arena)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what must have ended before step `i`, and begins what may begin there.
+    fn before(&mut self, i: usize, arena: &mut Arena) -> Result<(), FileError> {
+        let (phase, entry) = self.resident.expect("the entry was entered");
+        let list = &self.moves[phase][entry].list;
+        let begun = list.partition_point(|m| m.begins < i);
+        let ended = (0..begun).filter(|&k| list[k].ends == i).map(|k| self.numbers[k]).max();
+        ended.map_or(Ok(()), |number| self.mover.wait(number))?;
+        for (k, m) in list.iter().enumerate().skip(begun).take_while(|(_, m)| m.begins == i) {
+            self.numbers[k] = self.mover.begin(m.place, arena.part(m.near.0, m.near.1), m.direction);
+            if m.ends == i {
+                self.mover.wait(self.numbers[k])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a run: after a failure nothing in the arena is taken for a copy, once everything has come to rest.
+    ///
+    /// # Errors
+    /// The run's.
+    pub(crate) fn leave(&mut self, result: Result<(), RunError>) -> Result<(), RunError> {
+        if result.is_err() {
+            // The first error is the one to tell.
+            let _ = self.mover.wait_all();
+            self.resident = None;
+        }
+        result
+    }
+
+    /// A far tensor, read into the part of the arena that steps use.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn fetch<'a>(
+        &mut self,
+        plan: &Plan,
+        tensor: &Tensor,
+        arena: &'a mut Arena,
+    ) -> Result<&'a [u8], FileError> {
+        self.resident = None;
+        let there = borrowed(plan, tensor);
+        self.files.read(place_of(plan, tensor), arena.tensor_mut(&there), &mut self.chunk)?;
+        Ok(arena.tensor(&there))
+    }
+
+    /// Sets a far tensor in the part of the arena that steps use, and writes it to the work file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn change<R>(
+        &mut self,
+        plan: &Plan,
+        tensor: &Tensor,
+        arena: &mut Arena,
+        set: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, FileError> {
+        self.resident = None;
+        let there = borrowed(plan, tensor);
+        let result = set(arena.tensor_mut(&there));
+        self.files.write_part(place_of(plan, tensor), arena.tensor(&there), &mut self.chunk)?;
+        Ok(result)
+    }
+
+    /// Whether a far tensor lives in the work file.
+    pub(crate) fn is_written(&self, plan: &Plan, stored: &Stored) -> bool {
+        matches!(place(plan, stored), Place::Work(_))
+    }
+
+    /// How long steps waited, how long the mover worked, and the bytes it moved.
+    pub(crate) fn times(&self) -> (Duration, Duration, u64) {
+        self.mover.times()
+    }
+}
+
+/// A far tensor in the part of the arena that steps use, behind the stored tensors.
+pub(crate) fn borrowed(plan: &Plan, tensor: &Tensor) -> Tensor {
+    let stored = plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(plan.arena_start());
+    Tensor { offset: stored.next_multiple_of(u64::from(plan.align_bytes)), ..tensor.clone() }
+}
+
+fn place_of(plan: &Plan, tensor: &Tensor) -> Place {
+    let stored = plan.stored.iter().find(|s| s.tensor.offset == tensor.offset).expect("the tensor is stored");
+    place(plan, stored)
+}

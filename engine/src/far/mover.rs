@@ -1,0 +1,223 @@
+//! The thread that moves, and the list of what it moves in an entry.
+//!
+//! Neighbouring transfers that begin and end together are one move, where their bytes lie together on both sides.
+//! Moves are carried out one after the other in the plan's order, so a place that one frees can be filled by the next.
+
+use super::{Chunk, Files, Place, place};
+use crate::files::FileError;
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tinyforge_plan::{Direction, Entry, Plan};
+
+/// A part of the arena, for one move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) start: NonNull<u8>,
+    pub(crate) bytes: usize,
+}
+
+// SAFETY: a span is handed to the mover for one move at a time, in which nothing else touches its bytes; the arena
+// outlives the mover, which the runner drops first.
+#[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
+unsafe impl Send for Span {}
+
+/// One move: what lies where, and between which steps.
+#[derive(Clone, Debug)]
+pub(crate) struct Move {
+    pub(crate) place: Place,
+    /// First address of the copy, and its bytes.
+    pub(crate) near: (u64, u64),
+    pub(crate) direction: Direction,
+    pub(crate) begins: usize,
+    pub(crate) ends: usize,
+}
+
+/// The moves of an entry, in order.
+pub(crate) fn moves(plan: &Plan, entry: &Entry) -> Vec<Move> {
+    let mut found: Vec<Move> = Vec::new();
+    for transfer in &entry.transfers {
+        let stored = &plan.stored[transfer.stored as usize];
+        let next = Move {
+            place: place(plan, stored),
+            near: (transfer.near_byte, stored.tensor.bytes()),
+            direction: transfer.direction,
+            begins: transfer.begins as usize,
+            ends: transfer.ends as usize,
+        };
+        join(&mut found, next, u64::from(plan.align_bytes));
+    }
+    found
+}
+
+/// The copies that must be there when an entry begins, as moves that come in.
+pub(crate) fn residents(plan: &Plan, entry: &Entry) -> Vec<Move> {
+    let mut found: Vec<Move> = Vec::new();
+    for resident in &entry.residents {
+        let stored = &plan.stored[resident.stored as usize];
+        let near = (resident.near_byte, stored.tensor.bytes());
+        let next = Move { place: place(plan, stored), near, direction: Direction::In, begins: 0, ends: 0 };
+        join(&mut found, next, u64::from(plan.align_bytes));
+    }
+    found
+}
+
+/// Adds a move, or makes the last one longer. The gap that alignment leaves between two tensors moves along in the
+/// work file, whose gaps are the same; in the model's file there is none to move.
+fn join(found: &mut Vec<Move>, next: Move, align: u64) {
+    if let Some(last) = found.last_mut() {
+        let gap = next.near.0.checked_sub(last.near.0 + last.near.1);
+        let together = (last.direction, last.begins, last.ends) == (next.direction, next.begins, next.ends);
+        let fits = match (last.place, next.place, gap) {
+            (Place::Work(a), Place::Work(b), Some(gap)) => gap < align && a + last.near.1 + gap == b,
+            (Place::Model(f, a), Place::Model(g, b), Some(0)) => f == g && a + last.near.1 == b,
+            _ => false,
+        };
+        if together && fits {
+            last.near.1 = next.near.0 + next.near.1 - last.near.0;
+            return;
+        }
+    }
+    found.push(next);
+}
+
+struct Job {
+    place: Place,
+    span: Span,
+    direction: Direction,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Jobs ever handed over, and ever finished.
+    given: u64,
+    finished: u64,
+    failed: Option<FileError>,
+    is_over: bool,
+    /// Nanoseconds spent moving, and bytes moved.
+    busy_ns: u64,
+    bytes: u64,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    given: Condvar,
+    finished: Condvar,
+}
+
+/// The moving thread.
+pub(crate) struct Mover {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    /// Nanoseconds that steps have waited for moves.
+    waited_ns: u64,
+}
+
+impl Mover {
+    /// Starts the thread for at most `most` moves under way.
+    ///
+    /// # Errors
+    /// The system has no thread.
+    pub(crate) fn new(files: Arc<Files>, most: usize) -> std::io::Result<Mover> {
+        let queue = Queue { jobs: VecDeque::with_capacity(most.max(1)), ..Queue::default() };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), given: Condvar::new(), finished: Condvar::new() });
+        let of_thread = Arc::clone(&shared);
+        let mut chunk = Chunk::new();
+        let builder = std::thread::Builder::new().name("mover".to_string()).stack_size(256 << 10);
+        let thread = builder.spawn(move || work(&of_thread, &files, &mut chunk))?;
+        Ok(Mover { shared, thread: Some(thread), waited_ns: 0 })
+    }
+
+    /// Hands over a move; the number it has among all.
+    pub(crate) fn begin(&self, place: Place, span: Span, direction: Direction) -> u64 {
+        let mut queue = self.shared.queue.lock().expect("the mover does not panic");
+        queue.jobs.push_back(Job { place, span, direction });
+        queue.given += 1;
+        self.shared.given.notify_one();
+        queue.given
+    }
+
+    /// Waits until the move of this number and all before it are done.
+    ///
+    /// # Errors
+    /// One of them failed.
+    pub(crate) fn wait(&mut self, number: u64) -> Result<(), FileError> {
+        let started = Instant::now();
+        let mut queue = self.shared.queue.lock().expect("the mover does not panic");
+        while queue.finished < number && queue.failed.is_none() {
+            queue = self.shared.finished.wait(queue).expect("the mover does not panic");
+        }
+        let failed = queue.failed.take();
+        drop(queue);
+        self.waited_ns += started.elapsed().as_nanos() as u64;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Waits until nothing is under way.
+    ///
+    /// # Errors
+    /// A move failed.
+    pub(crate) fn wait_all(&mut self) -> Result<(), FileError> {
+        let given = self.shared.queue.lock().expect("the mover does not panic").given;
+        self.wait(given)
+    }
+
+    /// Time that steps waited, time that the mover worked, and the bytes it moved.
+    pub(crate) fn times(&self) -> (Duration, Duration, u64) {
+        let queue = self.shared.queue.lock().expect("the mover does not panic");
+        (Duration::from_nanos(self.waited_ns), Duration::from_nanos(queue.busy_ns), queue.bytes)
+    }
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        if let Ok(mut queue) = self.shared.queue.lock() {
+            queue.is_over = true;
+            queue.jobs.clear();
+        }
+        self.shared.given.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been seen by whoever waited.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(shared: &Shared, files: &Files, chunk: &mut Chunk) {
+    let mut queue = shared.queue.lock().expect("nobody panics with the queue");
+    loop {
+        let Some(job) = queue.jobs.pop_front() else {
+            if queue.is_over {
+                return;
+            }
+            queue = shared.given.wait(queue).expect("nobody panics with the queue");
+            continue;
+        };
+        drop(queue);
+        let started = Instant::now();
+        let result = carry_out(&job, files, chunk);
+        queue = shared.queue.lock().expect("nobody panics with the queue");
+        queue.busy_ns += started.elapsed().as_nanos() as u64;
+        queue.bytes += job.span.bytes as u64;
+        queue.finished += 1;
+        if let Err(error) = result {
+            queue.failed.get_or_insert(error);
+        }
+        shared.finished.notify_all();
+    }
+}
+
+#[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
+fn carry_out(job: &Job, files: &Files, chunk: &mut Chunk) -> Result<(), FileError> {
+    let Span { start, bytes } = job.span;
+    match job.direction {
+        // SAFETY: the span lies inside the arena, and until the move has ended no step touches it: the plan's checker
+        // has found no step that does.
+        Direction::In => files.read(job.place, unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), bytes) }, chunk),
+        // SAFETY: as above; steps may read what goes out, and nothing writes it.
+        Direction::Out => files.write(job.place, unsafe { std::slice::from_raw_parts(start.as_ptr(), bytes) }, chunk),
+    }
+}
