@@ -228,8 +228,11 @@ impl Runner {
         &self.arena
     }
 
-    /// The memory, to be written.
+    /// The memory, to be written: copies of what is far are not taken for granted afterwards.
     pub fn arena_mut(&mut self) -> &mut Arena {
+        if let Some(far) = &mut self.far {
+            far.forget();
+        }
         &mut self.arena
     }
 

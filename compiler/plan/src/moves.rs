@@ -171,7 +171,8 @@ impl<'a> Moves<'a> {
                 faults.push(format!("{at}: touches the place of transfer {t}, which is on its way"));
             }
         }
-        for x in changed {
+        // A result may lie where a stored tensor lies that it was added to.
+        for x in changed.iter().chain(&step.outs) {
             let Some(i) = self.plan.stored.iter().position(|s| s.tensor.value == x.value) else { continue };
             if self.plan.is_far(&self.plan.stored[i]) {
                 self.is_behind[i] = true;

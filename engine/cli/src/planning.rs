@@ -3,13 +3,14 @@
 use crate::model::Model;
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
+use tinyforge::far::CHUNK_BYTES;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
 use tinyforge_compiler::import::weight_map::Binding;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
-use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::scheme::{Scheme, SchemeKind};
 use tinyforge_plan::{DType, Fixed};
 
 /// What a plan is asked to do.
@@ -206,6 +207,8 @@ fn plan_rows(
     let layers = model.config.layers as u32;
     let attempt = |window: Option<Window>| plan_window(model, settings, wanted, fixed, (rows, window));
     let prefetch = match settings.window {
+        // The groups of a cycle take turns over one arena, in which each would stream something else.
+        Streaming::Auto { .. } if matches!(settings.scheme.kind, SchemeKind::Cycle(_)) => return attempt(None),
         Streaming::Never => return attempt(None),
         Streaming::Window(window) if window.blocks >= layers => return attempt(None),
         Streaming::Window(window) => return attempt(Some(window)),
@@ -240,6 +243,10 @@ fn plan_window(
     fixed: &[Fixed],
     (rows, window): (u32, Option<Window>),
 ) -> Result<Compiled, CompileError> {
+    let mut fixed = fixed.to_vec();
+    // A buffer of the moving thread, one for calls between runs, and its stack.
+    let buffers = Fixed { name: "transfers".to_string(), bytes: 2 * CHUNK_BYTES as u64 + (256 << 10) };
+    fixed.extend(window.map(|_| buffers));
     let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
     let name = model.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let frozen = (settings.dtype == DType::BF16).then_some(DType::BF16);
@@ -263,6 +270,6 @@ fn plan_window(
         dump: None,
     };
     let mut compiled = compile::compile(&request)?;
-    compiled.plan.fixed = fixed.to_vec();
+    compiled.plan.fixed = fixed;
     Ok(compiled)
 }

@@ -5,7 +5,7 @@ use crate::sizes::show;
 use std::fmt::Write;
 use tinyforge_compiler::compile::CompileError;
 use tinyforge_compiler::passes::update::ClipBy;
-use tinyforge_plan::{Part, Plan, StoredKind};
+use tinyforge_plan::{Direction, Entry, Part, Plan, StoredKind};
 
 /// A plan in words: totals, peaks, what holds them, and the fixed parts.
 pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
@@ -21,6 +21,10 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
         None => out.push('\n'),
     }
     let _ = writeln!(out, "    arena     {:>14} bytes", plan.arena_bytes());
+    for space in plan.spaces.iter().filter(|s| s.is_far) {
+        let what = if space.is_written { "in the work file" } else { "in the model's files" };
+        let _ = writeln!(out, "  disk        {:>14} bytes {what}, from where blocks stream", space.bytes);
+    }
     let kinds = [("weights", StoredKind::Weight), ("states", StoredKind::State), ("constants", StoredKind::Const)];
     for (name, kind) in kinds {
         let bytes = plan.stored_bytes(|s| s.kind == kind);
@@ -83,7 +87,20 @@ fn entries(out: &mut String, plan: &Plan) {
                 entry.flops() as f64 / 1e9,
                 lowest_block(plan)
             );
+            moved(out, plan, entry);
         }
+    }
+}
+
+/// What an entry moves between the disk and memory.
+fn moved(out: &mut String, plan: &Plan, entry: &Entry) {
+    let sum = |direction| {
+        let of = entry.transfers.iter().filter(|t| t.direction == direction);
+        of.map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum::<u64>()
+    };
+    let (read, written) = (sum(Direction::In), sum(Direction::Out));
+    if read + written > 0 {
+        let _ = writeln!(out, "    reads {} from disk and writes {} to it", show(read), show(written));
     }
 }
 

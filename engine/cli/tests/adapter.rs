@@ -65,7 +65,7 @@ fn an_adapter_is_read_as_it_was_written() {
     for model in MODELS {
         let adapted = Adapted::open(model, "lora");
         let folder = Folder::new(&format!("adapter-{model}"));
-        let runner = adapted.runner(&adapted.folder, &adapted.settings(), Wanted::Train);
+        let mut runner = adapted.runner(&adapted.folder, &adapted.settings(), Wanted::Train);
         adapter::save(&mut runner, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
         let [ours, theirs] = [&folder.0, &adapted.folder].map(|f| read(&f.join("adapter_model.safetensors")));
         assert_eq!(ours.floats, theirs.floats);
@@ -87,7 +87,7 @@ fn a_gguf_base_has_rows_in_another_order() {
         let folder = Folder::new(&format!("adapter-gguf-{name}"));
         let adapted = Adapted { model: as_gguf(name, &folder.0.join("base.gguf")), ..adapted };
         adapted.check_logits(&adapted.folder);
-        let runner = adapted.runner(&adapted.folder, &adapted.settings(), Wanted::Train);
+        let mut runner = adapted.runner(&adapted.folder, &adapted.settings(), Wanted::Train);
         adapter::save(&mut runner, &adapted.model, &folder.0, &adapted.scheme).expect("saves");
         let [ours, theirs] = [&folder.0, &adapted.folder].map(|f| read(&f.join("adapter_model.safetensors")));
         assert_eq!(ours.floats, theirs.floats, "{name}");

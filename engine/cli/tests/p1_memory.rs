@@ -58,7 +58,7 @@ fn run_poisoned(model: &Model, pairs: &[&str], poison: u8, touched: &mut Vec<Vec
     let mut kept = Vec::new();
     for phase in 0..runner.plans().count() {
         runner.activate(phase);
-        runner.clear_states();
+        runner.clear_states().expect("clears");
         let stored = runner.plan().stored.iter().map(|s| s.tensor.end()).max().expect("weights") as usize;
         for entry in 0..runner.plan().entries.len() {
             runner.arena_mut().bytes_mut()[stored..].fill(poison);

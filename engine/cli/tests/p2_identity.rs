@@ -27,10 +27,12 @@ fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
     let mut trainer = trainer(model, &knobs, rows.rows());
     let reports: Vec<_> = (0..steps).map(|_| trainer.step(&rows).expect("trains")).collect();
     let eval = trainer.evaluate(&rows, 4).expect("evaluates");
-    let runner = trainer.runner();
+    let runner = trainer.runner_mut();
     // Sums of gradients are there with several micro-batches only, and zero between steps.
     let changed = runner.plan().stored.iter().filter(|s| s.changes && !s.name.contains(".grad_sum"));
-    let mut tensors: Vec<_> = changed.map(|s| (s.name.clone(), runner.arena().tensor(&s.tensor).to_vec())).collect();
+    let changed: Vec<_> = changed.map(|s| (s.name.clone(), s.tensor.clone())).collect();
+    let bytes = |(name, tensor): (String, _)| (name, runner.fetch(&tensor).expect("is there").to_vec());
+    let mut tensors: Vec<_> = changed.into_iter().map(bytes).collect();
     tensors.sort();
     Trace {
         losses: reports.iter().map(|r| r.loss).collect(),
@@ -157,6 +159,33 @@ fn groups_that_take_turns_give_the_same() {
     let (_scratch, model) = made_model("p2-cycle", SMALL);
     let base = ["scheme=\"cycle:2\"", "cycle_steps=1", "dtype=\"bf16\""];
     none(differences(&model, &base, &ways(), 5));
+}
+
+/// Blocks that stream from the model's files and a work file.
+#[test]
+fn windows_do_not_matter() {
+    let (_scratch, model) = made_model("p2-window", Llama { layers: 6, ..TIED });
+    let mut found = Vec::new();
+    let windows = list(&[
+        &["window=\"1\""],
+        &["window=\"2\""],
+        &["window=\"2\"", "prefetch=2", "threads=2"],
+        &["window=\"3\"", "micro_batch=2"],
+        &["window=\"4\"", "prefetch=2", "recompute=\"all\""],
+        &["window=\"5\"", "micro_batch=1", "threads=3"],
+    ]);
+    for base in [
+        &["scheme=\"full\""][..],
+        &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""],
+        &["scheme=\"full\"", "clip=0.05"],
+        &["scheme=\"lora\""],
+        &["scheme=\"last:2\"", "dtype=\"bf16\""],
+        &["scheme=\"sparse\"", "optimizer=\"sgd\""],
+        &["scheme=\"bias\""],
+    ] {
+        found.extend(differences(&model, base, &windows, 3));
+    }
+    none(found);
 }
 
 /// Sizes past the tiles and chunks of the kernels.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
-use tinyforge_cli::planning::{self, Settings, Wanted};
+use tinyforge_cli::planning::{self, Settings, Streaming, Wanted};
 use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
@@ -52,6 +52,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         dtype: DType::F32,
         optimizer: Optimizer { rule: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: None },
         recompute: Recompute::Auto,
+        window: Streaming::Never,
         clip_by: None,
         memory: None,
         threads: 1,

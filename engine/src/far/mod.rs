@@ -18,6 +18,7 @@ use mover::{Move, Mover};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tinyforge_kernels::par::Par;
 use tinyforge_plan::{Plan, Source, Stored, Tensor};
@@ -131,6 +132,9 @@ pub(crate) fn is_far(plan: &Plan, tensor: &Tensor) -> bool {
     tensor.offset < plan.arena_start()
 }
 
+/// Work files that this process has made without being told where.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
 /// The moves of one entry.
 struct EntryMoves {
     list: Vec<Move>,
@@ -168,7 +172,7 @@ impl Far {
         };
         let moves: Vec<Vec<EntryMoves>> = plans.clone().map(of_plan).collect();
         let most = moves.iter().flatten().map(|e| e.list.len().max(e.residents.len())).max().unwrap_or(0);
-        let name = format!("tinyforge-{}.work", std::process::id());
+        let name = format!("tinyforge-{}-{}.work", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let work = work.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
         let plan = plans.clone().max_by_key(|p| p.arena_start()).expect("a run has a phase");
         let files_of_run = Files::open(plan, files, &work)?;
@@ -282,6 +286,11 @@ impl Far {
         let result = set(arena.tensor_mut(&there));
         self.files.write_part(place_of(plan, tensor), arena.tensor(&there), &mut self.chunk)?;
         Ok(result)
+    }
+
+    /// Takes nothing in the arena for a copy any longer.
+    pub(crate) fn forget(&mut self) {
+        self.resident = None;
     }
 
     /// Whether a far tensor lives in the work file.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
-use tinyforge_cli::planning::{self, Settings, Wanted};
+use tinyforge_cli::planning::{self, Settings, Streaming, Wanted};
 use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_compiler::import::weight_map::{Param, RowOrder, interleaved_row_sources};
@@ -69,6 +69,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         dtype: DType::F32,
         optimizer: Optimizer { rule: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: None },
         recompute: Recompute::Auto,
+        window: Streaming::Never,
         clip_by: None,
         memory: None,
         threads: 1,
