@@ -83,10 +83,7 @@ fn runner(golden: &HashMap<String, Vec<f32>>) -> Runner {
     let entry = |name: &str, role, is_training| Entry { name: name.to_string(), graph: head(is_training), role };
     let request = Request {
         name: "head".to_string(),
-        entries: vec![
-            entry("train", Role::Train { micro_batches: 1 }, true),
-            entry("infer", Role::Forward, false),
-        ],
+        entries: vec![entry("train", Role::Train { micro_batches: 1 }, true), entry("infer", Role::Forward, false)],
         scheme: Scheme::full(),
         group: 0,
         keep_states: false,

@@ -97,7 +97,21 @@ impl Case {
         let labels = (0..images).map(|_| r.below(classes as usize) as f64).collect();
         let is_rectified = seed.is_multiple_of(2);
         let mut case = Case {
-            images, side, ins, outs, is_depthwise, is_rectified, kernel, stride, pad, classes, zero_x, conv, head, x, labels,
+            images,
+            side,
+            ins,
+            outs,
+            is_depthwise,
+            is_rectified,
+            kernel,
+            stride,
+            pad,
+            classes,
+            zero_x,
+            conv,
+            head,
+            x,
+            labels,
         };
         case.fit_scales();
         case
@@ -221,7 +235,8 @@ impl Case {
         let y = b.push1("y", op, &[x, w1, b1, s1], &attrs);
         let pool = [("kh", oh.into()), ("kw", ow.into()), ("zero", zero_y.into())];
         let f = b.push1("f", Op::I8AvgPool, &[y], &pool);
-        let logits = b.push1("logits", Op::I8Conv2d, &[f, w2, b2, s2], &[("zero_x", zero_y.into()), ("zero_y", 7.into())]);
+        let logits =
+            b.push1("logits", Op::I8Conv2d, &[f, w2, b2, s2], &[("zero_x", zero_y.into()), ("zero_y", 7.into())]);
         let labels = b.declare(Kind::Input, "labels", Type::i32(&[n]));
         let weights = b.declare(Kind::Input, "weights", Type::f32(&[n]));
         let attrs = [("scale", Attr::from(self.head.y_scale)), ("zero", 7.into())];

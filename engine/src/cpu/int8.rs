@@ -4,8 +4,8 @@ use super::call::Call;
 use super::conv::image;
 use super::{Kernel, KernelError, Query, plain};
 use tinyforge_kernels::int8::{
-    self as k, Add, Bottleneck, Conv, CrossEntropy, Quant, Shape, Softmax, Stage, States, Update, WeightGrad,
-    Weights, update_stream,
+    self as k, Add, Bottleneck, Conv, CrossEntropy, Quant, Shape, Softmax, Stage, States, Update, WeightGrad, Weights,
+    update_stream,
 };
 use tinyforge_plan::Step;
 

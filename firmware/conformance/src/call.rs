@@ -170,10 +170,7 @@ fn learn(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &m
 fn learn_with_states(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &mut [u8]) -> bool {
     let (dims, zero, momentum) = (&params.conv(), params.quant().zero_x, params.float(6));
     match (kernel, buffers) {
-        (
-            Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith,
-            [gc, x, at, factor, w, sum, error],
-        ) => {
+        (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, [gc, x, at, factor, w, sum, error]) => {
             let from = WeightGrad { zero, gc: read(gc), x: read(x), index: index(at) };
             let mut states = States { momentum, sum: write(sum), error: write(error) };
             let update = update_of(params, factor);

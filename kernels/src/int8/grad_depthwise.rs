@@ -79,7 +79,13 @@ impl Kernel for GradX<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradX { dims, gc, w, gx, scratch } = self;
-        with_lanes(scratch, dims.taps(), |wt, _| grad_x(dims, gc, w, gx, wt));
+        #[cfg(feature = "std")]
+        let mut tile = [[0.0; LANES]; TAPS_MAX];
+        #[cfg(feature = "std")]
+        let (wt, _) = (part_mut(&mut tile, 0, dims.taps()), scratch);
+        #[cfg(not(feature = "std"))]
+        let wt = Scratch::new(scratch).take::<f32>(dims.taps() * LANES).as_chunks_mut().0;
+        grad_x(dims, gc, w, gx, wt);
     }
 }
 
@@ -99,22 +105,6 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     fn run<S: Simd>(self, _: S) {
         let GradW { dims, from, columns, scratch, done } = self;
         grad_w(dims, from, columns, scratch, done);
-    }
-}
-
-/// Hands out `len` vectors, on the stack or of the scratch where the stack is small, and what is left of the scratch.
-#[inline(always)]
-fn with_lanes(scratch: &mut [u8], len: usize, run: impl FnOnce(&mut [Lanes], &mut [u8])) {
-    #[cfg(feature = "std")]
-    {
-        let mut tile = [[0.0; LANES]; TAPS_MAX];
-        run(part_mut(&mut tile, 0, len), scratch);
-    }
-    #[cfg(not(feature = "std"))]
-    {
-        let mut pieces = Scratch::new(scratch);
-        let tile = pieces.take::<f32>(len * LANES);
-        run(tile.as_chunks_mut().0, pieces.rest());
     }
 }
 
@@ -344,12 +334,7 @@ pub fn i8_depthwise_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], scrat
 
 /// Calls `done` with a tap, the first of some columns and their sums, for all of the gradient.
 #[inline(always)]
-pub(crate) fn each_grad_w(
-    dims: &Conv,
-    from: &WeightGrad,
-    scratch: &mut [u8],
-    done: impl FnMut(usize, usize, &[f32]),
-) {
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
     if fits(dims, from.gc.len(), from.x.len()) {
         let columns = from.index.map_or(dims.out_channels, <[i32]>::len);
         simd::dispatch(GradW { dims, from, columns, scratch, done });

@@ -1,6 +1,6 @@
 //! Updates that keep momentum and the error of rounding: the rules, parts of tensors, and gradients fused in.
 
-use super::{Dice, Aligned, depthwise_shapes, each_instruction_set, shapes};
+use super::{Aligned, Dice, depthwise_shapes, each_instruction_set, shapes};
 use tinyforge_kernels::int8::*;
 
 const RNG: [u32; 4] = [11, 22, 33, 0];

@@ -64,7 +64,7 @@ pub struct SimulateArgs {
     /// Write the changed tensors' bytes here at the end
     #[arg(long)]
     state: Option<PathBuf>,
-    /// Threads for testing
+    /// Threads, for testing or for several seeds
     #[arg(long, default_value_t = 2)]
     threads: usize,
     #[command(flatten)]

@@ -15,12 +15,7 @@ fn uses(plan: &Plan) -> Vec<(&'static str, u64)> {
     let sums = of(&|s| s.kind == StoredKind::State && s.name.contains(".grad_sum"));
     let states = of(&|s| s.kind == StoredKind::State) - sums;
     let rest = plan.near_bytes() - weights - states - sums;
-    vec![
-        ("trained weights", weights),
-        ("optimizer state", states),
-        ("gradient sums", sums),
-        ("activations", rest),
-    ]
+    vec![("trained weights", weights), ("optimizer state", states), ("gradient sums", sums), ("activations", rest)]
 }
 
 /// A plan in words.

@@ -153,13 +153,7 @@ fn uniform(rng: &[u32], stream: u32, index: u64) -> f32 {
 pub const UPDATE: OpDef = OpDef {
     name: "i8_update",
     arity: (5, 8),
-    attrs: &[
-        int("stream", 0),
-        int("sub", 0),
-        int("channel_last", 0),
-        int("accumulate", 0),
-        float("momentum", 0.0),
-    ],
+    attrs: &[int("stream", 0), int("sub", 0), int("channel_last", 0), int("accumulate", 0), float("momentum", 0.0)],
     infer: |x, a| {
         let at = changed(a);
         let grad = x.get(at).ok_or("there is no gradient")?;
