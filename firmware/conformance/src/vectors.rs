@@ -203,17 +203,33 @@ fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     if is_over { case } else { case.out(all.y_len()) }
 }
 
-/// All cases of one kernel.
-fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
-    use Role::{In, InOut};
-    let is_depthwise = matches!(
+fn is_depthwise(kernel: Kernel) -> bool {
+    matches!(
         kernel,
         Kernel::Depthwise
             | Kernel::DepthwiseGradX
             | Kernel::DepthwiseGradW
             | Kernel::DepthwiseGradWUpdate
             | Kernel::DepthwiseGradWUpdateWith
-    );
+    )
+}
+
+/// What a twist adds to the kernel's operands, for people.
+fn note(kernel: Kernel, twist: bool) -> &'static str {
+    match (kernel, twist) {
+        (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
+        (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
+        (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
+        (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
+        (Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With, true) => " index",
+        _ => "",
+    }
+}
+
+/// All cases of one kernel.
+fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
+    use Role::{In, InOut};
+    let is_depthwise = is_depthwise(kernel);
     let shapes = match kernel {
         Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
         Kernel::Bottleneck | Kernel::BottleneckOverlay => BOTTLENECKS,
@@ -222,14 +238,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     };
     for (dims, twist) in shapes.iter().flat_map(|dims| [(dims, false), (dims, true)]) {
         let quant = if twist { RELU6 } else { QUANT };
-        let note = match (kernel, twist) {
-            (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
-            (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
-            (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
-            (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
-            (Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With, true) => " index",
-            _ => "",
-        };
+        let note = note(kernel, twist);
         let case = Builder::new(*number, kernel, dims, &quant, note);
         *number += 1;
         let (x, y, o) = (dims.x_len(), dims.y_len(), dims.out_channels);

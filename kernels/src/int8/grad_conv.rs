@@ -14,8 +14,8 @@ use super::{Conv, WeightGrad, lengths, part, part_mut};
 
 type Tile = [[f32; COLUMNS]];
 
-/// Binds two tiles: on the stack, or of the scratch where the stack is small. No closure gets them, since one has none of
-/// the instructions that the function around it is compiled for.
+/// Binds two tiles: on the stack, or of the scratch where the stack is small. No closure gets them, since one has none
+/// of the instructions that the function around it is compiled for.
 macro_rules! tiles {
     ($scratch:ident, $a:ident, $b:ident) => {
         #[cfg(feature = "std")]
