@@ -39,8 +39,13 @@ impl Folder {
         let at = |name: &str| self.0.join(name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_tinyforge"));
         command.arg("simulate").arg(at("net.json")).arg("--data").arg(at("images.bin"));
-        command.arg("--labels").arg(at("labels.bin")).args(["--scheme", "full", "--classes", "3", "--json"]);
-        command.args(["--epochs", "2", "--lr", "0.02"]).args(args).output().expect("the command starts")
+        command.arg("--labels").arg(at("labels.bin")).args(["--classes", "3", "--json"]);
+        for usual in [["--scheme", "full"], ["--epochs", "2"], ["--lr", "0.02"]] {
+            if !args.contains(&usual[0]) {
+                command.args(usual);
+            }
+        }
+        command.args(args).output().expect("the command starts")
     }
 
     /// The same, which must succeed: its object.
