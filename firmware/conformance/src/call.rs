@@ -86,7 +86,8 @@ pub fn call(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch:
         (Kernel::BottleneckOverlay, [buffer, w1, b1, s1, w2, b2, s2, w3, b3, s3]) => {
             let stages = [(w1, b1, s1), (w2, b2, s2), (w3, b3, s3)];
             let weights = stages.map(|(w, bias, scale)| Weights { w: read(w), bias: read(bias), scale: read(scale) });
-            i8_bottleneck_overlay(&params.bottleneck(), &weights, write(buffer), scratch);
+            let dims = params.bottleneck();
+            i8_bottleneck_overlay(&dims, i8_bottleneck_lead_bytes(&dims), &weights, write(buffer), scratch);
         }
         (_, buffers) => return loss(kernel, params, buffers) || learn(kernel, params, buffers, scratch),
     }

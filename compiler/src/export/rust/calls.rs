@@ -3,7 +3,7 @@
 use super::ExportError;
 use super::params::{self, Window, image, kernel};
 use super::slots::Slots;
-use tinyforge_kernels::int8::{Bottleneck, Conv, Quant, Stage};
+use tinyforge_kernels::int8::{Bottleneck, BottleneckGrad, Conv, Quant, Stage};
 use tinyforge_plan::Step;
 
 /// A kernel of generated code.
@@ -18,6 +18,7 @@ const ROWS: &[Row] = &[
     Row { name: "i8_conv2d", call: |s| forward(s, "i8_conv2d", false) },
     Row { name: "i8_depthwise", call: |s| forward(s, "i8_depthwise", true) },
     Row { name: "i8_bottleneck", call: bottleneck },
+    Row { name: "i8_bottleneck_grad_update", call: bottleneck_grad_update },
     Row { name: "i8_add", call: add },
     Row { name: "i8_avg_pool", call: |s| pool(s, "i8_avg_pool") },
     Row { name: "i8_max_pool", call: |s| pool(s, "i8_max_pool") },
@@ -79,19 +80,64 @@ fn bottleneck(s: &mut Slots) -> Result<String, String> {
     let expand = stage("a_", image(&step.args[0]), 1);
     let depthwise = stage("b_", after(&expand), 4);
     let project = stage("c_", after(&depthwise), 7);
-    let mut dims = source(Bottleneck { expand: Some(expand), depthwise, project });
-    for part in ["Stage", "Conv", "Quant"] {
-        dims = dims.replace(&format!("{part} {{"), &format!("k::{part} {{"));
-    }
-    let x = s.arg(0, "x");
+    let dims = parts(source(Bottleneck { expand: Some(expand), depthwise, project }));
+    let over = s.lies_over();
+    let images = match over {
+        Some(lead) => format!("{lead}"),
+        None => s.arg(0, "x"),
+    };
     let mut weights = Vec::new();
     for (i, name) in [(1, "1"), (4, "2"), (7, "3")] {
         let [w, bias, scale] =
             [("w", i), ("bias", i + 1), ("scale", i + 2)].map(|(n, i)| s.arg(i, &format!("{n}{name}")));
         weights.push(format!("k::Weights {{ w: {w}, bias: {bias}, scale: {scale} }}"));
     }
-    let (y, scratch) = (s.out(0, "y"), s.scratch());
-    Ok(format!("k::i8_bottleneck({dims}, {x}, &[{}], {y}, {scratch})", weights.join(", ")))
+    let (name, y) = match over {
+        Some(_) => ("i8_bottleneck_overlay", s.out_over("images")),
+        None => ("i8_bottleneck", s.out(0, "y")),
+    };
+    Ok(format!("k::{name}({dims}, {images}, &[{}], {y}, {})", weights.join(", "), s.scratch()))
+}
+
+/// A parameter struct's source with the paths of the structs in it.
+fn parts(mut source: String) -> String {
+    for part in ["Stage", "Conv", "Quant"] {
+        source = source.replace(&format!(" {part} {{"), &format!(" k::{part} {{"));
+        source = source.replace(&format!("({part} {{"), &format!("(k::{part} {{"));
+    }
+    source
+}
+
+fn bottleneck_grad_update(s: &mut Slots) -> Result<String, String> {
+    let (x, gc, (taps, inner)) = (image(&s.step.outs[0]), image(&s.step.args[3]), kernel(&s.step.args[5]));
+    let depthwise = window(s).conv([x[0], x[1], x[2], inner], taps, inner);
+    let dims = parts(source(BottleneckGrad { depthwise, in_channels: x[3], out_channels: gc[3] }));
+    let (hyper, rng) = (s.arg(12, "hyper"), s.arg(13, "rng"));
+    let update = |factor: String, rate: usize, stream: i64| {
+        format!("k::Update {{ lr: {hyper}[{rate}], factor: {factor}, stream: k::update_stream({rng}, {stream}) }}")
+    };
+    let hidden = |s: &mut Slots, at: usize, from: usize, stream: &str| {
+        let (bias, mask) = (s.change(at, &format!("bias{}", at + 1)), s.arg(from, &format!("mask{}", at + 1)));
+        let (scale, factor) = (s.arg(from + 1, "scale"), s.arg(from + 2, "factor"));
+        let update = update(factor, 1, s.step.int(stream));
+        format!("k::Hidden {{ mask: {mask}, scale: {scale}, bias: {bias}, update: {update} }}")
+    };
+    let (expand, depthwise) = (hidden(s, 0, 6, "stream1"), hidden(s, 1, 9, "stream2"));
+    let expand_w = if s.step.int("train") == 1 {
+        let (w, x, factor) = (s.change(2, "w"), s.arg(14, "x"), s.arg(15, "factor"));
+        let (update, index) = (update(factor, 0, s.step.int("stream_w")), s.arg_or_none(16, "index"));
+        let zero = s.step.int("zero_x");
+        format!("k::Expand::Trained {{ w: {w}, update: {update}, x: {x}, zero: {zero}, index: {index} }}")
+    } else {
+        format!("k::Expand::Frozen({})", s.arg(2, "w"))
+    };
+    let (project_w, depthwise_w) = (s.arg(4, "w3"), s.arg(5, "w2"));
+    let layers = format!(
+        "&mut k::BottleneckLayers {{ project_w: {project_w}, depthwise_w: {depthwise_w}, depthwise: {depthwise}, \
+         expand_w: {expand_w}, expand: {expand} }}"
+    );
+    let (gc, gx, scratch) = (s.arg(3, "gc"), s.out(0, "gx"), s.scratch());
+    Ok(format!("k::i8_bottleneck_grad_update({dims}, {gc}, {layers}, {gx}, {scratch})"))
 }
 
 fn add(s: &mut Slots) -> Result<String, String> {
