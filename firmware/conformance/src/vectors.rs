@@ -47,6 +47,7 @@ const DEPTHWISE: &[Conv] = &[
 
 /// The depthwise convolutions of bottlenecks.
 const BOTTLENECKS: &[Conv] = &[
+    conv(1, [8, 8], 48, 48, [3, 3], [1, 1], [1, 1], [8, 8]),
     conv(1, [12, 12], 24, 24, [3, 3], [1, 1], [1, 1], [12, 12]),
     conv(1, [10, 10], 20, 20, [5, 5], [2, 2], [2, 2], [5, 5]),
     conv(2, [4, 5], 6, 6, [3, 3], [2, 1], [1, 0], [2, 3]),
@@ -196,6 +197,25 @@ fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     if is_over { case } else { case.out(all.y_len()) }
 }
 
+/// The buffers of a bottleneck's backward pass: with a weight that is trained in part, or that stays.
+fn bottleneck_grad(case: Builder, dims: &Conv, is_frozen: bool) -> Builder {
+    use Role::{In, InOut};
+    let (inner, ins, outs) = (dims.in_channels, dims.in_channels / 3, 9);
+    let case = case.update().number(6, ins as u32).number(7, outs as u32);
+    let pixels = |len: usize| len / inner;
+    let trained = if is_frozen { 0 } else { ins.div_ceil(3) };
+    let (wide, narrow) = (dims.x_len(), dims.y_len());
+    let case = case.work(narrow * (outs + dims.taps()) + wide * (ins + trained));
+    let case = case.f32s(In, pixels(narrow) * outs, -1.0, 1.0).i8s(In, outs * inner, -127);
+    let mut case = case.i8s(In, dims.depthwise_w_len(), -127).i8s(InOut, inner * ins, -127);
+    for len in [wide, narrow] {
+        case = case.bytes(In, mask_bytes(len)).f32s(In, inner, 0.001, 0.01).f32s(In, inner, 0.0, 100.0);
+        case = case.i32s(InOut, inner, 1_000_000);
+    }
+    let case = case.bytes(In, pixels(wide) * ins).index(ins, !is_frozen);
+    case.f32s(In, if is_frozen { 0 } else { inner }, 0.0, 0.2).out(4 * pixels(wide) * ins)
+}
+
 /// All cases of one kernel.
 fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
@@ -205,7 +225,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     );
     let shapes = match kernel {
         Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
-        Kernel::Bottleneck | Kernel::BottleneckOverlay => BOTTLENECKS,
+        Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
         _ if is_depthwise => DEPTHWISE,
         _ => CONVS,
     };
@@ -290,6 +310,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                 if twist { gradient(case, o, o.div_ceil(3)) } else { gradient(case, columns, columns) }
             }
             Kernel::Bottleneck | Kernel::BottleneckOverlay => bottleneck(case, dims, twist),
+            Kernel::BottleneckGradUpdate => bottleneck_grad(case, dims, twist),
             Kernel::AddTo => case.work(y).f32s(InOut, y, -1.0, 1.0).f32s(In, y, -1.0, 1.0),
             Kernel::Scale => case.work(y).float(0, 1.25).f32s(In, y, -1.0, 1.0).out(4 * y),
         };

@@ -14,8 +14,8 @@ const INPUT_LEN: usize = 128 * 128 * 3;
 const SAMPLES: u32 = 32;
 const STEPS: u32 = 32;
 /// SRAM that the plan may use, of which the stack is kept.
-const MEMORY_BYTES: u32 = 256 * 1024;
-const STACK_BYTES: u32 = 8 * 1024;
+const MEMORY_BYTES: u32 = 128 * 1024;
+const STACK_BYTES: u32 = 6 * 1024;
 const FLASH_BYTES: u64 = 1024 * 1024;
 const RATE_MILLIONTHS: u32 = 800;
 /// The scheme that is published as 49kb: biases of the last 20 convolutions, and of three weights these shares of the
