@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tinyforge::files::write_atomic;
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_compiler::export::rust;
-use tinyforge_plan::{Plan, encode};
+use tinyforge_plan::encode;
 
 /// What is written.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,11 +44,12 @@ pub fn run(args: &CompileArgs) -> Result<(), CommandError> {
     let compiled = planning::plan(&name, &opened.model, &settings)?;
     let mut runner = Runner::new(compiled.plan.clone(), RunOptions::default())?;
     runner.load(&opened.files, args.int8.seed)?;
-    let hash = rust::hash(&compiled.plan, runner.arena().bytes());
+    let hash = rust::hash(&compiled.plan, runner.arena().bytes(), settings.batch);
     print!("{}", report::words(&compiled.plan, &opened.model, hash, [settings.memory, settings.flash]));
     if let Some(emit) = args.emit {
         let out = args.out.as_deref().ok_or_else(|| CommandError::request("--emit needs a folder: -o DIR"))?;
-        write(emit, out, &compiled.plan, runner.arena().bytes(), [settings.memory, settings.flash])?;
+        let (plan, image, limits) = (&compiled.plan, runner.arena().bytes(), [settings.memory, settings.flash]);
+        write(emit, out, &rust::Request { plan, image, limits, batch: settings.batch })?;
     }
     if args.common.json {
         println!("{}", report::json(&compiled.plan, hash));
@@ -56,17 +57,17 @@ pub fn run(args: &CompileArgs) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn write(emit: Emit, out: &Path, plan: &Plan, image: &[u8], limits: [u64; 2]) -> Result<(), CommandError> {
+fn write(emit: Emit, out: &Path, request: &rust::Request) -> Result<(), CommandError> {
     std::fs::create_dir_all(out).map_err(|e| CommandError::run(format!("{}: {e}", out.display())))?;
     let file = |name: &str, bytes: &[u8]| write_atomic(&out.join(name), |f| f.write_all(bytes));
     match emit {
         Emit::Rust => {
-            let source = rust::export(&rust::Request { plan, image, limits }).map_err(CommandError::request)?;
+            let source = rust::export(request).map_err(CommandError::request)?;
             file("flash.bin", &source.flash)?;
             file("start.bin", &source.start)?;
             file("model.rs", source.model.as_bytes())?;
         }
-        Emit::Plan => file("model.plan", &encode::encode(plan))?,
+        Emit::Plan => file("model.plan", &encode::encode(request.plan))?,
     }
     Ok(())
 }

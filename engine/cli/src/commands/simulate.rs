@@ -4,10 +4,12 @@ use super::Common;
 use crate::error::CommandError;
 use crate::int8::{Int8Args, Int8Settings, model, planning, report};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tinyforge::data::Schedule;
+use tinyforge::files::write_atomic;
 use tinyforge::runner::{RunOptions, Runner};
-use tinyforge::samples::{self, Location, Samples};
+use tinyforge::samples::{self, Location, Samples, stream};
 use tinyforge::simulate::{Accuracy, Evaluator, SimulateOptions, Simulation};
 use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge_compiler::export::rust;
@@ -54,6 +56,9 @@ pub struct SimulateArgs {
     /// Write the changed tensors' bytes here at the end
     #[arg(long)]
     state: Option<PathBuf>,
+    /// Write into this folder what a board streams: train.samples in the order they were learnt from, test.samples
+    #[arg(long)]
+    stream: Option<PathBuf>,
     /// Threads for testing
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -82,7 +87,7 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
     }
     let mut runner = Runner::new(plan.clone(), RunOptions::default())?;
     runner.load(&opened.files, args.int8.seed)?;
-    let hash = rust::hash(&plan, runner.arena().bytes());
+    let hash = rust::hash(&plan, runner.arena().bytes(), settings.batch);
     print!("{}", report::words(&plan, &opened.model, hash, [settings.memory, settings.flash]));
     let (first, last, losses, seconds) = learn(args, &settings, runner, &plan, &train, &test)?;
     println!("accuracy {:.4} before, {:.4} after, {seconds:.1} s", first.share(), last.share());
@@ -162,13 +167,33 @@ fn learn(
     if let Some(path) = &args.state {
         write_state(path, simulation.runner())?;
     }
+    if let Some(folder) = &args.stream {
+        write_stream(folder, [train, test], simulation.steps() * batch as u64, &options)?;
+    }
     Ok((first, last, losses, started.elapsed().as_secs_f64()))
 }
 
 /// The bytes that a chip's checkpoint holds of the model: the changed tensors as they lie in SRAM.
-fn write_state(path: &std::path::Path, runner: &Runner) -> Result<(), CommandError> {
+fn write_state(path: &Path, runner: &Runner) -> Result<(), CommandError> {
     let near = runner.plan().spaces.last().map_or(0, |s| s.first_byte) as usize;
     let stored = runner.plan().stored.iter().map(|s| s.tensor.end() as usize).max().unwrap_or(near).max(near);
     let bytes = &runner.arena().bytes()[near..stored];
-    Ok(tinyforge::files::write_atomic(path, |file| file.write_all(bytes))?)
+    Ok(write_atomic(path, |file| file.write_all(bytes))?)
+}
+
+/// The samples of both sets as a board reads them: the first `visits` that were learnt from, and all to test on.
+fn write_stream(
+    folder: &Path,
+    [train, test]: [&Samples; 2],
+    visits: u64,
+    options: &SimulateOptions,
+) -> Result<(), CommandError> {
+    let mut order = Schedule::new(train.len() as u64, options.seed, options.is_shuffled);
+    let learnt: Vec<usize> = (0..visits).map(|visit| order.row(visit) as usize).collect();
+    let all: Vec<usize> = (0..test.len()).collect();
+    std::fs::create_dir_all(folder).map_err(|e| CommandError::run(format!("{}: {e}", folder.display())))?;
+    for (name, samples, order) in [("train.samples", train, learnt), ("test.samples", test, all)] {
+        write_atomic(&folder.join(name), |file| stream::write(file, samples, &order))?;
+    }
+    Ok(())
 }
