@@ -8,6 +8,7 @@
 mod prefix;
 
 use crate::data::Schedule;
+use crate::files::ReadAt;
 use crate::runner::{RunError, RunOptions, Runner};
 use crate::samples::Samples;
 use crate::train::schedule::LrSchedule;
@@ -103,6 +104,17 @@ impl Simulation {
         let (visits, update) =
             (Schedule::new(samples as u64, options.seed, options.is_shuffled), runner.entry("update"));
         Ok(Simulation { runner, options, visits, train, update, infer, prefix, visit: 0, step: 0 })
+    }
+
+    /// Begins anew with another seed: the weights of `files`, step 0. What depends on a sample alone stays.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn restart(&mut self, files: &[ReadAt], options: SimulateOptions) -> Result<(), SimulateError> {
+        self.runner.load(files, options.seed)?;
+        self.visits = Schedule::new(self.prefix.samples() as u64, options.seed, options.is_shuffled);
+        (self.options, self.visit, self.step) = (options, 0, 0);
+        Ok(())
     }
 
     /// The runner, with the weights as they are now.

@@ -153,9 +153,7 @@ pub fn i8_bottleneck_grad_update(
     ]);
     let has_input = match &layers.expand_w {
         Expand::Frozen(_) => true,
-        Expand::Trained { x, update, .. } => {
-            lengths([(x.len(), gx.len()), (update.factor.len(), inner)])
-        }
+        Expand::Trained { x, update, .. } => lengths([(x.len(), gx.len()), (update.factor.len(), inner)]),
     };
     let hidden = layers.depthwise.fits(inner, dims.out_pixels()) && layers.expand.fits(inner, dims.in_pixels());
     if fits && has_input && hidden && is_tiled(conv) {

@@ -256,6 +256,15 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     }
 }
 
+/// Calls `done` with the sums of the gradient, as `grad_w` does.
+#[inline(always)]
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
+    if fits(dims, from) {
+        let columns = from.index.map_or(dims.in_channels, <[i32]>::len);
+        simd::dispatch(GradW { dims, from, columns, scratch, done });
+    }
+}
+
 /// [`i8_conv2d_grad_w`] and the update of the weight in one: no more than a tile of the gradient is ever held.
 pub fn i8_conv2d_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Update, w: &mut [i8], scratch: &mut [u8]) {
     let columns = from.index.map_or(dims.in_channels, <[i32]>::len);

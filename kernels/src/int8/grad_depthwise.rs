@@ -343,6 +343,15 @@ pub fn i8_depthwise_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], scrat
     simd::dispatch(GradW { dims, from, columns, scratch, done });
 }
 
+/// Calls `done` with a tap, the first of some columns and their sums, for all of the gradient.
+#[inline(always)]
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
+    if fits(dims, from.gc.len(), from.x.len()) {
+        let columns = from.index.map_or(dims.out_channels, <[i32]>::len);
+        simd::dispatch(GradW { dims, from, columns, scratch, done });
+    }
+}
+
 /// [`i8_depthwise_grad_w`] and the update of the weight in one: no more than a tile of the gradient is ever held.
 pub fn i8_depthwise_grad_w_update(dims: &Conv, from: &WeightGrad, update: &Update, w: &mut [i8], scratch: &mut [u8]) {
     let o = dims.out_channels;

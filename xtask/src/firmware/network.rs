@@ -37,7 +37,15 @@ struct Row {
 }
 
 const fn row(network: &'static str, scheme: &'static str) -> Row {
-    Row { network, scheme, batch: 1, memory: [MEMORY_BYTES, STACK_BYTES], fits: true, is_default: false, is_in_c: false }
+    Row {
+        network,
+        scheme,
+        batch: 1,
+        memory: [MEMORY_BYTES, STACK_BYTES],
+        fits: true,
+        is_default: false,
+        is_in_c: false,
+    }
 }
 
 const ROWS: [Row; 8] = [

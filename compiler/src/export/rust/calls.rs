@@ -240,16 +240,32 @@ fn update(s: &mut Slots, at: usize, rate: usize) -> String {
     format!("&k::Update {{ lr: {hyper}[{rate}], factor: {factor}, stream: k::update_stream({rng}, {stream}) }}")
 }
 
+/// What a call with states has more: the end of its name, and `&mut k::States { .. }` behind the update. Nothing where
+/// the step keeps none.
+fn states(s: &mut Slots) -> (&'static str, String) {
+    let (momentum, has_error) = (s.step.float("momentum"), s.step.int("accumulate") == 1);
+    let has_sum = momentum != 0.0;
+    if !has_sum && !has_error {
+        return ("", String::new());
+    }
+    let none = || "&mut []".to_string();
+    let sum = if has_sum { s.change(1, "sum") } else { none() };
+    let error = if has_error { s.change(1 + usize::from(has_sum), "error") } else { none() };
+    ("_with", format!("&mut k::States {{ momentum: {momentum:?}, sum: {sum}, error: {error} }}, "))
+}
+
 fn grad_w_update(s: &mut Slots, name: &str, is_depthwise: bool) -> Result<String, String> {
     let (taps, channels) = kernel(&s.step.args[0]);
     debug_assert_eq!(is_depthwise, s.step.args[0].shape.len() == 3);
-    let (conv, zero) = (window(s).conv(image(&s.step.args[2]), taps, channels), s.step.int("zero_x"));
+    let at = s.step.changes as usize;
+    let (conv, zero) = (window(s).conv(image(&s.step.args[at + 1]), taps, channels), s.step.int("zero_x"));
     let dims = dims(s, conv);
-    let (w, gc, x, update) = (s.change(0, "w"), s.arg(1, "gc"), s.arg(2, "x"), update(s, 3, 0));
-    let index = s.arg_or_none(6, "index");
+    let (w, (with, states)) = (s.change(0, "w"), states(s));
+    let (gc, x, update) = (s.arg(at, "gc"), s.arg(at + 1, "x"), update(s, at + 2, 0));
+    let index = s.arg_or_none(at + 5, "index");
     let scratch = s.scratch(&format!("{}_scratch_bytes", name.trim_end_matches("_update")));
     let from = format!("&k::WeightGrad {{ zero: {zero}, gc: {gc}, x: {x}, index: {index} }}");
-    Ok(format!("k::{name}({dims}, {from}, {update}, {w}, {scratch})"))
+    Ok(format!("k::{name}{with}({dims}, {from}, {update}, {states}{w}, {scratch})"))
 }
 
 /// A weight's gradient alone, where a step has several examples.
@@ -277,14 +293,18 @@ fn update_alone(s: &mut Slots) -> Result<String, String> {
         (false, true) => format!("ChannelFirst {{ channels: {cols}, inner: 1 }}"),
         (false, false) => format!("ChannelFirst {{ channels: {}, inner: {cols} }}", w.shape[0]),
     };
-    let (w, g, update) = (s.change(0, "w"), s.arg(1, "g"), update(s, 2, usize::from(is_bias)));
-    let (index, kernel) = (s.arg_or_none(5, "index"), if is_bias { "i32_update" } else { "i8_update" });
-    Ok(format!("k::{kernel}(k::Shape::{shape}, {update}, {w}, {g}, {index})"))
+    let at = s.step.changes as usize;
+    let (w, (with, states)) = (s.change(0, "w"), states(s));
+    let (g, update) = (s.arg(at, "g"), update(s, at + 1, usize::from(is_bias)));
+    let (index, kernel) = (s.arg_or_none(at + 4, "index"), if is_bias { "i32_update" } else { "i8_update" });
+    Ok(format!("k::{kernel}{with}(k::Shape::{shape}, {update}, {states}{w}, {g}, {index})"))
 }
 
 fn grad_b_update(s: &mut Slots) -> Result<String, String> {
-    let (bias, gc, update) = (s.change(0, "bias"), s.arg(1, "gc"), update(s, 2, 1));
-    Ok(format!("k::i8_grad_b_update({update}, {gc}, {bias})"))
+    let at = s.step.changes as usize;
+    let (bias, (with, states)) = (s.change(0, "bias"), states(s));
+    let (gc, update) = (s.arg(at, "gc"), update(s, at + 1, 1));
+    Ok(format!("k::i8_grad_b_update{with}({update}, {states}{gc}, {bias})"))
 }
 
 fn f32_add(s: &mut Slots) -> Result<String, String> {

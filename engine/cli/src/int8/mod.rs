@@ -1,5 +1,7 @@
 //! Int8 networks on their way to a microcontroller: opened, planned, reported.
 
+pub mod compare;
+pub mod learning;
 pub mod model;
 pub mod planning;
 pub mod report;
@@ -39,9 +41,25 @@ pub struct Int8Args {
     /// Plain descent on the stored integers, without quantisation-aware scaling
     #[arg(long)]
     pub no_qas: bool,
+    /// How steps below one unit count: rounded at random, or added up in 4 bytes of SRAM for each trained element
+    #[arg(long, default_value = "stochastic")]
+    pub update: Rounding,
+    /// Momentum of the gradients, below 1; takes 4 bytes of SRAM for each trained element
+    #[arg(long, default_value_t = 0.0)]
+    pub momentum: f64,
     /// Seed of a new head and of rounding
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// How an update of integers is rounded.
+#[derive(clap::ValueEnum, serde::Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Rounding {
+    /// At random, so that the mean is right
+    Stochastic,
+    /// To the nearest, with what is left kept for the next step
+    Accumulate,
 }
 
 /// The same, read.
@@ -61,6 +79,10 @@ pub struct Int8Settings {
     pub batch: u32,
     /// Whether gradients are scaled by the quantisation.
     pub is_scaled: bool,
+    /// How updates are rounded.
+    pub update: Rounding,
+    /// Momentum of the gradients; 0 for none.
+    pub momentum: f64,
 }
 
 impl Int8Args {
@@ -76,6 +98,9 @@ impl Int8Args {
         if self.batch == 0 {
             return Err(CommandError::request("--batch must be at least 1"));
         }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return Err(CommandError::request(format!("--momentum {}: at least 0 and below 1", self.momentum)));
+        }
         Ok(Int8Settings {
             scheme: scheme(&self.scheme)?,
             target,
@@ -84,6 +109,8 @@ impl Int8Args {
             stack: size(&self.stack)?,
             batch: self.batch,
             is_scaled: !self.no_qas,
+            update: self.update,
+            momentum: self.momentum,
         })
     }
 }
