@@ -16,9 +16,15 @@ pub fn export(plan: &Plan) -> String {
     let near = plan.spaces.last().map_or("memory", |s| s.name.as_str());
     let title = format!("{}: {} bytes of {near}", plan.name, plan.total_bytes());
     let _ = writeln!(out, "  label={}; labelloc=t; fontname=\"sans-serif\"; fontsize=18;", quoted(&title));
-    out.push_str("  rankdir=TB; nodesep=0.3; ranksep=0.45; splines=polyline; nslimit=0.5; nslimit1=0.5; mclimit=0.2;\n");
-    out.push_str("  node [shape=box, style=\"filled,rounded\", fontname=\"sans-serif\", fontsize=10, margin=\"0.1,0.05\"];\n");
-    out.push_str("  edge [fontname=\"sans-serif\", fontsize=8, color=\"#5b6770\", fontcolor=\"#39444d\", arrowsize=0.6];\n");
+    out.push_str(
+        "  rankdir=TB; nodesep=0.3; ranksep=0.45; splines=polyline; nslimit=0.5; nslimit1=0.5; mclimit=0.2;\n",
+    );
+    out.push_str(
+        "  node [shape=box, style=\"filled,rounded\", fontname=\"sans-serif\", fontsize=10, margin=\"0.1,0.05\"];\n",
+    );
+    out.push_str(
+        "  edge [fontname=\"sans-serif\", fontsize=8, color=\"#5b6770\", fontcolor=\"#39444d\", arrowsize=0.6];\n",
+    );
     plan.entries.iter().enumerate().for_each(|(i, entry)| Writer::new(plan, entry, i).write(&mut out));
     out.push_str("}\n");
     out
@@ -128,15 +134,9 @@ impl<'a> Writer<'a> {
     }
 
     fn edges(&self, out: &mut String) {
-        let ends: BTreeSet<u32> = self
-            .entry
-            .inputs
-            .iter()
-            .map(|n| n.tensor.value)
-            .chain(self.trained().map(|s| s.tensor.value))
-            .collect();
-        let mut makers: BTreeMap<u32, String> =
-            ends.iter().map(|&v| (v, format!("e{}v{v}", self.index))).collect();
+        let ends: BTreeSet<u32> =
+            self.entry.inputs.iter().map(|n| n.tensor.value).chain(self.trained().map(|s| s.tensor.value)).collect();
+        let mut makers: BTreeMap<u32, String> = ends.iter().map(|&v| (v, format!("e{}v{v}", self.index))).collect();
         for (i, step) in self.entry.steps.iter().enumerate() {
             let to = self.node(i);
             let mut drawn = BTreeSet::new();

@@ -105,8 +105,7 @@ fn entry(plan: &Plan, entry: &Entry) -> Value {
     let named = |all: &[Named]| -> Vec<Value> {
         all.iter().map(|n| json!({ "name": n.name, "tensor": tensor(plan, &n.tensor, &n.name) })).collect()
     };
-    let holders: Vec<Value> =
-        entry.peak.holders.iter().map(|h| json!({ "name": h.name, "bytes": h.bytes })).collect();
+    let holders: Vec<Value> = entry.peak.holders.iter().map(|h| json!({ "name": h.name, "bytes": h.bytes })).collect();
     let steps: Vec<Value> = entry.steps.iter().map(|s| step(plan, entry, s, &names)).collect();
     json!({
         "name": entry.name, "flops": entry.flops(), "blocks": entry.blocks,
@@ -128,7 +127,8 @@ fn step(plan: &Plan, entry: &Entry, step: &Step, names: &BTreeMap<u32, String>) 
         Number::Float(v) => json!(v),
     };
     let attrs: Map<String, Value> = step.attrs.iter().map(|(name, n)| (name.clone(), number(n))).collect();
-    let scratch = (step.scratch_bytes > 0).then(|| json!({ "offset": step.scratch_offset, "bytes": step.scratch_bytes }));
+    let scratch =
+        (step.scratch_bytes > 0).then(|| json!({ "offset": step.scratch_offset, "bytes": step.scratch_bytes }));
     json!({
         "kernel": step.kernel, "label": step.label, "block": entry.blocks.get(step.block as usize),
         "part": part(step.part), "args": list(&step.args), "outs": list(&step.outs), "changes": step.changes,

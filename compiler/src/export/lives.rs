@@ -128,10 +128,8 @@ pub fn lanes<'a>(plan: &'a Plan, entry: &Entry) -> Vec<Lane<'a>> {
     slots.extend(entry.steps.iter().enumerate().filter(|(_, s)| s.scratch_bytes > 0).map(scratch));
     slots.sort_by_key(|s| (s.steps, s.offset));
     let in_space = |space: &Space, s: &Slot| (space.first_byte..space.end()).contains(&s.offset);
-    let lane = |space: &'a Space| Lane {
-        space,
-        slots: slots.iter().filter(|slot| in_space(space, slot)).cloned().collect(),
-    };
+    let lane =
+        |space: &'a Space| Lane { space, slots: slots.iter().filter(|slot| in_space(space, slot)).cloned().collect() };
     plan.spaces.iter().map(lane).collect()
 }
 

@@ -45,10 +45,10 @@ pub struct Selection {
     pub asked: usize,
 }
 
-/// The most selections that one search asks for, and the most steps to find one to ask for: then the best so far is
-/// given, with a bound on what may be better.
+/// The most selections that one search asks for, and the most bounds that it looks at on the way: then the best so far
+/// is given, with a bound on what may be better.
 const ASKED_MAX: usize = 2_000;
-const NODES_MAX: usize = 3_000_000;
+const WORK_MAX: usize = 60_000_000;
 
 /// Why there is no selection.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ pub fn select<E>(
     limit: u64,
     mut ask: impl FnMut(&[usize]) -> Result<Option<u64>, E>,
 ) -> Result<Selection, SelectError<E>> {
-    let mut search = Search { groups, limit, bounds: Vec::new(), asked: 0, best: None };
+    let mut search = Search { groups, limit, bounds: Vec::new(), asked: 0, work: 0, best: None };
     let mut ask = |levels: &[usize], search: &mut Search| -> Result<u64, SelectError<E>> {
         let memory = ask(levels).map_err(SelectError::Ask)?;
         search.learn(levels, memory);
@@ -149,6 +149,8 @@ struct Search<'a> {
     limit: u64,
     bounds: Vec<Bound>,
     asked: usize,
+    /// Bounds that were looked at.
+    work: usize,
     /// The best selection that is known to fit, and its memory.
     best: Option<(Levels, u64)>,
 }
@@ -208,7 +210,7 @@ impl Search<'_> {
     }
 
     /// The selection of most gain, above the best that fits, that no bound rules out; and what no selection exceeds.
-    fn candidate(&self) -> (Option<Levels>, i64) {
+    fn candidate(&mut self) -> (Option<Levels>, i64) {
         let increments = self.increments();
         // Groups whose first step is worth most a byte are decided first.
         let mut order: Vec<usize> = Vec::new();
@@ -221,14 +223,14 @@ impl Search<'_> {
         order.iter().enumerate().for_each(|(i, &group)| turn[group] = i);
         let gain = self.best.as_ref().map_or(i64::MIN, |(best, _)| self.gain(best));
         let levels = vec![0; self.groups.len()];
-        let mut walk = Walk { search: self, order, turn, increments, levels, best: None, gain, nodes: 0 };
+        let rest = self.rest(&levels);
+        let mut walk = Walk { search: self, order, turn, increments, levels, best: None, gain, work: self.work };
         walk.go(0, 0, 0);
-        if walk.nodes > NODES_MAX {
-            let rest = self.rest(&vec![0; self.groups.len()]);
-            return (None, walk.hope(0, self.limit.saturating_sub(rest)));
-        }
-        let most = walk.gain;
-        (walk.best, most)
+        let is_through = walk.work <= WORK_MAX;
+        let most = if is_through { walk.gain } else { walk.hope(0, self.limit.saturating_sub(rest)) };
+        let found = walk.best.take().filter(|_| is_through);
+        self.work = walk.work;
+        (found, most)
     }
 
     /// The steps along every group's upper hull of gain over bytes, those worth most a byte first.
@@ -264,13 +266,13 @@ struct Walk<'a> {
     levels: Levels,
     best: Option<Levels>,
     gain: i64,
-    nodes: usize,
+    work: usize,
 }
 
 impl Walk<'_> {
     fn go(&mut self, at: usize, gain: i64, own: u64) {
-        self.nodes += 1;
-        if self.nodes > NODES_MAX {
+        self.work += 1 + self.search.bounds.len();
+        if self.work > WORK_MAX {
             return;
         }
         let rest = self.search.rest(&self.levels);

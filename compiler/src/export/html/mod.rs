@@ -111,7 +111,8 @@ fn totals(out: &mut String, request: &Request) {
 }
 
 fn row(out: &mut String, name: &str, count: u64) {
-    let _ = writeln!(out, "<tr><td class=\"name\">{}</td><td class=\"n\">{} B</td></tr>", escaped(name), grouped(count));
+    let _ =
+        writeln!(out, "<tr><td class=\"name\">{}</td><td class=\"n\">{} B</td></tr>", escaped(name), grouped(count));
 }
 
 /// What a space is used for; of the near one with the parts outside the arena.
@@ -177,12 +178,8 @@ fn holders(out: &mut String, lane: &Lane, step: u32) {
     for (i, slot) in held.iter().enumerate() {
         if i == ROWS {
             let rest: u64 = held[i..].iter().map(|s| s.bytes).sum();
-            let _ = writeln!(
-                out,
-                "</table><details><summary>{} more, {}</summary>{head}",
-                held.len() - ROWS,
-                bytes(rest)
-            );
+            let _ =
+                writeln!(out, "</table><details><summary>{} more, {}</summary>{head}", held.len() - ROWS, bytes(rest));
         }
         let _ = writeln!(
             out,
