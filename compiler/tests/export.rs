@@ -159,6 +159,21 @@ fn the_graph_is_whole() {
 }
 
 #[test]
+fn graphviz_reads_the_graph() {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let started = Command::new("dot").arg("-Tsvg").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let Ok(mut dot) = started else {
+        println!("skipped: graphviz is not installed");
+        return;
+    };
+    let text = dot::export(&plan());
+    dot.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
+    let drawn = dot.wait_with_output().expect("it ends");
+    assert!(drawn.status.success() && String::from_utf8_lossy(&drawn.stdout).contains("</svg>"));
+}
+
+#[test]
 fn the_page_stands_alone_and_shows_every_slot() {
     let plan = plan();
     let page =

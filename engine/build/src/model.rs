@@ -19,8 +19,7 @@ pub struct Opened {
 /// # Errors
 /// A file is not there or damaged, or the network has parts that are not supported.
 pub fn open(path: &Path, classes: Option<u32>) -> Result<Opened, BuildError> {
-    let request =
-        |path: &Path, why: &dyn std::fmt::Display| BuildError::request(format!("{}: {why}", path.display()));
+    let request = |path: &Path, why: &dyn std::fmt::Display| BuildError::request(format!("{}: {why}", path.display()));
     let bytes = read_whole(path).map_err(BuildError::request)?;
     let (model, weights) = if mcu::is_structure(&bytes) {
         let weights = path.with_extension("safetensors");

@@ -38,12 +38,11 @@ impl Trials {
     /// # Errors
     /// The plan lacks an entry, an input or a result, or cannot be run.
     pub fn new(
-        start: Runner,
+        mut start: Runner,
         options: SimulateOptions,
         steps: u64,
         [train, held]: [Samples; 2],
     ) -> Result<Trials, SimulateError> {
-        let mut start = start;
         let entry = |name: &'static str| start.entry(name).ok_or(SimulateError::Missing { what: "entry", name });
         let entries = [entry("train")?, entry("infer")?];
         let seen = Features::make(&mut start, entries[0], &train)?;
@@ -60,12 +59,12 @@ impl Trials {
         self.begin(&mut runner);
         let plan = runner.plan().clone();
         let mut simulation = Simulation::new(runner, self.options, self.train.len())?;
-        simulation.start_from(Arc::clone(&self.features[0]));
+        simulation.start_from(&self.features[0]);
         for _ in 0..self.steps {
             simulation.step(&self.train)?;
         }
         let mut evaluator = Evaluator::new(&plan, self.held.len(), 1)?;
-        evaluator.start_from(&Arc::clone(&self.features[1]));
+        evaluator.start_from(&self.features[1]);
         let (accuracy, loss) = evaluator.measure(simulation.runner(), &self.held)?;
         Ok(Outcome { loss, accuracy })
     }
@@ -78,7 +77,7 @@ impl Trials {
         let mut runner = Runner::new(self.start.plan().clone(), RunOptions::default())?;
         self.begin(&mut runner);
         let mut evaluator = Evaluator::new(self.start.plan(), self.held.len(), 1)?;
-        evaluator.start_from(&Arc::clone(&self.features[1]));
+        evaluator.start_from(&self.features[1]);
         let (accuracy, loss) = evaluator.measure(&runner, &self.held)?;
         Ok(Outcome { loss, accuracy })
     }

@@ -113,8 +113,8 @@ impl Simulation {
     }
 
     /// Starts every step from features of the samples, as far as they reach.
-    fn start_from(&mut self, features: Arc<Features>) {
-        self.start = Start::of(self.runner.plan(), self.train, self.prefix.steps, &features);
+    fn start_from(&mut self, features: &Arc<Features>) {
+        self.start = Start::of(self.runner.plan(), self.train, self.prefix.steps, features);
     }
 
     /// The runner, with the weights as they are now.

@@ -9,8 +9,8 @@ use crate::search::scheme_file::{self, Line};
 use crate::sizes::show;
 use serde_json::json;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use tinyforge::files::{ReadAt, read_whole, write_atomic};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::samples::{self, Location, Samples};
@@ -20,8 +20,8 @@ use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge_build::model::{self, Opened};
 use tinyforge_build::settings::{size, target};
 use tinyforge_build::{name_of, planning};
-use tinyforge_compiler::scheme::select::{SelectError, Selection, select};
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::scheme::select::{SelectError, Selection, select};
 use tinyforge_plan::Plan;
 use tinyforge_plan::encode::crc32_more;
 
@@ -109,7 +109,8 @@ pub fn run(args: &SearchArgs) -> Result<(), CommandError> {
     let (head, offered) = candidates::offered(&network, &wanted(args)?)?;
     let path = args.measured.clone().unwrap_or_else(|| args.out.with_extension("measured.json"));
     let mut measured = Measured::open(&path, identity(args, &opened, &samples)?)?;
-    let trials = Trying { args, opened: &opened, samples, lowest: lowest(&network, &head, &offered) };
+    let trials =
+        Trying { args, opened: &opened, samples, lowest: lowest(&network, &head, &offered), trials: OnceLock::new() };
     let all: Vec<(String, &Plan)> = std::iter::once(("head".to_string(), &head))
         .chain(offered.iter().flatten().map(|c| (c.part.name(), &c.plan)))
         .collect();
@@ -216,6 +217,8 @@ struct Trying<'a> {
     opened: &'a Opened,
     samples: [Samples; 2],
     lowest: &'a Plan,
+    /// Made when the first trial is.
+    trials: OnceLock<Trials>,
 }
 
 impl Trying<'_> {
@@ -233,7 +236,13 @@ impl Trying<'_> {
                 let row = Row::from(trials.measure(runner).map_err(CommandError::run)?);
                 let mut keeper = keeper.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 keeper.1 += 1;
-                eprintln!("{} of {}: {name}: loss {:.4}, accuracy {:.4}", keeper.1, plans.len(), row.loss, row.accuracy);
+                eprintln!(
+                    "{} of {}: {name}: loss {:.4}, accuracy {:.4}",
+                    keeper.1,
+                    plans.len(),
+                    row.loss,
+                    row.accuracy
+                );
                 keeper.0.keep(name, row)?;
             }
             Ok(())
@@ -244,13 +253,17 @@ impl Trying<'_> {
         })
     }
 
-    fn trials(&self) -> Result<Trials, CommandError> {
+    fn trials(&self) -> Result<&Trials, CommandError> {
+        if let Some(made) = self.trials.get() {
+            return Ok(made);
+        }
         let SearchArgs { steps, lr, bias_lr_ratio, seed, .. } = *self.args;
         let schedule = LrSchedule { peak: lr, floor: 0.0, warmup_steps: steps / 10, steps, decay: Decay::Cosine };
         let options = SimulateOptions { batch: 1, schedule, bias_lr_ratio, seed, is_shuffled: true };
         let start = load(self.lowest, self.opened, seed)?;
         eprintln!("{} samples to train on, {} to measure with", self.samples[0].len(), self.samples[1].len());
-        Trials::new(start, options, steps, self.samples.clone()).map_err(CommandError::run)
+        let made = Trials::new(start, options, steps, self.samples.clone()).map_err(CommandError::run)?;
+        Ok(self.trials.get_or_init(|| made))
     }
 }
 
@@ -346,7 +359,9 @@ fn remarks(network: &Network, found: &Found) -> Vec<String> {
     vec![
         format!("{}: found by tinyforge search for {} bytes of SRAM", network.name, network.settings.memory),
         format!("takes {} bytes, stack included, on {}", plan.total_bytes(), network.settings.target.name),
-        format!("contributions: decrease of the loss after {steps} steps over training the head alone, one sample of {held}"),
+        format!(
+            "contributions: decrease of the loss after {steps} steps over training the head alone, one sample of {held}"
+        ),
         format!("held out; {measured} trials, {} plans; {proof}", selection.asked),
         format!("loss {:.4} and accuracy {:.4} with the head alone", base.loss, base.accuracy),
         format!(

@@ -50,7 +50,8 @@ impl Measured {
             return Ok(Measured { path, contents: Contents { search, trials: BTreeMap::new() } });
         };
         let request = |why: String| CommandError::request(format!("{}: {why}", path.display()));
-        let contents: Contents = serde_json::from_slice(&bytes).map_err(|e| request(format!("no measurements: {e}")))?;
+        let contents: Contents =
+            serde_json::from_slice(&bytes).map_err(|e| request(format!("no measurements: {e}")))?;
         if contents.search != search {
             return Err(request(format!(
                 "holds measurements of another search; remove it, or name another file with --measured\n  there: {}\n  \
