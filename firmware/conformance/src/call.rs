@@ -157,6 +157,7 @@ fn learn(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &m
             Kernel::BottleneckGradUpdate,
             [gc, w3, w2, w1, mask1, scale1, factor1, bias1, mask2, scale2, factor2, bias2, x, at, factor, gx],
         ) => {
+            let rng = [params.number(1), params.number(2), params.number(3), 0];
             let update = |factor, tensor| Update { lr: params.float(0), factor, stream: update_stream(&rng, tensor) };
             let expand = Hidden {
                 mask: mask1,

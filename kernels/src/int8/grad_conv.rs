@@ -14,12 +14,12 @@ use super::{Conv, WeightGrad, lengths, part, part_mut};
 
 pub(super) type Tile = [[f32; COLUMNS]];
 
-/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_x_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(1)
 }
 
-/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_w_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(2)
 }

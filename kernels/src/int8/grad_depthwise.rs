@@ -27,7 +27,7 @@ pub(super) const PLANNED_LANES: usize = 8;
 /// Taps whose weights or sums are held; a larger window goes channel by channel.
 const TAPS_MAX: usize = 64;
 
-/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_depthwise_grad_x_scratch_bytes(dims: &Conv) -> usize {
     if is_tiled(dims) { piece_bytes::<f32>(dims.taps() * PLANNED_LANES) } else { 0 }
 }

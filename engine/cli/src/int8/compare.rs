@@ -4,14 +4,15 @@
 //! seed. Intervals are of 95 %, by Student's t.
 
 use super::learning::{Course, Learner, Lesson, Rates};
-use super::{Int8Args, Rounding, model::Opened, planning};
+use super::{Int8Args, model::Opened, planning};
 use crate::error::CommandError;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Instant;
 use tinyforge::runner::{RunOptions, Runner};
+use tinyforge_build::settings::Rounding;
 use tinyforge_compiler::export::rust;
 
 #[derive(Deserialize)]
@@ -28,11 +29,17 @@ pub struct Row {
     pub name: String,
     scheme: Option<String>,
     qas: Option<bool>,
+    #[serde(default, deserialize_with = "rounding")]
     update: Option<Rounding>,
     momentum: Option<f64>,
     batch: Option<u32>,
     lr: Option<f64>,
     bias_lr_ratio: Option<f64>,
+}
+
+fn rounding<'d, D: Deserializer<'d>>(from: D) -> Result<Option<Rounding>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map(Some).map_err(D::Error::custom)
 }
 
 impl Row {
@@ -123,7 +130,7 @@ pub fn run(
         let started = Instant::now();
         let mut first = Runner::new(plan.clone(), RunOptions::default())?;
         first.load(&opened.files, args.seed)?;
-        let hash = rust::hash(&plan, first.arena().bytes());
+        let hash = rust::hash(&plan, first.arena().bytes(), settings.batch);
         let mut learner = Learner::new(lesson, &plan, &opened.files, &settings, rates)?;
         let mut courses = Vec::new();
         for seed in (0..seeds).map(|k| args.seed.wrapping_add(k)) {
