@@ -165,8 +165,7 @@ impl<'a> Reader<'a> {
         self.agrees(&name, x, residual.in_channel, Some(residual.in_shape), (params.x_scale, params.x_zero))?;
         let quant = Quant { scale: params.y_scale, zero: params.y_zero };
         let output = Image { name: format!("{name}.y"), shape: x.shape, quant };
-        let ratio = |image: u32| (self.assembly.at(image).quant.scale / quant.scale) as f32;
-        let factors = [ratio(start), ratio(self.at)];
+        let factors = self.assembly.ratios([start, self.at], &output);
         self.at = self.assembly.add([start, self.at], factors, output, Limits::ALL)?;
         Ok(())
     }

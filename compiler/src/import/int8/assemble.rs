@@ -187,6 +187,11 @@ impl Assembly {
         Ok(output)
     }
 
+    /// Scales of two images over that of their sum, each computed in f64 and rounded once.
+    pub fn ratios(&self, operands: [u32; 2], sum: &Image) -> [f32; 2] {
+        operands.map(|x| (self.at(x).quant.scale / sum.quant.scale) as f32)
+    }
+
     /// Adds the sum of two images, each times its factor: its scale over the sum's.
     pub fn add(&mut self, [a, b]: [u32; 2], factors: [f32; 2], output: Image, limits: Limits) -> Result<u32> {
         let shapes = [self.at(a).shape, self.at(b).shape];
@@ -322,6 +327,8 @@ fn check_window(x: &Image, y: &Image, window: Window) -> Result<()> {
         let last = u64::from(y.shape[d]).saturating_sub(1) * u64::from(stride);
         // Every position must have at least one tap inside, so that means and maxima are of something.
         let outside = pad >= size || last >= u64::from(x.shape[d]) + u64::from(pad);
+        // What the rows of the op table take: padding at the end is at most one more than at the start.
+        let outside = outside || u64::from(size) > u64::from(x.shape[d]) + 2 * u64::from(pad) + 1;
         if size == 0 || stride == 0 || outside || i32::try_from(size).is_err() || i32::try_from(stride).is_err() {
             let why = format!(
                 "a window of {side} {size}, step {stride} and padding {pad} cannot make {} of {}",
