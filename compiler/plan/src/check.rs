@@ -9,8 +9,8 @@
 //! are what is touched.
 
 use crate::DType;
-use crate::rows;
 use crate::plan::{Entry, Plan, Source, Step, Stored, Tensor};
+use crate::rows;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;

@@ -123,7 +123,8 @@ fn operands(graph: &Graph, chain: &Chain) -> Vec<Value> {
     let arg = |i: usize, at: usize| graph.nodes[i].args[at];
     let [project, narrow, depthwise, scaled, end] = chain.path;
     let [second, first] = chain.biases;
-    let mut args = vec![arg(first, 0), arg(second, 0), arg(end, 1), arg(project, 0), arg(project, 1), arg(depthwise, 1)];
+    let mut args =
+        vec![arg(first, 0), arg(second, 0), arg(end, 1), arg(project, 0), arg(project, 1), arg(depthwise, 1)];
     args.extend([arg(scaled, 1), arg(scaled, 2), arg(first, 2), arg(narrow, 1), arg(narrow, 2), arg(second, 2)]);
     args.extend([arg(first, 3), arg(first, 4)]);
     if let Some(weight) = chain.weight {

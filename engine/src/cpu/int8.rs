@@ -57,11 +57,7 @@ pub(super) const KERNELS: &[Kernel] = &[
         Ok(())
     }),
     plain("i8_update", i8_update),
-    Kernel {
-        name: "i8_bottleneck",
-        run: bottleneck,
-        scratch: |q| Ok(k::i8_bottleneck_scratch_bytes(&q.stages())),
-    },
+    Kernel { name: "i8_bottleneck", run: bottleneck, scratch: |q| Ok(k::i8_bottleneck_scratch_bytes(&q.stages())) },
     Kernel {
         name: "i8_bottleneck_grad_update",
         run: bottleneck_grad_update,

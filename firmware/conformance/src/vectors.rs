@@ -190,7 +190,11 @@ fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     let macs = expand.map_or(0, |c| c.y_len() * c.depth()) + dims.y_len() * dims.taps();
     let work = macs + all.project.conv.y_len() * all.project.conv.depth();
     let mut case = case.work(work);
-    case = if is_over { case.bytes(InOut, i8_bottleneck_overlay_bytes(&all, i8_bottleneck_lead_bytes(&all))) } else { case.bytes(In, all.x_len()) };
+    case = if is_over {
+        case.bytes(InOut, i8_bottleneck_overlay_bytes(&all, i8_bottleneck_lead_bytes(&all)))
+    } else {
+        case.bytes(In, all.x_len())
+    };
     for (w, o) in weights.into_iter().zip(channels) {
         case = case.i8s(In, w, -127).i32s(In, o, 3000).f32s(In, o, 0.001, 0.01);
     }

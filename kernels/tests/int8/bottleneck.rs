@@ -138,7 +138,8 @@ impl Backward {
         let (inner, wide, narrow) = (conv.in_channels, conv.x_len(), conv.y_len());
         let mut bits = |len: usize| (0..mask_bytes(len)).map(|_| dice.below(256) as u8).collect::<Vec<u8>>();
         let masks = [bits(wide), bits(narrow)];
-        let factors = |dice: &mut Dice| (0..inner).map(|k| [0.3, 0.0, 2.0][k % 3] * (1 + dice.below(4)) as f32).collect();
+        let factors =
+            |dice: &mut Dice| (0..inner).map(|k| [0.3, 0.0, 2.0][k % 3] * (1 + dice.below(4)) as f32).collect();
         Backward {
             gc: dice.f32s(conv.images * conv.out_size[0] * conv.out_size[1] * outs, 1.0),
             weights: [dice.weights(inner * ins), dice.weights(conv.depthwise_w_len()), dice.weights(outs * inner)],
@@ -162,12 +163,12 @@ impl Backward {
     /// The kernels one after the other; gives the gradient of the input.
     fn apart(&mut self, dims: &BottleneckGrad) -> Vec<f32> {
         let conv = &dims.depthwise;
-        let point = |size: [usize; 2], ins, outs| super::conv(conv.images, size, ins, outs, [1, 1], [1, 1], [0, 0], size);
+        let point =
+            |size: [usize; 2], ins, outs| super::conv(conv.images, size, ins, outs, [1, 1], [1, 1], [0, 0], size);
         let project = point(conv.out_size, conv.in_channels, dims.out_channels);
         let expand = point(conv.in_size, dims.in_channels, conv.in_channels);
-        let mut scratch = Aligned::new(
-            i8_conv2d_grad_w_scratch_bytes(&expand).max(i8_depthwise_grad_x_scratch_bytes(conv)),
-        );
+        let mut scratch =
+            Aligned::new(i8_conv2d_grad_w_scratch_bytes(&expand).max(i8_depthwise_grad_x_scratch_bytes(conv)));
         let mut narrow = vec![0.0; conv.y_len()];
         i8_conv2d_grad_x(&project, &self.gc, &self.weights[2], &mut narrow, scratch.bytes());
         i8_scale_grad(&mut narrow, Some(&self.masks[1]), &self.scales[1]);
