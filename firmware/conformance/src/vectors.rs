@@ -181,6 +181,9 @@ impl Builder {
 /// The buffers of a bottleneck: with a 1 x 1 convolution before it, or without.
 fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     use Role::{In, InOut};
+    if case.case.kernel == Kernel::BottleneckGradUpdate {
+        return bottleneck_grad(case, dims, is_narrow);
+    }
     let case = case.number(6, if is_narrow { 0 } else { dims.in_channels as u32 / 3 }).number(7, 9);
     let all = case.case.params.bottleneck();
     let is_over = case.case.kernel == Kernel::BottleneckOverlay;
@@ -220,6 +223,16 @@ fn bottleneck_grad(case: Builder, dims: &Conv, is_frozen: bool) -> Builder {
     case.f32s(In, if is_frozen { 0 } else { inner }, 0.0, 0.2).out(4 * pixels(wide) * ins)
 }
 
+/// The shapes that a kernel is tried on.
+fn shapes(kernel: Kernel, is_depthwise: bool) -> &'static [Conv] {
+    match kernel {
+        Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
+        Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
+        _ if is_depthwise => DEPTHWISE,
+        _ => CONVS,
+    }
+}
+
 /// All cases of one kernel.
 fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
@@ -227,13 +240,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
         kernel,
         Kernel::Depthwise | Kernel::DepthwiseGradX | Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate
     );
-    let shapes = match kernel {
-        Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
-        Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
-        _ if is_depthwise => DEPTHWISE,
-        _ => CONVS,
-    };
-    for (dims, twist) in shapes.iter().flat_map(|dims| [(dims, false), (dims, true)]) {
+    for (dims, twist) in shapes(kernel, is_depthwise).iter().flat_map(|dims| [(dims, false), (dims, true)]) {
         let quant = if twist { RELU6 } else { QUANT };
         let note = match (kernel, twist) {
             (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
@@ -313,8 +320,9 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                     if kernel == Kernel::Update { case.i8s(InOut, w, -127) } else { case.i32s(InOut, w, 1 << 30) };
                 if twist { gradient(case, o, o.div_ceil(3)) } else { gradient(case, columns, columns) }
             }
-            Kernel::Bottleneck | Kernel::BottleneckOverlay => bottleneck(case, dims, twist),
-            Kernel::BottleneckGradUpdate => bottleneck_grad(case, dims, twist),
+            Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => {
+                bottleneck(case, dims, twist)
+            }
             Kernel::AddTo => case.work(y).f32s(InOut, y, -1.0, 1.0).f32s(In, y, -1.0, 1.0),
             Kernel::Scale => case.work(y).float(0, 1.25).f32s(In, y, -1.0, 1.0).out(4 * y),
         };

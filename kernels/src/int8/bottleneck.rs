@@ -6,7 +6,8 @@
 //! ```
 //! Every expanded row is computed once, so there are no more products than in the three kernels, and their results are
 //! the same bits; but of the two large tensors between them only a ring of the rows under these windows and the rows
-//! themselves exist. Rows of the output may be written over rows of the input that are no longer needed ([`i8_bottleneck_overlay`]).
+//! themselves exist. Rows of the output may be written over rows of the input that are no longer needed
+//! ([`i8_bottleneck_overlay`]).
 
 use super::conv::{conv_rows, i8_conv2d_scratch_bytes};
 use super::depthwise::{depthwise_rows, i8_depthwise_scratch_bytes};
