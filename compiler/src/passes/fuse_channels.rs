@@ -88,12 +88,14 @@ fn chain(graph: &Graph, end: usize, defs: &[Option<u32>], uses: &[Vec<u32>]) -> 
     if !is_masked(scaled) || !is_masked(narrow) || !is_alone || node(depthwise).attrs.int("multiplier") != 1 {
         return None;
     }
-    let is_bias = |i: &usize| node(*i).op == Op::I8GradBUpdate;
+    // An update that keeps states is a call of its own.
+    let is_plain = |i: usize| (node(i).op.def().mutates)(&node(i).attrs) == 1;
+    let is_bias = |i: &usize| node(*i).op == Op::I8GradBUpdate && is_plain(*i);
     let [second] = others(narrow, depthwise)[..].try_into().ok().filter(|[i]: &[usize; 1]| is_bias(i))?;
     let rest = others(scaled, end);
     let first = rest.iter().copied().find(is_bias)?;
     let weight = rest.iter().copied().find(|&i| i != first);
-    let suits = |i: usize| node(i).op == Op::I8Conv2dGradWUpdate && node(i).args[0] == node(end).args[1];
+    let suits = |i: usize| node(i).op == Op::I8Conv2dGradWUpdate && is_plain(i) && node(i).args[0] == node(end).args[1];
     if rest.len() > 2 || weight.is_some_and(|i| !suits(i)) {
         return None;
     }

@@ -11,5 +11,6 @@ pub mod order;
 pub mod parameterize;
 pub mod place;
 pub mod prune;
+pub mod quantize;
 pub mod recompute;
 pub mod update;

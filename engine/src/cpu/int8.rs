@@ -5,7 +5,7 @@ use super::conv::image;
 use super::{Kernel, KernelError, Query, plain};
 use tinyforge_kernels::int8::{
     self as k, Add, Bottleneck, BottleneckGrad, BottleneckLayers, Conv, CrossEntropy, Expand, Hidden, Quant, Shape,
-    Softmax, Stage, Update, WeightGrad, Weights, update_stream,
+    Softmax, Stage, States, Update, WeightGrad, Weights, update_stream,
 };
 use tinyforge_plan::Step;
 
@@ -44,16 +44,20 @@ pub(super) const KERNELS: &[Kernel] = &[
     Kernel {
         name: "i8_conv2d_grad_w_update",
         run: conv2d_grad_w_update,
-        scratch: |q| Ok(k::i8_conv2d_grad_w_scratch_bytes(&q.fused())),
+        scratch: |q| Ok(k::i8_conv2d_grad_w_scratch_bytes(&q.fused(q.kept()))),
     },
     Kernel {
         name: "i8_depthwise_grad_w_update",
         run: depthwise_grad_w_update,
-        scratch: |q| Ok(k::i8_depthwise_grad_w_scratch_bytes(&q.fused())),
+        scratch: |q| Ok(k::i8_depthwise_grad_w_scratch_bytes(&q.fused(q.kept()))),
     },
     plain("i8_grad_b_update", |c| {
-        let (gc, update) = (c.arg(1), update(c, 2, true));
-        k::i8_grad_b_update(&update, gc, c.change(0));
+        let at = c.step.changes as usize;
+        let (gc, update, bias) = (c.arg(at), update(c, at + 1, true), c.change(0));
+        match states(c) {
+            Some(mut states) => k::i8_grad_b_update_with(&update, &mut states, gc, bias),
+            None => k::i8_grad_b_update(&update, gc, bias),
+        }
         Ok(())
     }),
     plain("i8_update", i8_update),
@@ -155,8 +159,13 @@ impl Query<'_> {
         self.dims(1, None, Some(0))
     }
 
-    fn fused(&self) -> Conv {
-        self.dims(2, Some(0), Some(1))
+    /// States that an update keeps.
+    fn kept(&self) -> usize {
+        usize::from(self.float("momentum") != 0.0) + self.size("accumulate")
+    }
+
+    fn fused(&self, kept: usize) -> Conv {
+        self.dims(2 + kept, Some(0), Some(1 + kept))
     }
 }
 
@@ -339,37 +348,57 @@ fn update<'a>(c: &Call<'a>, after: usize, is_bias: bool) -> Update<'a> {
     Update { lr: hyper[usize::from(is_bias)], factor: c.arg(after), stream }
 }
 
-type GradWUpdate = fn(&Conv, &WeightGrad, &Update, &mut [i8], &mut [u8]);
+/// What the update keeps of the trained elements: the operands behind the one it moves.
+fn states<'a>(c: &mut Call<'a>) -> Option<States<'a>> {
+    let (momentum, has_error) = (c.step.float("momentum"), c.step.int("accumulate") == 1);
+    let has_sum = momentum != 0.0;
+    if !has_sum && !has_error {
+        return None;
+    }
+    let sum = if has_sum { c.change(1) } else { &mut [] };
+    let error = if has_error { c.change(1 + usize::from(has_sum)) } else { &mut [] };
+    Some(States { momentum, sum, error })
+}
 
-fn grad_w_update(c: &mut Call, kernel: GradWUpdate) -> Result<(), KernelError> {
-    let step = c.step;
-    let dims = step_dims(step, &step.args[2].shape, &step.args[1].shape, taps(&step.args[0].shape));
-    kernel(&dims, &weight_grad(c, 1, 6), &update(c, 3, false), c.change(0), c.scratch());
+type GradWUpdate = fn(&Conv, &WeightGrad, &Update, &mut [i8], &mut [u8]);
+type GradWUpdateWith = fn(&Conv, &WeightGrad, &Update, &mut States, &mut [i8], &mut [u8]);
+
+fn grad_w_update(c: &mut Call, kernel: GradWUpdate, with_states: GradWUpdateWith) -> Result<(), KernelError> {
+    let (step, at) = (c.step, c.step.changes as usize);
+    let dims = step_dims(step, &step.args[at + 1].shape, &step.args[at].shape, taps(&step.args[0].shape));
+    let (from, update) = (weight_grad(c, at, at + 5), update(c, at + 2, false));
+    let (w, states, scratch) = (c.change(0), states(c), c.scratch());
+    match states {
+        Some(mut states) => with_states(&dims, &from, &update, &mut states, w, scratch),
+        None => kernel(&dims, &from, &update, w, scratch),
+    }
     Ok(())
 }
 
 fn conv2d_grad_w_update(c: &mut Call) -> Result<(), KernelError> {
-    grad_w_update(c, k::i8_conv2d_grad_w_update)
+    grad_w_update(c, k::i8_conv2d_grad_w_update, k::i8_conv2d_grad_w_update_with)
 }
 
 fn depthwise_grad_w_update(c: &mut Call) -> Result<(), KernelError> {
-    grad_w_update(c, k::i8_depthwise_grad_w_update)
+    grad_w_update(c, k::i8_depthwise_grad_w_update, k::i8_depthwise_grad_w_update_with)
 }
 
 fn i8_update(c: &mut Call) -> Result<(), KernelError> {
-    let w = &c.step.args[0];
+    let (w, at) = (&c.step.args[0], c.step.changes as usize);
     let shape = match c.step.int("channel_last") == 1 {
         true => Shape::ChannelLast { channels: w.cols() },
         false => {
             Shape::ChannelFirst { channels: w.shape[0] as usize, inner: if w.shape.len() == 1 { 1 } else { w.cols() } }
         }
     };
-    let index = (c.step.int("sub") == 1).then(|| c.arg::<i32>(5));
+    let index = (c.step.int("sub") == 1).then(|| c.arg::<i32>(at + 4));
     let is_bias = w.shape.len() == 1;
-    let (g, update) = (c.arg(1), update(c, 2, is_bias));
-    match is_bias {
-        true => k::i32_update(shape, &update, c.change(0), g, index),
-        false => k::i8_update(shape, &update, c.change(0), g, index),
+    let (g, update, states) = (c.arg(at), update(c, at + 1, is_bias), states(c));
+    match (is_bias, states) {
+        (true, None) => k::i32_update(shape, &update, c.change(0), g, index),
+        (false, None) => k::i8_update(shape, &update, c.change(0), g, index),
+        (true, Some(mut states)) => k::i32_update_with(shape, &update, &mut states, c.change(0), g, index),
+        (false, Some(mut states)) => k::i8_update_with(shape, &update, &mut states, c.change(0), g, index),
     }
     Ok(())
 }

@@ -147,6 +147,13 @@ impl Builder {
         self.float(0, 0.01).number(1, 0x1234_5678).number(2, 7).number(3, 41).number(4, 3)
     }
 
+    /// States of so many trained elements: with a twist the error of rounding alone, else momentum too.
+    fn states(self, trained: usize, twist: bool) -> Builder {
+        let momentum = if twist { 0.0f32 } else { 0.9 };
+        let case = self.float(6, momentum);
+        case.f32s(Role::InOut, if twist { 0 } else { trained }, -1.0, 1.0).f32s(Role::InOut, trained, -0.5, 0.5)
+    }
+
     /// Runs it, and appends operands and results.
     fn write(self, file: &mut Vec<u8>) {
         file.extend(self.case.encode());
@@ -238,16 +245,20 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
     let is_depthwise = matches!(
         kernel,
-        Kernel::Depthwise | Kernel::DepthwiseGradX | Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate
+        Kernel::Depthwise
+            | Kernel::DepthwiseGradX
+            | Kernel::DepthwiseGradW
+            | Kernel::DepthwiseGradWUpdate
+            | Kernel::DepthwiseGradWUpdateWith
     );
     for (dims, twist) in shapes(kernel, is_depthwise).iter().flat_map(|dims| [(dims, false), (dims, true)]) {
         let quant = if twist { RELU6 } else { QUANT };
         let note = match (kernel, twist) {
             (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
-            (Kernel::Conv2dGradW | Kernel::Conv2dGradWUpdate, true) => " index",
-            (Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate | Kernel::Update | Kernel::Update32, true) => {
-                " index"
-            }
+            (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
+            (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
+            (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
+            (Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With, true) => " index",
             _ => "",
         };
         let case = Builder::new(*number, kernel, dims, &quant, note);
@@ -296,29 +307,36 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                 .bytes(In, x)
                 .index(columns, twist)
                 .out(4 * w / columns * picked),
-            Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate => case
-                .work(macs / columns * picked)
-                .update()
-                .f32s(In, y, -1.0, 1.0)
-                .bytes(In, x)
-                .index(columns, twist)
-                .f32s(In, o, 0.0, 0.2)
-                .i8s(InOut, w, -127),
-            Kernel::GradB => case.work(y).f32s(In, y, -1.0, 1.0).out(4 * o),
-            Kernel::GradBUpdate => {
-                let case = case.work(y).update().f32s(In, y, -1.0, 1.0);
-                case.f32s(In, o, 0.0, 100.0).i32s(InOut, o, 1_000_000)
+            Kernel::Conv2dGradWUpdate
+            | Kernel::DepthwiseGradWUpdate
+            | Kernel::Conv2dGradWUpdateWith
+            | Kernel::DepthwiseGradWUpdateWith => {
+                let case = case.work(macs / columns * picked).update().f32s(In, y, -1.0, 1.0).bytes(In, x);
+                let case = case.index(columns, twist).f32s(In, o, 0.0, 0.2).i8s(InOut, w, -127);
+                match kernel {
+                    Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate => case,
+                    _ => case.states(w / columns * picked, twist),
+                }
             }
-            Kernel::Update | Kernel::Update32 => {
-                let last = twist as u32;
-                let gradient = |case: Builder, columns: usize, picked: usize| {
-                    let case = case.f32s(In, w / columns * picked, -90.0, 90.0).f32s(In, o, 0.0, 1.5);
-                    case.index(columns, twist)
+            Kernel::GradB => case.work(y).f32s(In, y, -1.0, 1.0).out(4 * o),
+            Kernel::GradBUpdate | Kernel::GradBUpdateWith => {
+                let case = case.work(y).update().f32s(In, y, -1.0, 1.0);
+                let case = case.f32s(In, o, 0.0, 100.0).i32s(InOut, o, 1_000_000);
+                if kernel == Kernel::GradBUpdate { case } else { case.states(o, twist) }
+            }
+            Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With => {
+                let (columns, picked) = if twist { (o, o.div_ceil(3)) } else { (columns, columns) };
+                let trained = w / columns * picked;
+                let case = case.work(w).update().number(5, twist as u32);
+                let case = match kernel {
+                    Kernel::Update | Kernel::UpdateWith => case.i8s(InOut, w, -127),
+                    _ => case.i32s(InOut, w, 1 << 30),
                 };
-                let case = case.work(w).update().number(5, last);
-                let case =
-                    if kernel == Kernel::Update { case.i8s(InOut, w, -127) } else { case.i32s(InOut, w, 1 << 30) };
-                if twist { gradient(case, o, o.div_ceil(3)) } else { gradient(case, columns, columns) }
+                let case = case.f32s(In, trained, -90.0, 90.0).f32s(In, o, 0.0, 1.5).index(columns, twist);
+                match kernel {
+                    Kernel::Update | Kernel::Update32 => case,
+                    _ => case.states(trained, twist),
+                }
             }
             Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => {
                 bottleneck(case, dims, twist)

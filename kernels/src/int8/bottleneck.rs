@@ -136,7 +136,7 @@ impl Bottleneck {
     }
 }
 
-/// Bytes of scratch that [`i8_bottleneck`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_bottleneck`] needs, beginning at a multiple of 8.
 pub const fn i8_bottleneck_scratch_bytes(dims: &Bottleneck) -> usize {
     let mut stages = i8_depthwise_scratch_bytes(&dims.depthwise.conv);
     let project = i8_conv2d_scratch_bytes(&rows_of(&dims.project.conv, dims.band()));

@@ -14,12 +14,12 @@ use super::{Conv, WeightGrad, lengths, part, part_mut};
 
 pub(super) type Tile = [[f32; COLUMNS]];
 
-/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_x_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(1)
 }
 
-/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_w_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(2)
 }
@@ -251,6 +251,15 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     fn run<S: Simd>(self, _: S) {
         let GradW { dims, from, columns, scratch, done } = self;
         with_tiles(scratch, |xt, sums| grad_w(dims, from, columns, xt, sums, done));
+    }
+}
+
+/// Calls `done` with the sums of the gradient, as `grad_w` does.
+#[inline(always)]
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
+    if fits(dims, from) {
+        let columns = from.index.map_or(dims.in_channels, <[i32]>::len);
+        simd::dispatch(GradW { dims, from, columns, scratch, done });
     }
 }
 

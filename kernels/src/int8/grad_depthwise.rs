@@ -27,7 +27,7 @@ pub(super) const PLANNED_LANES: usize = 8;
 /// Taps whose weights or sums are held; a larger window goes channel by channel.
 const TAPS_MAX: usize = 64;
 
-/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_depthwise_grad_x_scratch_bytes(dims: &Conv) -> usize {
     if is_tiled(dims) { piece_bytes::<f32>(dims.taps() * PLANNED_LANES) } else { 0 }
 }
@@ -341,6 +341,15 @@ pub fn i8_depthwise_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], scrat
         }
     };
     simd::dispatch(GradW { dims, from, columns, scratch, done });
+}
+
+/// Calls `done` with a tap, the first of some columns and their sums, for all of the gradient.
+#[inline(always)]
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
+    if fits(dims, from.gc.len(), from.x.len()) {
+        let columns = from.index.map_or(dims.out_channels, <[i32]>::len);
+        simd::dispatch(GradW { dims, from, columns, scratch, done });
+    }
 }
 
 /// [`i8_depthwise_grad_w`] and the update of the weight in one: no more than a tile of the gradient is ever held.

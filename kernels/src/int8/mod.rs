@@ -27,6 +27,7 @@ pub mod round;
 mod scratch;
 mod simd;
 mod softmax;
+mod states;
 mod tile;
 mod update;
 #[cfg(all(feature = "std", target_arch = "x86_64"))]
@@ -56,6 +57,10 @@ pub use grad_depthwise::{
 pub use loss::{CrossEntropy, i8_cross_entropy, i8_cross_entropy_grad};
 pub use pool::{i8_avg_pool, i8_avg_pool_grad, i8_max_pool, i8_max_pool_grad};
 pub use softmax::{Softmax, i8_softmax};
+pub use states::{
+    States, i8_conv2d_grad_w_update_with, i8_depthwise_grad_w_update_with, i8_grad_b_update_with, i8_update_with,
+    i32_update_with,
+};
 pub use update::{Shape, Update, i8_update, i32_update, update_stream};
 
 use core::ops::Range;

@@ -17,6 +17,7 @@ mod norm;
 mod pool;
 mod update;
 
+pub use conv::Moves;
 pub use def::{Acc, Eval, OpDef, Saves, Tensor, Vjp};
 
 macro_rules! op_table {
