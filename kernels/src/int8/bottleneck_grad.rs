@@ -201,7 +201,7 @@ fn run(
         let second = part_mut(second_wide, 0, pixels * width);
         second.fill(0.0);
         let from = Matrix { data: gc, pitch: dims.out_channels, rows: pixels, columns: dims.out_channels };
-        add_product(second, width, from, |o| part(layers.project_w, o * inner + first, width), wt);
+        add_product(second, width, from, (layers.project_w.get(first..).unwrap_or(&[]), inner), wt);
         layers.depthwise.pass(second, first, width);
         let conv = Conv { in_channels: width, out_channels: width, ..dims.depthwise };
         let wide = part_mut(first_wide, 0, dims.in_pixels() * width);
@@ -224,8 +224,7 @@ fn expand(
 ) {
     let (ins, pixels) = (dims.in_channels, dims.in_pixels());
     let from = Matrix { data: wide, pitch: width, rows: pixels, columns: width };
-    let w = weight.w();
-    add_product(gx, ins, from, |k| part(w, (first + k) * ins, ins), wt);
+    add_product(gx, ins, from, (weight.w().get(first * ins..).unwrap_or(&[]), ins), wt);
     let Expand::Trained { w, update, x, zero, index } = weight else { return };
     let size = [1, pixels];
     let conv = Conv {

@@ -100,9 +100,8 @@ fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut Tile) {
             for from in (0..o).step_by(DEPTH) {
                 let count = DEPTH.min(o - from);
                 let wt = part_mut(wt, 0, count);
-                for (k, wt) in wt.iter_mut().enumerate() {
-                    floats(part(w, ((from + k) * dims.taps() + tap) * channels + first, width), wt);
-                }
+                let w = w.get((from * dims.taps() + tap) * channels + first..).unwrap_or(&[]);
+                floats(w, dims.taps() * channels, width, wt);
                 for (p, q, len) in stretches(dims, r, s) {
                     let pitch = channels * dims.stride[1];
                     let sums = gx.get_mut(q * channels + first..).unwrap_or(&mut []);
@@ -123,39 +122,38 @@ pub(super) struct Matrix<'a> {
     pub(super) columns: usize,
 }
 
-/// `sums[p, i] += sum over o of gc[p, o] w(o)[i]`, `o` ascending: the gradient of a 1 x 1 convolution's input. The sums
-/// have `columns` in a row, and `w(o)` as many elements.
+/// `sums[p, i] += sum over o of gc[p, o] w[o w_pitch + i]`, `o` ascending: the gradient of a 1 x 1 convolution's input.
+/// The sums have `columns` in a row.
 #[inline(always)]
-pub(super) fn add_product<'a>(
-    sums: &mut [f32],
-    columns: usize,
-    gc: Matrix,
-    w: impl Fn(usize) -> &'a [i8],
-    wt: &mut Tile,
-) {
+pub(super) fn add_product(sums: &mut [f32], columns: usize, gc: Matrix, (w, w_pitch): (&[i8], usize), wt: &mut Tile) {
     for first in (0..columns).step_by(COLUMNS) {
         let width = COLUMNS.min(columns - first);
         for from in (0..gc.columns).step_by(DEPTH) {
             let wt = part_mut(wt, 0, DEPTH.min(gc.columns - from));
-            for (k, wt) in wt.iter_mut().enumerate() {
-                floats(part(w(from + k), first, width), wt);
-            }
+            floats(w.get(from * w_pitch + first..).unwrap_or(&[]), w_pitch, width, wt);
             let (sums, gc_from) = (sums.get_mut(first..).unwrap_or(&mut []), gc.data.get(from..).unwrap_or(&[]));
             add_rows(sums, columns, gc.rows, width, gc_from, gc.pitch, wt);
         }
     }
 }
 
-/// Weights of a row of a tile as floats, zeros after the last.
+/// `width` weights of each row of a tile as floats, then zeros; rows lie `pitch` elements apart.
 #[inline(always)]
-fn floats(w: &[i8], to: &mut [f32; COLUMNS]) {
-    if let Some(w) = w.first_chunk::<COLUMNS>() {
-        *to = w.map(f32::from);
+fn floats(w: &[i8], pitch: usize, width: usize, to: &mut Tile) {
+    #[cfg(all(has_dsp, has_fpu, not(feature = "std")))]
+    if width == COLUMNS && super::dsp::floats(w, pitch, to) {
         return;
     }
-    *to = [0.0; COLUMNS];
-    for (to, w) in to.iter_mut().zip(w) {
-        *to = f32::from(*w);
+    for (k, to) in to.iter_mut().enumerate() {
+        let w = part(w, k * pitch, width);
+        if let Some(w) = w.first_chunk::<COLUMNS>() {
+            *to = w.map(f32::from);
+            continue;
+        }
+        *to = [0.0; COLUMNS];
+        for (to, w) in to.iter_mut().zip(w) {
+            *to = f32::from(*w);
+        }
     }
 }
 
