@@ -358,7 +358,7 @@ fn measure(case: &Case, program: &Path, text: &str) -> Result<Measured, String> 
 fn layers(bench: &Bench, case: &Case, row: &Row) -> Outcome {
     let program = build(bench, case, "learn-steps", &["--features", "steps"])?;
     let source = String::from_utf8(read(&case.folder.join("model.rs"))?).map_err(|e| format!("model.rs: {e}"))?;
-    let steps = families::steps(&source);
+    let steps = families::steps(&source, row.batch);
     for board in BOARDS {
         let flash = case.folder.join("steps.flash");
         if flash.exists() {
