@@ -121,7 +121,9 @@ impl<F: NorFlash> Checkpoints<F> {
         self.flash
     }
 
-    /// Saves; gives the sequence number. Its blocks are not on the stack of the caller. On an error, and if power fails before the end, the older one still stands.
+    /// Saves; gives the sequence number. On an error, and if power fails before the end, the older one still stands.
+    ///
+    /// Never inlined, like `open` and `load`: their blocks would lie on the caller's stack while the model runs.
     ///
     /// # Errors
     /// [`Fault::FlashErase`], [`Fault::FlashWrite`], [`Fault::FlashRead`], [`Fault::FlashVerify`].
