@@ -185,7 +185,7 @@ fn prepare(bench: &Bench, inputs: &Inputs, row: &Row) -> Result<Result<Case, Str
     let (network, is_published) = inputs.network(row.network);
     let weights = if is_published { "published" } else { "generated" };
     println!("\n{}: {weights} weights, {}", row.name(), inputs.images_name());
-    let request = vec![
+    let request = [
         network.display().to_string(),
         format!("--classes={CLASSES}"),
         format!("--scheme={}", inputs.scheme(row.network, row.scheme)),
