@@ -10,8 +10,8 @@
 //! hand exist. For a 1 x 1 expansion, a depthwise convolution without multiplier whose weight stays, and a 1 x 1
 //! projection.
 
-use super::grad_conv::{Matrix, Tile, add_product, grad_w, with_tiles};
-use super::grad_depthwise::{self, Lanes, PLANNED_LANES, is_tiled, with_lanes};
+use super::grad_conv::{Matrix, Tile, add_product, grad_w, tiles};
+use super::grad_depthwise::{self, Lanes, PLANNED_LANES, is_tiled, lanes};
 use super::round::bit;
 use super::scratch::{Scratch, piece_bytes};
 use super::simd::{self, Kernel, Simd};
@@ -179,9 +179,9 @@ impl Kernel for Job<'_, '_> {
         let mut pieces = Scratch::new(scratch);
         let second = pieces.take::<f32>(dims.out_pixels() * dims.group());
         let first = pieces.take::<f32>(dims.in_pixels() * dims.group());
-        with_lanes(pieces.rest(), dims.depthwise.taps(), |lanes, rest| {
-            with_tiles(rest, |a, b| run(dims, gc, layers, gx, [first, second], (lanes, a, b)));
-        });
+        lanes!(pieces.rest(), dims.depthwise.taps(), lanes, rest);
+        tiles!(rest, a, b);
+        run(dims, gc, layers, gx, [first, second], (lanes, a, b));
     }
 }
 

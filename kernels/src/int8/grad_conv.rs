@@ -14,6 +14,31 @@ use super::{Conv, WeightGrad, lengths, part, part_mut};
 
 pub(super) type Tile = [[f32; COLUMNS]];
 
+/// Binds two tiles: on the stack, or of the scratch where the stack is small. No closure gets them, since one has none
+/// of the instructions that the function around it is compiled for.
+macro_rules! tiles {
+    ($scratch:ident, $a:ident, $b:ident) => {
+        #[cfg(feature = "std")]
+        let (mut first, mut second) = (super::grad_conv::NO_TILE, super::grad_conv::NO_TILE);
+        #[cfg(feature = "std")]
+        let ($a, $b, _): (&mut super::grad_conv::Tile, &mut super::grad_conv::Tile, _) =
+            (&mut first, &mut second, $scratch);
+        #[cfg(not(feature = "std"))]
+        let ($a, $b) = {
+            let mut pieces = super::scratch::Scratch::new($scratch);
+            let (a, rest) = (pieces.take::<f32>(super::tile::DEPTH * super::tile::COLUMNS), pieces.rest());
+            let b =
+                if rest.is_empty() { &mut [] } else { super::scratch::Scratch::new(rest).take::<f32>(super::tile::DEPTH * super::tile::COLUMNS) };
+            (a.as_chunks_mut().0, b.as_chunks_mut::<{ super::tile::COLUMNS }>().0)
+        };
+    };
+}
+pub(super) use tiles;
+
+/// A tile before anything is in it.
+#[cfg(feature = "std")]
+pub(super) const NO_TILE: [[f32; COLUMNS]; DEPTH] = [[0.0; COLUMNS]; DEPTH];
+
 /// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_x_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(1)
@@ -46,26 +71,8 @@ impl Kernel for GradX<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradX { dims, gc, w, gx, scratch } = self;
-        with_tiles(scratch, |wt, _| grad_x(dims, gc, w, gx, wt));
-    }
-}
-
-/// Hands out two tiles: on the stack, or of the scratch where the stack is small.
-#[inline(always)]
-pub(super) fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
-    #[cfg(feature = "std")]
-    {
-        let _ = scratch;
-        let mut tiles = [[[0.0; COLUMNS]; DEPTH]; 2];
-        let [a, b] = &mut tiles;
-        run(a, b);
-    }
-    #[cfg(not(feature = "std"))]
-    {
-        let mut pieces = super::scratch::Scratch::new(scratch);
-        let (a, rest) = (pieces.take::<f32>(DEPTH * COLUMNS), pieces.rest());
-        let b = if rest.is_empty() { &mut [] } else { super::scratch::Scratch::new(rest).take::<f32>(DEPTH * COLUMNS) };
-        run(a.as_chunks_mut().0, b.as_chunks_mut().0);
+        tiles!(scratch, wt, _unused);
+        grad_x(dims, gc, w, gx, wt);
     }
 }
 
@@ -250,7 +257,8 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradW { dims, from, columns, scratch, done } = self;
-        with_tiles(scratch, |xt, sums| grad_w(dims, from, columns, xt, sums, done));
+        tiles!(scratch, xt, sums);
+        grad_w(dims, from, columns, xt, sums, done);
     }
 }
 
