@@ -197,7 +197,8 @@ fn the_page_stands_alone_and_shows_every_slot() {
 fn c_sources_agree_with_their_header() {
     let plan = plan();
     let image = vec![1; plan.arena_bytes() as usize];
-    let source = rust::export(&rust::Request { plan: &plan, image: &image, limits: [1 << 20; 2] }).expect("Rust");
+    let source =
+        rust::export(&rust::Request { plan: &plan, image: &image, limits: [1 << 20; 2], batch: 1 }).expect("Rust");
     let request = c::Request { plan: &plan, source: &source, runtime: "/some where/firmware", units: [4, 512] };
     let files = c::export(&request).expect("C");
     let text = |name: &str| {

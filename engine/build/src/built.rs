@@ -54,6 +54,7 @@ pub struct Built {
     pub hash: u64,
     runner: Runner,
     limits: [u64; 2],
+    batch: u32,
 }
 
 impl Built {
@@ -66,11 +67,18 @@ impl Built {
         let plan = planning::plan(&name_of(path), &opened.model, settings)?.plan;
         let mut runner = Runner::new(plan, RunOptions::default())?;
         runner.load(&opened.files, seed)?;
-        let hash = rust::hash(runner.plan(), runner.arena().bytes());
+        let hash = rust::hash(runner.plan(), runner.arena().bytes(), settings.batch);
         let weights = opened.files.iter().map(|file| file.path().to_path_buf());
         let mut sources: Vec<PathBuf> = std::iter::once(path.to_path_buf()).chain(weights).collect();
         sources.dedup();
-        Ok(Built { model: opened.model, sources, hash, runner, limits: [settings.memory, settings.flash] })
+        Ok(Built {
+            model: opened.model,
+            sources,
+            hash,
+            runner,
+            limits: [settings.memory, settings.flash],
+            batch: settings.batch,
+        })
     }
 
     /// The plan.
@@ -96,7 +104,8 @@ impl Built {
 
     fn files(&self, emit: Emit, c: &CSettings) -> Result<Vec<(&'static str, Vec<u8>)>, BuildError> {
         let (plan, limits) = (self.plan(), self.limits);
-        let source = || rust::export(&rust::Request { plan, image: self.runner.arena().bytes(), limits });
+        let (image, batch) = (self.runner.arena().bytes(), self.batch);
+        let source = || rust::export(&rust::Request { plan, image, limits, batch });
         Ok(match emit {
             Emit::Rust => {
                 let source = source()?;

@@ -25,7 +25,7 @@ pub mod sizes;
 
 pub use built::{Built, CSettings, Emit, name_of};
 pub use error::BuildError;
-use settings::Int8Settings;
+use settings::{Int8Settings, Rounding};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -41,6 +41,8 @@ pub struct Build {
     stack: String,
     batch: u32,
     is_scaled: bool,
+    update: Rounding,
+    momentum: f64,
     seed: u64,
     c: CSettings,
 }
@@ -59,6 +61,8 @@ impl Build {
             stack: "4KiB".to_string(),
             batch: 1,
             is_scaled: true,
+            update: Rounding::Stochastic,
+            momentum: 0.0,
             seed: 0,
             c: CSettings::default(),
         }
@@ -112,6 +116,18 @@ impl Build {
         self
     }
 
+    /// How updates are rounded.
+    pub fn update(mut self, rounding: Rounding) -> Build {
+        self.update = rounding;
+        self
+    }
+
+    /// Momentum of the gradients, below 1.
+    pub fn momentum(mut self, momentum: f64) -> Build {
+        self.momentum = momentum;
+        self
+    }
+
     /// Seed of a new head.
     pub fn seed(mut self, seed: u64) -> Build {
         self.seed = seed;
@@ -140,6 +156,8 @@ impl Build {
             stack: settings::size(&self.stack)?,
             batch: self.batch,
             is_scaled: self.is_scaled,
+            update: self.update,
+            momentum: settings::momentum(self.momentum)?,
         })
     }
 

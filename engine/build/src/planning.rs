@@ -1,7 +1,7 @@
 //! From an int8 network and settings to a plan that fits SRAM and flash.
 
 use crate::error::BuildError;
-use crate::settings::Int8Settings;
+use crate::settings::{Int8Settings, Rounding};
 use crate::sizes::show;
 use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
@@ -52,9 +52,13 @@ fn attempt(
         Entry { name: "train".to_string(), graph: graph(int8::Entry::Train)?, role },
         Entry { name: "infer".to_string(), graph: graph(int8::Entry::Infer)?, role: Role::Forward },
     ];
+    let rule = match settings.update {
+        Rounding::Stochastic => "sgd",
+        Rounding::Accumulate => "sgd-accumulate",
+    };
     let optimizer = Optimizer {
-        rule: rule_index("sgd").expect("the table has it"),
-        beta1: 0.0,
+        rule: rule_index(rule).expect("the table has it"),
+        beta1: settings.momentum,
         beta2: 0.0,
         eps: 0.0,
         weight_decay: 0.0,

@@ -2,6 +2,7 @@
 
 use crate::error::BuildError;
 use crate::sizes;
+use std::str::FromStr;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::target::Target;
 
@@ -22,6 +23,40 @@ pub struct Int8Settings {
     pub batch: u32,
     /// Whether gradients are scaled by the quantisation.
     pub is_scaled: bool,
+    /// How updates are rounded.
+    pub update: Rounding,
+    /// Momentum of the gradients; 0 for none.
+    pub momentum: f64,
+}
+
+/// How an update of integers is rounded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rounding {
+    /// At random, so that the mean is right.
+    Stochastic,
+    /// To the nearest, with what is left kept for the next step.
+    Accumulate,
+}
+
+impl FromStr for Rounding {
+    type Err = BuildError;
+
+    fn from_str(text: &str) -> Result<Rounding, BuildError> {
+        match text {
+            "stochastic" => Ok(Rounding::Stochastic),
+            "accumulate" => Ok(Rounding::Accumulate),
+            other => Err(BuildError::request(format!("`{other}` is no way to round: stochastic or accumulate"))),
+        }
+    }
+}
+
+/// Momentum as it may be.
+///
+/// # Errors
+/// It is not in `0..1`.
+pub fn momentum(value: f64) -> Result<f64, BuildError> {
+    let why = || BuildError::request(format!("--momentum {value}: at least 0 and below 1"));
+    Some(value).filter(|m| (0.0..1.0).contains(m)).ok_or_else(why)
 }
 
 /// A microcontroller by name.

@@ -11,7 +11,7 @@ use tinyforge::samples::Location;
 use tinyforge::simulate::contribution::Trials;
 use tinyforge::simulate::{Evaluator, SimulateOptions, Simulation};
 use tinyforge::train::schedule::{Decay, LrSchedule};
-use tinyforge_build::settings::{Int8Settings, target};
+use tinyforge_build::settings::{Int8Settings, Rounding, target};
 use tinyforge_cli::search::candidates::{self, Candidate, Network, Part, Wanted};
 use tinyforge_compiler::scheme::select::select;
 use tinyforge_kernels::random::Stream;
@@ -49,6 +49,8 @@ fn settings(memory: u64) -> Int8Settings {
         stack: 1024,
         batch: 1,
         is_scaled: true,
+        update: Rounding::Stochastic,
+        momentum: 0.0,
     }
 }
 

@@ -10,6 +10,7 @@ mod features;
 mod prefix;
 
 use crate::data::Schedule;
+use crate::files::ReadAt;
 use crate::runner::{RunError, RunOptions, Runner};
 use crate::samples::Samples;
 use crate::train::schedule::LrSchedule;
@@ -115,6 +116,17 @@ impl Simulation {
     /// Starts every step from features of the samples, as far as they reach.
     fn start_from(&mut self, features: &Arc<Features>) {
         self.start = Start::of(self.runner.plan(), self.train, self.prefix.steps, features);
+    }
+
+    /// Begins anew with another seed: the weights of `files`, step 0. What depends on a sample alone stays.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn restart(&mut self, files: &[ReadAt], options: SimulateOptions) -> Result<(), SimulateError> {
+        self.runner.load(files, options.seed)?;
+        self.visits = Schedule::new(self.prefix.samples() as u64, options.seed, options.is_shuffled);
+        (self.options, self.visit, self.step) = (options, 0, 0);
+        Ok(())
     }
 
     /// The runner, with the weights as they are now.

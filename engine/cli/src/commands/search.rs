@@ -18,7 +18,7 @@ use tinyforge::simulate::SimulateOptions;
 use tinyforge::simulate::contribution::Trials;
 use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge_build::model::{self, Opened};
-use tinyforge_build::settings::{size, target};
+use tinyforge_build::settings::{Rounding, size, target};
 use tinyforge_build::{name_of, planning};
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::scheme::select::{SelectError, Selection, select};
@@ -142,6 +142,8 @@ fn settings(args: &SearchArgs) -> Result<Int8Settings, CommandError> {
         stack: size(&args.stack)?,
         batch: 1,
         is_scaled: !args.no_qas,
+        update: Rounding::Stochastic,
+        momentum: 0.0,
     })
 }
 

@@ -1,11 +1,13 @@
 //! Int8 networks on their way to a microcontroller: opened, planned, reported.
 
+pub mod compare;
+pub mod learning;
 pub mod report;
 
 use crate::error::CommandError;
 use std::path::PathBuf;
 pub use tinyforge_build::settings::Int8Settings;
-use tinyforge_build::settings::{scheme, size, target};
+use tinyforge_build::settings::{Rounding, momentum, scheme, size, target};
 pub use tinyforge_build::{model, planning};
 
 /// What every command on int8 networks takes.
@@ -37,6 +39,12 @@ pub struct Int8Args {
     /// Plain descent on the stored integers, without quantisation-aware scaling
     #[arg(long)]
     pub no_qas: bool,
+    /// How steps below one unit count: rounded at random, or added up in 4 bytes of SRAM for each trained element
+    #[arg(long, default_value = "stochastic")]
+    pub update: Rounding,
+    /// Momentum of the gradients, below 1; takes 4 bytes of SRAM for each trained element
+    #[arg(long, default_value_t = 0.0)]
+    pub momentum: f64,
     /// Seed of a new head and of rounding
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -59,6 +67,8 @@ impl Int8Args {
             stack: size(&self.stack)?,
             batch: self.batch,
             is_scaled: !self.no_qas,
+            update: self.update,
+            momentum: momentum(self.momentum)?,
         })
     }
 }
