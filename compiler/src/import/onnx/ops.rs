@@ -14,7 +14,7 @@ use crate::ir::ops::Op;
 use crate::ir::types::Type;
 
 /// A reader of one operator.
-type Read = for<'a> fn(&mut Converter<'a>, &'a Node<'a>) -> Refused<()>;
+pub(super) type Read = for<'a> fn(&mut Converter<'a>, &'a Node<'a>) -> Refused<()>;
 
 /// One row an operator.
 pub(super) const OPERATORS: [(&str, Read); 27] = [

@@ -39,7 +39,7 @@ pub struct CompileArgs {
 /// The request cannot be met, or the folder cannot be written.
 pub fn run(args: &CompileArgs) -> Result<(), CommandError> {
     let settings = args.int8.settings()?;
-    let opened = model::open(&args.int8.model, args.int8.classes)?;
+    let opened = model::open(&args.int8, None)?;
     let name = args.int8.model.file_stem().map_or(String::new(), |n| n.to_string_lossy().into_owned());
     let compiled = planning::plan(&name, &opened.model, &settings)?;
     let mut runner = Runner::new(compiled.plan.clone(), RunOptions::default())?;

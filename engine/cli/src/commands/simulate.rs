@@ -67,7 +67,8 @@ pub struct SimulateArgs {
 /// The request cannot be met, or the run failed.
 pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
     let settings = args.int8.settings()?;
-    let opened = model::open(&args.int8.model, args.int8.classes)?;
+    let fallback = model::Fallback { data: &args.data, holds_out: args.test.is_none() };
+    let mut opened = model::open(&args.int8, Some(fallback))?;
     let shape = opened.model.input().shape.map(|d| d as usize);
     let (train, test) = read(args, shape)?;
     let name = args.int8.model.file_stem().map_or(String::new(), |n| n.to_string_lossy().into_owned());
@@ -84,12 +85,20 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
     runner.load(&opened.files, args.int8.seed)?;
     let hash = rust::hash(&plan, runner.arena().bytes());
     print!("{}", report::words(&plan, &opened.model, hash, [settings.memory, settings.flash]));
+    let float = match &mut opened.float {
+        Some(float) if args.int8.classes.is_none() => Some(float.accuracy(&test)?),
+        _ => None,
+    };
+    if let Some(share) = float {
+        println!("the float network's accuracy {share:.4}");
+    }
     let (first, last, losses, seconds) = learn(args, &settings, runner, &plan, &train, &test)?;
     println!("accuracy {:.4} before, {:.4} after, {seconds:.1} s", first.share(), last.share());
     if args.common.json {
         let mut found = report::json(&plan, hash);
         found["accuracy_before"] = first.share().into();
         found["accuracy"] = last.share().into();
+        found["accuracy_float"] = json!(float);
         found["losses"] = json!(losses);
         found["seconds"] = seconds.into();
         println!("{found}");
