@@ -16,6 +16,7 @@ use tinyforge_compiler::target::Target;
 pub struct Int8Args {
     /// A model: a TFLite file with int8 tensors, the .json of a network beside its .safetensors, or a float .onnx file
     pub model: PathBuf,
+    /// How a float network becomes int8.
     #[command(flatten)]
     pub float: FloatArgs,
     /// Replace the head by a new one of so many classes
