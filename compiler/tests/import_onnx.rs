@@ -3,6 +3,7 @@
 mod onnx_file;
 
 use onnx_file::{File, Message, external, float, input, int, ints, node, numbers, packed, raw, small, spread, whole};
+use tinyforge_compiler::compile;
 use tinyforge_compiler::import::int8::{Entry, Int8Model, LayerOp};
 use tinyforge_compiler::import::onnx::{FloatModel, OnnxError, import};
 use tinyforge_compiler::ir::graph::Kind;
@@ -244,7 +245,7 @@ fn to_int8(
         weights: &weights,
         ranges,
     };
-    quantize::run(&request)
+    compile::to_int8(&request)
 }
 
 /// The bytes of a sample `[H,W,C]`, and the image `[C,H,W]` that the float network gets for them.

@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use tinyforge_compiler::compile::to_int8;
 use tinyforge_compiler::import::int8::Entry;
 use tinyforge_compiler::import::onnx::import;
 use tinyforge_compiler::ir::graph::Kind;
@@ -34,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         weights: &contents,
         ranges: &ranges,
     };
-    let Ok(int8) = quantize::run(&request) else { return };
+    let Ok(int8) = to_int8(&request) else { return };
     for entry in [Entry::Whole, Entry::Train] {
         if let Ok(graph) = int8.graph(entry, 1) {
             let findings = verify(&graph);

@@ -86,7 +86,7 @@ class Net:
         return self.op("Gemm", w, self.real(outs), transB=int(rows))
 
     def model(self):
-        y = helper.make_tensor_value_info(self.at, TensorProto.FLOAT, None)
+        y = helper.make_tensor_value_info(self.at, TensorProto.FLOAT, ["N", "K"])
         graph = helper.make_graph(self.nodes, "net", [self.input], [y], self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
         model.ir_version = 8
@@ -131,8 +131,8 @@ def windows():
     net.conv(4, 4, 3, auto_pad="VALID")
     net.op("Reshape", net.constant(numpy.array([0, -1])))
     w = net.model()
-    session = onnxruntime.InferenceSession(w.SerializeToString())
-    width = session.run(None, {"x": numpy.zeros((1, 2, 25, 19), "f4")})[0].shape[1]
+    peer = onnxruntime.InferenceSession(w.SerializeToString())
+    width = peer.run(None, {"x": numpy.zeros((1, 2, 25, 19), "f4")})[0].shape[1]
     net.op("MatMul", net.real(width, 3, scale=width**-0.5))
     net.op("Add", net.real(3))
     return net.model()
@@ -196,10 +196,10 @@ def floats(args):
         model = mobile(13, "initializer")
         onnx.save(model, paths[-1], save_as_external_data=True, location="external.bin", size_threshold=64)
         for path in [*paths, *args.models]:
-            session = onnxruntime.InferenceSession(str(path))
-            shape = [1, *session.get_inputs()[0].shape[1:]]
+            peer = onnxruntime.InferenceSession(str(path))
+            shape = [1, *peer.get_inputs()[0].shape[1:]]
             images = numpy.random.default_rng(1).standard_normal((4, *shape)).astype("f4")
-            theirs = numpy.stack([session.run(None, {session.get_inputs()[0].name: x})[0] for x in images])
+            theirs = numpy.stack([peer.run(None, {peer.get_inputs()[0].name: x})[0] for x in images])
             # Images are handed over with channels first.
             turned = images.transpose(0, 1, 4, 2, 3) if path.name == "last.onnx" else images
             found = ours(args.runner, path, turned).reshape(theirs.shape)
@@ -278,9 +278,9 @@ def mnist(args):
     quantize_static(prepared, quantised, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **kinds)
 
     def accuracy(path):
-        session = onnxruntime.InferenceSession(str(path))
+        peer = onnxruntime.InferenceSession(str(path))
         images = turn(test_x)[:, None]
-        found = numpy.concatenate([session.run(None, {"x": image})[0].argmax(1) for image in images])
+        found = numpy.concatenate([peer.run(None, {"x": image})[0].argmax(1) for image in images])
         return float((found == test_y).mean())
 
     print(json.dumps({"float": accuracy(path), "onnxruntime_int8": accuracy(args.out / "int8.onnx")}))

@@ -114,7 +114,9 @@ fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Op
                 let Some(&arg) = node.args.get(a).filter(|_| to == o) else { return false };
                 let Some(room) = room_of[arg.index()] else { return false };
                 let once = node.args.iter().filter(|x| room_of[x.index()] == Some(room)).count() == 1;
-                let dies = rooms[room].life.end == i as u32 || node.op == Op::Reshape;
+                // A graph's results outlive its last node.
+                let stays = graph.results.iter().any(|(_, v)| room_of[v.index()] == Some(room));
+                let dies = (rooms[room].life.end == i as u32 && !stays) || node.op == Op::Reshape;
                 let is_input = graph.info(arg).decl == Some(Kind::Input);
                 dies && once && !is_input && rooms[room].bytes == bytes && !taken.contains(&room)
             };

@@ -124,7 +124,7 @@ impl Float {
             weights: &weights,
             ranges: &ranges,
         };
-        let model = quantize::run(&request).map_err(|e| CommandError::request(format!("{}: {e}", self.name)))?;
+        let model = compile::to_int8(&request).map_err(|e| CommandError::request(format!("{}: {e}", self.name)))?;
         eprintln!("quantised with {} samples", samples.len());
         Ok(Int8Model { notes: [self.model.notes.clone(), model.notes].concat(), ..model })
     }
