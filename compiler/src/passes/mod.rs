@@ -3,6 +3,7 @@
 
 pub mod differentiate;
 pub mod fuse;
+pub mod fuse_channels;
 pub mod fuse_rows;
 pub mod fuse_update;
 pub mod live;

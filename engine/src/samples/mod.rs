@@ -7,6 +7,7 @@ mod folder;
 mod idx;
 mod pixels;
 mod raw;
+pub mod stream;
 
 use crate::files::FileError;
 use std::path::{Path, PathBuf};

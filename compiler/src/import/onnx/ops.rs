@@ -337,7 +337,7 @@ fn reshape<'a>(c: &mut Converter<'a>, node: &'a Node<'a>) -> Refused<()> {
     let Some(wanted) = c.list(node, 1, "shape")? else { return Err("its shape is missing".into()) };
     let have = c.builder.graph.ty(x).shape.clone();
     let keeps_batch = match wanted.first() {
-        Some(&(0 | -1 | 1)) => true,
+        Some(-1..=1) => true,
         first => first.is_some() && first == c.file_batch.as_ref(),
     };
     let why = || format!("{have:?} cannot take the shape {wanted:?} and keep the batch");

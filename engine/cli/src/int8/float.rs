@@ -1,12 +1,13 @@
 //! Float networks: run on the CPU, measured, quantised.
 
-use super::{FloatArgs, Ranges};
+use super::model::{self, Opened};
+use super::{FloatArgs, Int8Args, Ranges};
 use crate::error::CommandError;
 use std::path::Path;
 use tinyforge::cpu::CpuKernels;
-use tinyforge::files::ReadAt;
+use tinyforge::files::{ReadAt, read_whole};
 use tinyforge::runner::{RunOptions, Runner};
-use tinyforge::samples::Samples;
+use tinyforge::samples::{self, Samples};
 use tinyforge_compiler::compile::{self, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::int8::Int8Model;
 use tinyforge_compiler::import::onnx::{self, FloatModel};
@@ -32,6 +33,54 @@ pub struct Float {
     runner: Runner,
     /// Values whose ranges are measured: results `range.0`, `range.1`, ...
     observed: usize,
+}
+
+/// Samples that a network is quantised with where the user named none: the data that it is trained on.
+pub struct Fallback<'a> {
+    /// The data.
+    pub data: &'a Path,
+    /// Whether every tenth is held out.
+    pub holds_out: bool,
+}
+
+/// Opens an int8 network, or makes one of a float network, which is given as well.
+///
+/// # Errors
+/// A file is not there or damaged, the network has parts that are not supported, or a float one lacks samples.
+pub fn open(args: &Int8Args, fallback: Option<Fallback>) -> Result<(Opened, Option<Float>), CommandError> {
+    let path = &args.model;
+    if !model::is_onnx(path) {
+        return Ok((model::open(path, args.classes)?, None));
+    }
+    let bytes = read_whole(path).map_err(CommandError::request)?;
+    let mut float = Float::open(path, &bytes, &args.float)?;
+    let samples = calibration(args, fallback, float.shape())?;
+    let mut model = float.quantize(&samples, args.float.ranges)?;
+    if let Some(classes) = args.classes {
+        let why = |e| CommandError::request(format!("{}: {e}", path.display()));
+        model = model.with_classes(classes).map_err(why)?;
+    }
+    Ok((Opened { model, files: vec![ReadAt::open(path)?] }, Some(float)))
+}
+
+/// The samples that a float network is quantised with.
+fn calibration(args: &Int8Args, fallback: Option<Fallback>, shape: [usize; 3]) -> Result<Samples, CommandError> {
+    let named = args.float.calibrate.as_deref().map(|data| Fallback { data, holds_out: false });
+    let Some(from) = named.or(fallback) else {
+        return Err(CommandError::request(format!(
+            "{} is a float network; its values' ranges are measured on samples: `--calibrate DIR` with some hundred \
+             images like those that it will see, an IDX file, or raw int8 arrays",
+            args.model.display()
+        )));
+    };
+    if args.float.calibrate_samples == 0 {
+        return Err(CommandError::request("--calibrate-samples must be at least 1"));
+    }
+    let all = samples::read_unlabelled(from.data, shape).map_err(CommandError::request)?;
+    let all = if from.holds_out { all.split(10).0 } else { all };
+    let count = args.float.calibrate_samples.min(all.len());
+    let bytes = (0..count).flat_map(|i| all.sample(i * all.len() / count)).copied().collect();
+    Ok(Samples::new(shape, bytes, vec![0; count], Vec::new()))
 }
 
 /// Reads the description of an ONNX file; its external data lie beside it.
