@@ -7,6 +7,7 @@
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
 
+use crate::import::int8::{self, Int8Error, Int8Model};
 use crate::ir::graph::Graph;
 use crate::ir::text::print_graph;
 use crate::ir::types::Type;
@@ -16,12 +17,24 @@ use crate::passes::parameterize::{Parameters, Storage};
 use crate::passes::place::{Needs, Placement};
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
-    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, order, parameterize, place, prune, recompute, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, order, parameterize, place, prune, quantize, recompute,
+    update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
 use std::collections::HashSet;
 use tinyforge_plan::{Kernels, Peak, Plan, Source};
+
+/// Makes an int8 network of a float one, before everything else: what it gives is compiled as an imported one is.
+///
+/// # Errors
+/// The float network has a part that int8 has no layer for, or a number that int8 cannot hold.
+pub fn to_int8(request: &quantize::Request) -> Result<Int8Model, Int8Error> {
+    let model = quantize::run(request)?;
+    let findings = verify::verify(&model.graph(int8::Entry::Whole, 1)?);
+    assert!(findings.is_empty(), "pass quantize broke {}: {}", request.name, list(&findings));
+    Ok(model)
+}
 
 /// What an entry is made for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,8 +1,9 @@
 //! A float network to int8, with the ranges that its values were seen to take.
 //!
-//! Before: a forward graph over `images f32[B,C,H,W]` (or `f32[B,F]`) of convolutions, linear layers, batch norms, sums,
-//! pools and ReLUs, its weights in f32. After: an [`Int8Model`].
-//! - Batch norms are folded into what stands before them: `W' = W w r`, `b' = (b - mean) w r + beta`, `r = 1/√(var+eps)`.
+//! Before: a forward graph over `images f32[B,C,H,W]` (or `f32[B,F]`) of convolutions, linear layers, batch norms,
+//! sums, pools and ReLUs, its weights in f32. After: an [`Int8Model`].
+//! - Batch norms are folded into what stands before them: `W' = W w r`, `b' = (b - mean) w r + beta`,
+//!   `r = 1/√(var+eps)`.
 //! - Weights are symmetric, one scale an output channel: `s_w = max|W| / 127`. Biases are `i32` at `s_x s_w`.
 //! - Values have one scale and zero point each, from their range; 0 is always a stored number.
 //! - ReLU and ReLU6 become limits of the result before them.
@@ -16,7 +17,7 @@ mod range;
 mod units;
 mod weights;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tinyforge_plan::Source;
 
@@ -75,9 +76,20 @@ pub fn run(request: &Request) -> Result<Int8Model> {
     let weights = graph.declared(Kind::Weight).map(|v| graph.ty(v).elems()).fold(0u64, u64::saturating_add);
     let mut assembly = Assembly::new(request.name, weights.saturating_mul(4), image)?;
     assembly.block("layers.0");
+    let softmaxes = graph.nodes.iter().filter(|n| n.op == Op::Softmax).map(|n| n.args[0]);
+    let whole = softmaxes.chain(graph.results.iter().map(|&(_, v)| v)).collect();
     let ranges = measured.into_iter().zip(request.ranges.iter().copied()).collect();
-    let mut writer =
-        Writer { request, assembly, input, ranges, images: HashMap::new(), order: HashMap::new(), layers: 0 };
+    let mut writer = Writer {
+        request,
+        assembly,
+        input,
+        ranges,
+        images: HashMap::new(),
+        whole,
+        raw: vec![0],
+        order: HashMap::new(),
+        layers: 0,
+    };
     writer.notes();
     for v in graph.declared(Kind::Input) {
         writer.images.insert(v, 0);
@@ -118,6 +130,10 @@ struct Writer<'a> {
     input: bytes::Input,
     ranges: HashMap<Value, Range>,
     images: HashMap<Value, u32>,
+    /// Results, and what a softmax reads: their ranges are not cut.
+    whole: HashSet<Value>,
+    /// The input, as it is and flattened: what its bytes mean by channel is still to be folded.
+    raw: Vec<u32>,
     /// Flattened images, whose elements lie as `[H,W,C]` where the float network has `[C,H,W]`.
     order: HashMap<Value, [u32; 3]>,
     layers: u32,
@@ -154,15 +170,12 @@ impl Writer<'_> {
         Ok((Image { name: format!("{name}.y"), shape, quant }, unit.limits(quant)))
     }
 
-    fn is_result(&self, v: Value) -> bool {
-        let graph = self.graph();
-        let read_by_softmax = graph.nodes.iter().any(|n| n.op == Op::Softmax && n.args[0] == v);
-        read_by_softmax || graph.results.iter().any(|(_, r)| *r == v)
-    }
-
     fn unit(&mut self, unit: &Unit) -> Result<()> {
         let node = self.request.graph.nodes[unit.node].clone();
         let x = node.args[0];
+        if !matches!(node.op, Op::Conv2d | Op::Linear | Op::BatchNormEval | Op::Reshape) {
+            self.is_even(&node)?;
+        }
         let image = match node.op {
             Op::Conv2d | Op::Linear | Op::BatchNormEval => self.product(unit, &node)?,
             Op::Add => {
@@ -199,6 +212,17 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Refuses an op that cannot take over what the input's bytes mean by channel.
+    fn is_even(&self, node: &Node) -> Result<()> {
+        let reads_raw = node.args.iter().any(|v| self.images.get(v).is_some_and(|i| self.raw.contains(i)));
+        if !reads_raw || self.input.is_even() {
+            return Ok(());
+        }
+        let why =
+            "it reads the input, whose mean or deviation differs by channel; a layer with weights must come first";
+        Err(refuse(self.name_of(node.outs[0]), why.into()))
+    }
+
     /// Refuses a flattened image where the order of its elements would matter.
     fn in_order(&self, v: Value) -> Result<()> {
         match self.order.get(&v) {
@@ -230,7 +254,11 @@ impl Writer<'_> {
             _ if from == to => Ok(image),
             (false, true) => {
                 self.order.insert(unit.out, from);
-                self.assembly.reshape(image, to, &name)
+                let flat = self.assembly.reshape(image, to, &name)?;
+                if self.raw.contains(&image) {
+                    self.raw.push(flat);
+                }
+                Ok(flat)
             }
             _ => {
                 Err(refuse(&name, format!("{} becomes {}; images are only flattened", graph.ty(x), graph.ty(unit.out))))
@@ -262,8 +290,8 @@ impl Writer<'_> {
         let product =
             Product::of(self.request, node, &x, self.order.get(&node.args[0])).map_err(|why| refuse(&name, why))?;
         let mut folded = product.folded;
-        if image == 0 {
-            folded.fold_input(&self.input, x.quant);
+        if self.raw.contains(&image) {
+            folded.fold_input(&self.input);
         }
         for &norm in &unit.norms {
             folded.fold_norm(self.request, &self.request.graph.nodes[norm]).map_err(|why| refuse(&name, why))?;
@@ -271,7 +299,7 @@ impl Writer<'_> {
         let stored = folded.store(x.quant.scale).map_err(|why| refuse(&name, why))?;
         stored.notes(&name).into_iter().for_each(|note| self.assembly.note(note));
         self.assembly.block(&name);
-        let (output, limits) = self.output(unit, &name, self.is_result(unit.out))?;
+        let (output, limits) = self.output(unit, &name, self.whole.contains(&unit.out))?;
         let bias: Vec<u8> = stored.bias.iter().flat_map(|b| b.to_le_bytes()).collect();
         self.assembly.conv(ConvSpec {
             name,

@@ -63,7 +63,19 @@ impl Built {
     /// # Errors
     /// See [`model::open`] and [`planning::plan`].
     pub fn of(path: &Path, classes: Option<u32>, settings: &Int8Settings, seed: u64) -> Result<Built, BuildError> {
-        let opened = model::open(path, classes)?;
+        Built::of_opened(path, model::open(path, classes)?, settings, seed)
+    }
+
+    /// Plans and loads a network that was opened, or made, from the file `path`.
+    ///
+    /// # Errors
+    /// See [`planning::plan`].
+    pub fn of_opened(
+        path: &Path,
+        opened: model::Opened,
+        settings: &Int8Settings,
+        seed: u64,
+    ) -> Result<Built, BuildError> {
         let plan = planning::plan(&name_of(path), &opened.model, settings)?.plan;
         let mut runner = Runner::new(plan, RunOptions::default())?;
         runner.load(&opened.files, seed)?;

@@ -14,6 +14,11 @@ pub struct Opened {
     pub files: Vec<ReadAt>,
 }
 
+/// Whether the name is that of an ONNX file, which holds a float network.
+pub fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
+}
+
 /// Opens a TFLite file, or the `.json` of a network whose weights lie in the `.safetensors` file of the same name.
 ///
 /// # Errors
@@ -21,6 +26,10 @@ pub struct Opened {
 pub fn open(path: &Path, classes: Option<u32>) -> Result<Opened, BuildError> {
     let request = |path: &Path, why: &dyn std::fmt::Display| BuildError::request(format!("{}: {why}", path.display()));
     let bytes = read_whole(path).map_err(BuildError::request)?;
+    if is_onnx(path) {
+        let why = "a float network is quantised with samples, which `tinyforge compile` and `simulate` alone do";
+        return Err(request(path, &why));
+    }
     let (model, weights) = if mcu::is_structure(&bytes) {
         let weights = path.with_extension("safetensors");
         let data = read_whole(&weights).map_err(BuildError::request)?;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use tinyforge_plan::{DType, Source};
 
 use super::model::{FloatModel, numbers};
-use super::ops::OPERATORS;
+use super::ops::{OPERATORS, Read};
 use super::schema::{AttrValue, Data, ElemType, File, Node, Tensor, short};
 use super::wire::damaged;
 use super::{OnnxError, ops};
@@ -71,6 +71,7 @@ pub(super) struct Converter<'a> {
     held: HashMap<&'a str, Held<'a>>,
     refused: HashSet<&'a str>,
     sources: HashMap<String, Source>,
+    asked: HashMap<String, u32>,
     files: Vec<String>,
     len_of: &'a dyn Fn(&str) -> Option<u64>,
     /// Elements that may still be copied: many nodes may name one constant.
@@ -96,6 +97,7 @@ pub fn convert(
         held: HashMap::new(),
         refused: HashSet::new(),
         sources: HashMap::new(),
+        asked: HashMap::new(),
         files: vec![file_name.to_owned()],
         len_of,
         copies_left: file_bytes.saturating_mul(COPIES_PER_BYTE).saturating_add(1 << 16),
@@ -106,7 +108,16 @@ pub fn convert(
         c.held.insert(constant.name, Held::Constant(constant));
     }
     let refuse = |layer: &str, why: String| OnnxError::Unsupported(vec![Refusal { layer: layer.to_owned(), why }]);
-    let shape = c.input(file).map_err(|why| refuse("the input", why))?;
+    let shape = match c.input(file) {
+        Ok(shape) => shape,
+        Err(why) => {
+            // Nothing can be said of shapes, but what no op stands for can be told already.
+            let unknown = file.nodes.iter().enumerate().filter(|(_, node)| row_of(node).is_none());
+            let others = unknown.map(|(at, node)| Refusal { layer: describe(at, node), why: UNKNOWN.to_owned() });
+            let input = Refusal { layer: "the input".to_owned(), why };
+            return Err(OnnxError::Unsupported([input].into_iter().chain(others).collect()));
+        }
+    };
     let mut refusals = Vec::new();
     for (at, node) in file.nodes.iter().enumerate() {
         match c.node(node) {
@@ -129,6 +140,15 @@ pub fn convert(
     graph.results.push(("output".to_owned(), output));
     graph.sweep(|info| info.decl == Some(Kind::Input));
     Ok(FloatModel { graph, files, shape, notes, sources })
+}
+
+/// Why an operator that is not in the table is refused.
+const UNKNOWN: &str = "no op stands for it";
+
+/// How a node is read.
+fn row_of(node: &Node) -> Option<Read> {
+    let is_own = node.domain.is_empty() || node.domain == "ai.onnx";
+    OPERATORS.iter().find(|row| is_own && row.0 == node.op).map(|row| row.1)
 }
 
 /// A node in words: operator, place and name.
@@ -187,14 +207,9 @@ impl<'a> Converter<'a> {
     }
 
     fn node(&mut self, node: &'a Node<'a>) -> Refused<()> {
-        let row = OPERATORS.iter().find(|row| row.0 == node.op);
-        match row.filter(|_| node.domain.is_empty() || node.domain == "ai.onnx") {
-            Some(row) => (row.1)(self, node),
-            None => {
-                let is_known = node.inputs.iter().any(|name| self.refused.contains(name));
-                let why = "no op stands for it";
-                if is_known { Err(Stop::Cascade) } else { Err(why.into()) }
-            }
+        match row_of(node) {
+            Some(read) => read(self, node),
+            None => Err(UNKNOWN.into()),
         }
     }
 
@@ -314,18 +329,12 @@ impl<'a> Converter<'a> {
 
     /// Declares a tensor under a name that is free.
     pub(super) fn declare(&mut self, kind: Kind, name: &str, ty: Type, source: Source) -> Value {
-        let name = self.free(name);
+        // One name may be asked for by many nodes behind one layer.
+        let times = self.asked.entry(name.to_owned()).or_insert(0);
+        let name = if *times == 0 { name.to_owned() } else { format!("{name}.{times}") };
+        *times += 1;
         self.sources.insert(name.clone(), source);
         self.builder.declare(kind, &name, ty)
-    }
-
-    fn free(&self, name: &str) -> String {
-        let taken = |name: &str| self.sources.contains_key(name);
-        match taken(name) {
-            false => name.to_owned(),
-            // As many names are taken as tensors were declared.
-            true => (1..).map(|i| format!("{name}.{i}")).find(|name| !taken(name)).unwrap_or_default(),
-        }
     }
 
     fn dtype(&self, t: &Tensor) -> Refused<DType> {

@@ -38,6 +38,7 @@ impl FloatModel {
         let (ty, source) = (self.graph.ty(v), self.sources.get(&self.graph.info(v).name)?);
         let mut tensor = Tensor::zeros(ty);
         match source {
+            Source::Zero => {}
             Source::Table(values) => tensor.data = values.iter().map(|&x| f64::from(x)).collect(),
             Source::Fill(value) => tensor.data.fill(f64::from(*value)),
             Source::File { file, offset, dtype, transpose } => {

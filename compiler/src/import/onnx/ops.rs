@@ -14,7 +14,7 @@ use crate::ir::ops::Op;
 use crate::ir::types::Type;
 
 /// A reader of one operator.
-type Read = for<'a> fn(&mut Converter<'a>, &'a Node<'a>) -> Refused<()>;
+pub(super) type Read = for<'a> fn(&mut Converter<'a>, &'a Node<'a>) -> Refused<()>;
 
 /// One row an operator.
 pub(super) const OPERATORS: [(&str, Read); 27] = [
@@ -337,7 +337,7 @@ fn reshape<'a>(c: &mut Converter<'a>, node: &'a Node<'a>) -> Refused<()> {
     let Some(wanted) = c.list(node, 1, "shape")? else { return Err("its shape is missing".into()) };
     let have = c.builder.graph.ty(x).shape.clone();
     let keeps_batch = match wanted.first() {
-        Some(&(0 | -1 | 1)) => true,
+        Some(-1..=1) => true,
         first => first.is_some() && first == c.file_batch.as_ref(),
     };
     let why = || format!("{have:?} cannot take the shape {wanted:?} and keep the batch");

@@ -9,7 +9,7 @@ use super::wire::{Span, Wire, append_ints, damaged};
 type Result<T> = std::result::Result<T, OnnxError>;
 
 /// Most nodes, and most constants.
-const PARTS_MAX: usize = 1 << 16;
+const PARTS_MAX: usize = 1 << 14;
 /// Most dimensions of a tensor.
 const RANK_MAX: usize = 8;
 

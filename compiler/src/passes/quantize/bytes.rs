@@ -31,6 +31,13 @@ pub(super) struct Input {
     pub note: Option<String>,
 }
 
+impl Input {
+    /// Whether its bytes mean the same in all channels, up to half a step.
+    pub fn is_even(&self) -> bool {
+        self.factors.iter().all(|&f| f == 1.0) && self.offsets.iter().all(|d| d.abs() <= self.quant.scale / 2.0)
+    }
+}
+
 impl Bytes {
     /// Mean and deviation of a channel.
     fn of(&self, channel: usize) -> (f64, f64) {
@@ -68,8 +75,8 @@ impl Bytes {
         Ok(())
     }
 
-    /// The input's quantisation. Channel by channel, `x_c = a_c (q - z) + d_c` with one zero point `z`, the stored number
-    /// nearest to 0 over all channels: `a_c` and `d_c` are the first layer's to fold.
+    /// The input's quantisation. Channel by channel, `x_c = a_c (q - z) + d_c` with one zero point `z`, the stored
+    /// number nearest to 0 over all channels: `a_c` and `d_c` are the first layer's to fold.
     pub(super) fn input(&self, channels: u32) -> Result<Input> {
         self.check(channels)?;
         let parts: Vec<(f64, f64)> = (0..channels as usize).map(|c| self.of(c)).collect();

@@ -175,9 +175,10 @@ mod tests {
         assert!(range.lo < -4.9 && range.hi > 4.9, "{range:?}");
         let mut spiked: Vec<f32> = (0..100_000).map(|i| (i % 100) as f32 / 100.0).collect();
         spiked.push(20.0);
-        for clipping in [Clipping::LeastSquares, Clipping::Percentile(0.999)] {
+        // Cut by 2.2 the outlier costs 4.8, and a hundred thousand finer steps save as much.
+        for (clipping, most) in [(Clipping::LeastSquares, 18.0), (Clipping::Percentile(0.999), 1.1)] {
             let range = observed(&spiked).range(clipping);
-            assert!(range.hi < 15.0 && range.lo == 0.0 && range.seen == [0.0, 20.0], "{range:?}");
+            assert!(range.hi < most && range.lo == 0.0 && range.seen == [0.0, 20.0], "{range:?}");
         }
         assert_eq!(observed(&spiked).range(Clipping::MinMax).hi, 20.0);
     }

@@ -3,7 +3,7 @@
 use super::bytes::Input;
 use super::units::moves;
 use super::{Request, image_shape};
-use crate::import::int8::{Image, Quant, Window};
+use crate::import::int8::{Image, Window};
 use crate::ir::graph::{Node, Value};
 use crate::ir::ops::Op;
 
@@ -120,17 +120,13 @@ impl Folded {
         }
     }
 
-    /// Takes over what the input's bytes mean by channel.
-    pub fn fold_input(&mut self, input: &Input, quant: Quant) {
-        // Of a flattened image nothing is known by channel; its offsets are below half a step of the input.
-        let is_by_channel = self.multiplier.is_some() || self.inputs == input.factors.len();
-        if !is_by_channel || quant != input.quant {
-            return;
-        }
+    /// Takes over what the input's bytes mean by channel; of a flattened image the channels lie innermost.
+    pub fn fold_input(&mut self, input: &Input) {
         for at in 0..self.weight.len() {
             let (o, i) = self.channels(at);
-            self.bias[o] += self.weight[at] * input.offsets[i];
-            self.weight[at] *= input.factors[i];
+            let channel = i % input.factors.len();
+            self.bias[o] += self.weight[at] * input.offsets[channel];
+            self.weight[at] *= input.factors[channel];
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::Common;
 use crate::error::CommandError;
-use crate::int8::{Int8Args, report};
+use crate::int8::{Int8Args, float, report};
 use std::path::PathBuf;
 use tinyforge_build::{Built, CSettings};
 
@@ -66,7 +66,8 @@ pub struct CompileArgs {
 /// The request cannot be met, or the folder cannot be written.
 pub fn run(args: &CompileArgs) -> Result<(), CommandError> {
     let settings = args.int8.settings()?;
-    let built = Built::of(&args.int8.model, args.int8.classes, &settings, args.int8.seed)?;
+    let (opened, _) = float::open(&args.int8, None)?;
+    let built = Built::of_opened(&args.int8.model, opened, &settings, args.int8.seed)?;
     print!("{}", report::words(built.plan(), &built.model, built.hash, [settings.memory, settings.flash]));
     if !args.emit.is_empty() {
         let out = args.out.as_deref().ok_or_else(|| CommandError::request("--emit needs a folder: -o DIR"))?;

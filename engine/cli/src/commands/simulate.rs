@@ -4,8 +4,8 @@ use super::Common;
 use crate::error::CommandError;
 use crate::int8::compare::{self, Row};
 use crate::int8::learning::{Course, Learner, Lesson, Rates};
-use crate::int8::model::{self, Opened};
-use crate::int8::{Int8Args, planning, report};
+use crate::int8::model::Opened;
+use crate::int8::{Int8Args, float, planning, report};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tinyforge::data::Schedule;
@@ -85,7 +85,8 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
     if args.seeds == 0 {
         return Err(CommandError::request("--seeds must be at least 1"));
     }
-    let opened = model::open(&args.int8.model, args.int8.classes)?;
+    let fallback = float::Fallback { data: &args.data, holds_out: args.test.is_none() };
+    let (opened, mut float) = float::open(&args.int8, Some(fallback))?;
     let shape = opened.model.input().shape.map(|d| d as usize);
     let (train, test) = read(args, shape)?;
     let classes = opened.model.result().shape[2] as usize;
@@ -95,9 +96,16 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
             "the data has {found} classes, the network {classes}: `--classes {found}` gives it a new head"
         )));
     }
+    let float = match &mut float {
+        Some(float) if args.int8.classes.is_none() => Some(float.accuracy(&test)?),
+        _ => None,
+    };
+    if let Some(share) = float {
+        println!("accuracy {share:.4} of the float network");
+    }
     let lesson = lesson(args, &train, &test)?;
     match rows {
-        None if args.seeds == 1 => once(args, &opened, &lesson),
+        None if args.seeds == 1 => once(args, &opened, &lesson, float),
         rows => several(args, &opened, &lesson, &rows.unwrap_or_else(|| vec![Row::plain(&args.int8.scheme)])),
     }
 }
@@ -130,7 +138,8 @@ fn rates(args: &SimulateArgs) -> Rates {
     Rates { lr: args.lr, bias_ratio: args.bias_lr_ratio }
 }
 
-fn once(args: &SimulateArgs, opened: &Opened, lesson: &Lesson) -> Result<(), CommandError> {
+/// `float` is the accuracy of the float network that the int8 one was made of.
+fn once(args: &SimulateArgs, opened: &Opened, lesson: &Lesson, float: Option<f64>) -> Result<(), CommandError> {
     let settings = args.int8.settings()?;
     let plan = planning::plan(&name(args), &opened.model, &settings)?.plan;
     let mut runner = Runner::new(plan.clone(), RunOptions::default())?;
@@ -161,6 +170,7 @@ fn once(args: &SimulateArgs, opened: &Opened, lesson: &Lesson) -> Result<(), Com
     if args.common.json {
         let mut found = report::json(&plan, hash);
         found["accuracy_before"] = course.before.share().into();
+        found["accuracy_float"] = float.into();
         found["accuracy"] = course.after().share().into();
         found["losses"] = course.epochs.iter().map(|e| e.loss).collect();
         found["accuracies"] = course.epochs.iter().map(|e| e.accuracy.share()).collect();

@@ -1,6 +1,7 @@
 //! Int8 networks on their way to a microcontroller: opened, planned, reported.
 
 pub mod compare;
+pub mod float;
 pub mod learning;
 pub mod report;
 
@@ -13,8 +14,11 @@ pub use tinyforge_build::{model, planning};
 /// What every command on int8 networks takes.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Int8Args {
-    /// A model: a TFLite file with int8 tensors, or the .json of a network beside its .safetensors
+    /// A model: a TFLite file with int8 tensors, the .json of a network beside its .safetensors, or a float .onnx file
     pub model: PathBuf,
+    /// How a float network becomes int8.
+    #[command(flatten)]
+    pub float: FloatArgs,
     /// Replace the head by a new one of so many classes
     #[arg(long)]
     pub classes: Option<u32>,
@@ -48,6 +52,49 @@ pub struct Int8Args {
     /// Seed of a new head and of rounding
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// How a float network becomes int8.
+#[derive(clap::Args, Clone, Debug)]
+pub struct FloatArgs {
+    /// Samples that a float network is quantised with: images, an IDX file or raw int8 arrays; labels are not needed
+    #[arg(long)]
+    pub calibrate: Option<PathBuf>,
+    /// How many of them at most, evenly spread
+    #[arg(long, default_value_t = 256)]
+    pub calibrate_samples: usize,
+    /// Where the ranges of a float network's values are cut
+    #[arg(long, default_value = "mse")]
+    pub ranges: Ranges,
+    /// A float network takes (pixel * scale - mean) / std of a pixel of 0 to 255: the scale
+    #[arg(long, default_value = "1/255", value_parser = fraction)]
+    pub input_scale: f64,
+    /// The mean: one number, or one a channel
+    #[arg(long, default_value = "0", value_delimiter = ',', allow_hyphen_values = true)]
+    pub input_mean: Vec<f64>,
+    /// The deviation: one number, or one a channel
+    #[arg(long, default_value = "1", value_delimiter = ',')]
+    pub input_std: Vec<f64>,
+}
+
+/// Where ranges are cut.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ranges {
+    /// Not at all
+    MinMax,
+    /// Where the mean squared error is least
+    Mse,
+    /// At 99.99 % of the values
+    Percentile,
+}
+
+/// A number, or one over another.
+fn fraction(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().map_err(|e| format!("`{text}`: {e}"));
+    match text.split_once('/') {
+        Some((over, under)) => Ok(number(over)? / number(under)?),
+        None => number(text),
+    }
 }
 
 impl Int8Args {
