@@ -7,7 +7,7 @@ use crate::files::{FileError, ReadAt};
 use half::{bf16, f16};
 use tinyforge_kernels::f32::quant::dequantise;
 use tinyforge_kernels::random::Stream;
-use tinyforge_plan::{DType, Plan, Source, Stored, Tensor};
+use tinyforge_plan::{DType, Plan, Source, Stored, Tensor, encode};
 
 /// Bytes of file that a conversion holds at one time, and f32 elements made of them.
 pub const BUFFER_BYTES: usize = 1 << 20;
@@ -40,13 +40,18 @@ pub enum LoadError {
     },
 }
 
+/// Random numbers that a tensor starts from. Numbered by its name: what else a plan stores plays no part.
+fn start_stream(seed: u64, name: &str) -> Stream {
+    Stream { seed, step: u32::MAX, tensor: encode::crc32(name.as_bytes()) }
+}
+
 /// Fills every stored tensor. `files` are the plan's, in order.
 ///
 /// # Errors
 /// A file cannot be read, or a tensor cannot be converted or is not finite.
 pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Result<(), LoadError> {
     let mut buffer = Vec::new();
-    for (i, stored) in plan.stored.iter().enumerate() {
+    for stored in &plan.stored {
         match &stored.source {
             Source::Zero => arena.tensor_mut(&stored.tensor).fill(0),
             Source::Table(values) => {
@@ -54,11 +59,11 @@ pub fn load(plan: &Plan, arena: &mut Arena, files: &[ReadAt], seed: u64) -> Resu
                 out.copy_from_slice(values);
             }
             Source::Uniform { bound } => {
-                let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
+                let stream = start_stream(seed, &stored.name);
                 store_all(arena, stored, |k| (2.0 * stream.uniform(k) - 1.0) * *bound as f32)?;
             }
             Source::Normal { std } => {
-                let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
+                let stream = start_stream(seed, &stored.name);
                 store_all(arena, stored, |k| normal(&stream, k) * *std as f32)?;
             }
             Source::Fill(value) => store_all(arena, stored, |_| *value)?,

@@ -47,6 +47,7 @@ const DEPTHWISE: &[Conv] = &[
 
 /// The depthwise convolutions of bottlenecks.
 const BOTTLENECKS: &[Conv] = &[
+    conv(1, [8, 8], 48, 48, [3, 3], [1, 1], [1, 1], [8, 8]),
     conv(1, [12, 12], 24, 24, [3, 3], [1, 1], [1, 1], [12, 12]),
     conv(1, [10, 10], 20, 20, [5, 5], [2, 2], [2, 2], [5, 5]),
     conv(2, [4, 5], 6, 6, [3, 3], [2, 1], [1, 0], [2, 3]),
@@ -146,6 +147,13 @@ impl Builder {
         self.float(0, 0.01).number(1, 0x1234_5678).number(2, 7).number(3, 41).number(4, 3)
     }
 
+    /// States of so many trained elements: with a twist the error of rounding alone, else momentum too.
+    fn states(self, trained: usize, twist: bool) -> Builder {
+        let momentum = if twist { 0.0f32 } else { 0.9 };
+        let case = self.float(6, momentum);
+        case.f32s(Role::InOut, if twist { 0 } else { trained }, -1.0, 1.0).f32s(Role::InOut, trained, -0.5, 0.5)
+    }
+
     /// Runs it, and appends operands and results.
     fn write(self, file: &mut Vec<u8>) {
         file.extend(self.case.encode());
@@ -189,11 +197,34 @@ fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     let macs = expand.map_or(0, |c| c.y_len() * c.depth()) + dims.y_len() * dims.taps();
     let work = macs + all.project.conv.y_len() * all.project.conv.depth();
     let mut case = case.work(work);
-    case = if is_over { case.bytes(InOut, i8_bottleneck_overlay_bytes(&all)) } else { case.bytes(In, all.x_len()) };
+    case = if is_over {
+        case.bytes(InOut, i8_bottleneck_overlay_bytes(&all, i8_bottleneck_lead_bytes(&all)))
+    } else {
+        case.bytes(In, all.x_len())
+    };
     for (w, o) in weights.into_iter().zip(channels) {
         case = case.i8s(In, w, -127).i32s(In, o, 3000).f32s(In, o, 0.001, 0.01);
     }
     if is_over { case } else { case.out(all.y_len()) }
+}
+
+/// The buffers of a bottleneck's backward pass: with a weight that is trained in part, or that stays.
+fn bottleneck_grad(case: Builder, dims: &Conv, is_frozen: bool) -> Builder {
+    use Role::{In, InOut};
+    let (inner, ins, outs) = (dims.in_channels, dims.in_channels / 3, 9);
+    let case = case.update().number(6, ins as u32).number(7, outs as u32);
+    let pixels = |len: usize| len / inner;
+    let trained = if is_frozen { 0 } else { ins.div_ceil(3) };
+    let (wide, narrow) = (dims.x_len(), dims.y_len());
+    let case = case.work(narrow * (outs + dims.taps()) + wide * (ins + trained));
+    let case = case.f32s(In, pixels(narrow) * outs, -1.0, 1.0).i8s(In, outs * inner, -127);
+    let mut case = case.i8s(In, dims.depthwise_w_len(), -127).i8s(InOut, inner * ins, -127);
+    for len in [wide, narrow] {
+        case = case.bytes(In, mask_bytes(len)).f32s(In, inner, 0.001, 0.01).f32s(In, inner, 0.0, 100.0);
+        case = case.i32s(InOut, inner, 1_000_000);
+    }
+    let case = case.bytes(In, pixels(wide) * ins).index(ins, !is_frozen);
+    case.f32s(In, if is_frozen { 0 } else { inner }, 0.0, 0.2).out(4 * pixels(wide) * ins)
 }
 
 /// All cases of one kernel.
@@ -201,11 +232,15 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
     let is_depthwise = matches!(
         kernel,
-        Kernel::Depthwise | Kernel::DepthwiseGradX | Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate
+        Kernel::Depthwise
+            | Kernel::DepthwiseGradX
+            | Kernel::DepthwiseGradW
+            | Kernel::DepthwiseGradWUpdate
+            | Kernel::DepthwiseGradWUpdateWith
     );
     let shapes = match kernel {
         Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
-        Kernel::Bottleneck | Kernel::BottleneckOverlay => BOTTLENECKS,
+        Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
         _ if is_depthwise => DEPTHWISE,
         _ => CONVS,
     };
@@ -213,10 +248,10 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
         let quant = if twist { RELU6 } else { QUANT };
         let note = match (kernel, twist) {
             (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
-            (Kernel::Conv2dGradW | Kernel::Conv2dGradWUpdate, true) => " index",
-            (Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate | Kernel::Update | Kernel::Update32, true) => {
-                " index"
-            }
+            (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
+            (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
+            (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
+            (Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With, true) => " index",
             _ => "",
         };
         let case = Builder::new(*number, kernel, dims, &quant, note);
@@ -265,31 +300,39 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                 .bytes(In, x)
                 .index(columns, twist)
                 .out(4 * w / columns * picked),
-            Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate => case
-                .work(macs / columns * picked)
-                .update()
-                .f32s(In, y, -1.0, 1.0)
-                .bytes(In, x)
-                .index(columns, twist)
-                .f32s(In, o, 0.0, 0.2)
-                .i8s(InOut, w, -127),
-            Kernel::GradB => case.work(y).f32s(In, y, -1.0, 1.0).out(4 * o),
-            Kernel::GradBUpdate => {
-                let case = case.work(y).update().f32s(In, y, -1.0, 1.0);
-                case.f32s(In, o, 0.0, 100.0).i32s(InOut, o, 1_000_000)
+            Kernel::Conv2dGradWUpdate
+            | Kernel::DepthwiseGradWUpdate
+            | Kernel::Conv2dGradWUpdateWith
+            | Kernel::DepthwiseGradWUpdateWith => {
+                let case = case.work(macs / columns * picked).update().f32s(In, y, -1.0, 1.0).bytes(In, x);
+                let case = case.index(columns, twist).f32s(In, o, 0.0, 0.2).i8s(InOut, w, -127);
+                match kernel {
+                    Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate => case,
+                    _ => case.states(w / columns * picked, twist),
+                }
             }
-            Kernel::Update | Kernel::Update32 => {
-                let last = twist as u32;
-                let gradient = |case: Builder, columns: usize, picked: usize| {
-                    let case = case.f32s(In, w / columns * picked, -90.0, 90.0).f32s(In, o, 0.0, 1.5);
-                    case.index(columns, twist)
+            Kernel::GradB => case.work(y).f32s(In, y, -1.0, 1.0).out(4 * o),
+            Kernel::GradBUpdate | Kernel::GradBUpdateWith => {
+                let case = case.work(y).update().f32s(In, y, -1.0, 1.0);
+                let case = case.f32s(In, o, 0.0, 100.0).i32s(InOut, o, 1_000_000);
+                if kernel == Kernel::GradBUpdate { case } else { case.states(o, twist) }
+            }
+            Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With => {
+                let (columns, picked) = if twist { (o, o.div_ceil(3)) } else { (columns, columns) };
+                let trained = w / columns * picked;
+                let case = case.work(w).update().number(5, twist as u32);
+                let case = match kernel {
+                    Kernel::Update | Kernel::UpdateWith => case.i8s(InOut, w, -127),
+                    _ => case.i32s(InOut, w, 1 << 30),
                 };
-                let case = case.work(w).update().number(5, last);
-                let case =
-                    if kernel == Kernel::Update { case.i8s(InOut, w, -127) } else { case.i32s(InOut, w, 1 << 30) };
-                if twist { gradient(case, o, o.div_ceil(3)) } else { gradient(case, columns, columns) }
+                let case = case.f32s(In, trained, -90.0, 90.0).f32s(In, o, 0.0, 1.5).index(columns, twist);
+                match kernel {
+                    Kernel::Update | Kernel::Update32 => case,
+                    _ => case.states(trained, twist),
+                }
             }
             Kernel::Bottleneck | Kernel::BottleneckOverlay => bottleneck(case, dims, twist),
+            Kernel::BottleneckGradUpdate => bottleneck_grad(case, dims, twist),
             Kernel::AddTo => case.work(y).f32s(InOut, y, -1.0, 1.0).f32s(In, y, -1.0, 1.0),
             Kernel::Scale => case.work(y).float(0, 1.25).f32s(In, y, -1.0, 1.0).out(4 * y),
         };

@@ -120,7 +120,7 @@ impl Bottleneck {
     }
 }
 
-/// Bytes of scratch that [`i8_bottleneck`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_bottleneck`] needs, beginning at a multiple of 8.
 pub const fn i8_bottleneck_scratch_bytes(dims: &Bottleneck) -> usize {
     let mut stages = i8_depthwise_scratch_bytes(&dims.depthwise.conv);
     let project = i8_conv2d_scratch_bytes(&row_of(&dims.project.conv));
@@ -161,8 +161,8 @@ pub fn i8_bottleneck_lead_bytes(dims: &Bottleneck) -> usize {
 }
 
 /// Bytes of the one buffer of [`i8_bottleneck_overlay`], against input plus output when they lie apart.
-pub fn i8_bottleneck_overlay_bytes(dims: &Bottleneck) -> usize {
-    dims.y_len().max(i8_bottleneck_lead_bytes(dims) + dims.x_len())
+pub fn i8_bottleneck_overlay_bytes(dims: &Bottleneck, lead: usize) -> usize {
+    dims.y_len().max(lead + dims.x_len())
 }
 
 /// The stages, bit for bit as by [`super::i8_conv2d`], [`super::i8_depthwise`] and [`super::i8_conv2d`]: `x` of
@@ -174,11 +174,18 @@ pub fn i8_bottleneck(dims: &Bottleneck, x: &[i8], weights: &[Weights; 3], y: &mu
     }
 }
 
-/// [`i8_bottleneck`] in one buffer of `i8_bottleneck_overlay_bytes(dims)`: the input begins at
-/// `i8_bottleneck_lead_bytes(dims)` and is destroyed, the output begins at 0.
-pub fn i8_bottleneck_overlay(dims: &Bottleneck, weights: &[Weights; 3], buffer: &mut [i8], scratch: &mut [u8]) {
-    if dims.fits(weights) && lengths([(buffer.len(), i8_bottleneck_overlay_bytes(dims))]) {
-        run(dims, weights, &mut Place::Over(buffer, i8_bottleneck_lead_bytes(dims)), scratch);
+/// [`i8_bottleneck`] in one buffer of `i8_bottleneck_overlay_bytes(dims, lead)`: the input begins at `lead`, which is
+/// no less than `i8_bottleneck_lead_bytes(dims)`, and is destroyed, the output begins at 0.
+pub fn i8_bottleneck_overlay(
+    dims: &Bottleneck,
+    lead: usize,
+    weights: &[Weights; 3],
+    buffer: &mut [i8],
+    scratch: &mut [u8],
+) {
+    debug_assert!(lead >= i8_bottleneck_lead_bytes(dims), "a lead of {lead} writes over what is still read");
+    if dims.fits(weights) && lengths([(buffer.len(), i8_bottleneck_overlay_bytes(dims, lead))]) {
+        run(dims, weights, &mut Place::Over(buffer, lead), scratch);
     }
 }
 

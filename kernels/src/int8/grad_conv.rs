@@ -12,14 +12,14 @@ use super::tile::{COLUMNS, DEPTH, add_outer, add_rows, tile_bytes};
 use super::update::{Update, column, moved_i8};
 use super::{Conv, WeightGrad, lengths, part, part_mut};
 
-type Tile = [[f32; COLUMNS]];
+pub(super) type Tile = [[f32; COLUMNS]];
 
-/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_x_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(1)
 }
 
-/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_w_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(2)
 }
@@ -52,7 +52,7 @@ impl Kernel for GradX<'_> {
 
 /// Hands out two tiles: on the stack, or of the scratch where the stack is small.
 #[inline(always)]
-fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
+pub(super) fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
     #[cfg(feature = "std")]
     {
         let _ = scratch;
@@ -114,6 +114,38 @@ fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut Tile) {
     }
 }
 
+/// One side of a product of matrices: rows of floats, `pitch` elements from one to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) pitch: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+/// `sums[p, i] += sum over o of gc[p, o] w(o)[i]`, `o` ascending: the gradient of a 1 x 1 convolution's input. The sums
+/// have `columns` in a row, and `w(o)` as many elements.
+#[inline(always)]
+pub(super) fn add_product<'a>(
+    sums: &mut [f32],
+    columns: usize,
+    gc: Matrix,
+    w: impl Fn(usize) -> &'a [i8],
+    wt: &mut Tile,
+) {
+    for first in (0..columns).step_by(COLUMNS) {
+        let width = COLUMNS.min(columns - first);
+        for from in (0..gc.columns).step_by(DEPTH) {
+            let wt = part_mut(wt, 0, DEPTH.min(gc.columns - from));
+            for (k, wt) in wt.iter_mut().enumerate() {
+                floats(part(w(from + k), first, width), wt);
+            }
+            let (sums, gc_from) = (sums.get_mut(first..).unwrap_or(&mut []), gc.data.get(from..).unwrap_or(&[]));
+            add_rows(sums, columns, gc.rows, width, gc_from, gc.pitch, wt);
+        }
+    }
+}
+
 /// Weights of a row of a tile as floats, zeros after the last.
 #[inline(always)]
 fn floats(w: &[i8], to: &mut [f32; COLUMNS]) {
@@ -130,7 +162,7 @@ fn floats(w: &[i8], to: &mut [f32; COLUMNS]) {
 /// The gradient, tile by tile: calls `done` with a row of the weight (output channel and tap), the first of some
 /// columns and their sums.
 #[inline(always)]
-fn grad_w(
+pub(super) fn grad_w(
     dims: &Conv,
     from: &WeightGrad,
     columns: usize,
@@ -221,6 +253,15 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     fn run<S: Simd>(self, _: S) {
         let GradW { dims, from, columns, scratch, done } = self;
         with_tiles(scratch, |xt, sums| grad_w(dims, from, columns, xt, sums, done));
+    }
+}
+
+/// Calls `done` with the sums of the gradient, as `grad_w` does.
+#[inline(always)]
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
+    if fits(dims, from) {
+        let columns = from.index.map_or(dims.in_channels, <[i32]>::len);
+        simd::dispatch(GradW { dims, from, columns, scratch, done });
     }
 }
 

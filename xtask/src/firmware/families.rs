@@ -45,7 +45,7 @@ pub fn steps(source: &str, batch: u32) -> BTreeMap<u32, Step> {
 }
 
 /// The families with the instructions that TinyEngine's own C takes for a multiply-accumulate on M7, where it is known.
-const FAMILIES: [(&str, Option<f64>); 10] = [
+const FAMILIES: [(&str, Option<f64>); 11] = [
     ("forward, 1x1", Some(2.22)),
     ("forward, depthwise", Some(5.62)),
     ("forward, other", Some(1.98)),
@@ -55,6 +55,7 @@ const FAMILIES: [(&str, Option<f64>); 10] = [
     ("input gradient, other", None),
     ("weight gradient, update", Some(4.21)),
     ("bias gradient, update", None),
+    ("backward, blocks by channels", None),
     ("the rest", None),
 ];
 
@@ -70,9 +71,10 @@ impl Step {
             "i8_conv2d_grad_x" if is_point => 4,
             "i8_depthwise_grad_x" => 5,
             "i8_conv2d_grad_x" => 6,
+            "i8_bottleneck_grad_update" => 9,
             kernel if kernel.contains("_grad_w") => 7,
             kernel if kernel.contains("_grad_b") => 8,
-            _ => 9,
+            _ => 10,
         }
     }
 }

@@ -57,6 +57,14 @@ pub enum ExportError {
         /// What is changed.
         label: String,
     },
+    /// No flash is written and erased like that.
+    #[error("flash that is written {write} bytes at a time and erased {erase} at a time: erasing takes whole writes")]
+    FlashUnits {
+        /// Bytes of a write.
+        write: u32,
+        /// Bytes of an erasure.
+        erase: u32,
+    },
     /// More than a memory holds.
     #[error("the {name} takes {bytes} bytes, {limit} are there ({} over)", .bytes - .limit)]
     Budget {

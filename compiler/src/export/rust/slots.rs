@@ -84,6 +84,20 @@ impl<'a> Slots<'a> {
         self.step.args[i].offset == self.step.outs[0].offset
     }
 
+    /// How many bytes before operand 0 result 0 begins, where it lies over it.
+    pub(super) fn lies_over(&self) -> Option<u64> {
+        let (x, y) = (&self.step.args[0], &self.step.outs[0]);
+        (y.offset <= x.offset && x.offset < y.end()).then(|| x.offset - y.offset)
+    }
+
+    /// The bytes of result 0 and of operand 0, which it lies over, under one name.
+    pub(super) fn out_over(&mut self, name: &str) -> String {
+        let (x, y) = (&self.step.args[0], &self.step.outs[0]);
+        let len = y.end().max(x.end()) - y.offset;
+        self.bound.push((name.to_string(), true, format!("Slot<i8, {}, {len}>", y.offset - self.base)));
+        name.to_string()
+    }
+
     /// The constants, and the `let` that binds all slots.
     pub(super) fn binding(&self) -> String {
         let mut out = self.consts.clone();

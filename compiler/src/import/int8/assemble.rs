@@ -268,6 +268,8 @@ fn check_window(x: &Image, y: &Image, window: Window) -> Result<()> {
         let last = u64::from(y.shape[d]).saturating_sub(1) * u64::from(stride);
         // Every position must have at least one tap inside, so that means and maxima are of something.
         let outside = pad >= size || last >= u64::from(x.shape[d]) + u64::from(pad);
+        // What the rows of the op table take: padding at the end is at most one more than at the start.
+        let outside = outside || u64::from(size) > u64::from(x.shape[d]) + 2 * u64::from(pad) + 1;
         if size == 0 || stride == 0 || outside || i32::try_from(size).is_err() || i32::try_from(stride).is_err() {
             let why = format!(
                 "a window of {side} {size}, step {stride} and padding {pad} cannot make {} of {}",

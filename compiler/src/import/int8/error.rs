@@ -26,7 +26,7 @@ pub enum Int8Error {
          (a representative data set, int8 operators, int8 input and output)"
     )]
     Float { layer: String, dtype: String },
-    #[error("the model has {} that cannot be imported: {}", count(.0.len()), list(.0))]
+    #[error("the model has {}", refusals(.0))]
     Unsupported(Vec<Refusal>),
     #[error("the structure is not JSON of the expected form: {0}")]
     Json(String),
@@ -54,6 +54,11 @@ pub enum Int8Error {
 
 /// How many refusals are told.
 const TOLD: usize = 8;
+
+/// What an importer cannot take, in words.
+pub(crate) fn refusals(refusals: &[Refusal]) -> String {
+    format!("{} that cannot be imported: {}", count(refusals.len()), list(refusals))
+}
 
 fn count(n: usize) -> String {
     if n == 1 { "one part".to_owned() } else { format!("{n} parts") }

@@ -35,6 +35,18 @@ impl Int8Model {
         }
     }
 
+    /// Calls the layer that gives the logits, and all behind it, the head.
+    pub(crate) fn name_head(&mut self, at: usize) {
+        for layer in &mut self.layers[at..] {
+            layer.block = HEAD.to_owned();
+        }
+        let image = self.layers[at].output as usize;
+        self.images[image].name = format!("{HEAD}.y");
+        if let LayerOp::Conv(conv) = &mut self.layers[at].op {
+            conv.name = HEAD.to_owned();
+        }
+    }
+
     /// The network with a new classifier of so many classes in place of its own, or behind it where it has none.
     ///
     /// The head is `y[o] = round((Σ (x - zero_x) w[o] + b[o]) s) + zero_y` over the same `C` features as the old one

@@ -17,6 +17,7 @@ mod head;
 mod reference;
 
 pub use assemble::{Assembly, ConvSpec, Weights};
+pub(crate) use error::refusals;
 pub use error::{Int8Error, Refusal};
 pub use graph::Entry;
 pub use head::{CLASSES_MAX, HEAD};

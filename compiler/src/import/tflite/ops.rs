@@ -6,9 +6,7 @@ use tinyforge_plan::{DType, Source};
 
 use super::schema::{File, Operator, Range, Tensor, TensorType};
 use super::window::{Padding, fused, window};
-use crate::import::int8::{
-    Assembly, ConvSpec, Image, Int8Error, Int8Model, LayerOp, Limits, Quant, Refusal, Weights, Window,
-};
+use crate::import::int8::{Assembly, ConvSpec, Image, Int8Error, Int8Model, Limits, Quant, Refusal, Weights, Window};
 
 /// Why one operator cannot be taken.
 type Refused<T> = Result<T, Stop>;
@@ -220,7 +218,7 @@ impl<'a> Converter<'a> {
         };
         let mut model = self.assembly.finish(output);
         if let Ok(at) = model.head() {
-            name_head(&mut model, at);
+            model.name_head(at);
         }
         Ok(model)
     }
@@ -314,19 +312,6 @@ impl<'a> Converter<'a> {
         self.convs += 1;
         self.assembly.block(&name);
         name
-    }
-}
-
-/// Calls the layer that gives the logits, and all behind it, the head.
-fn name_head(model: &mut Int8Model, at: usize) {
-    let head = crate::import::int8::HEAD;
-    for layer in &mut model.layers[at..] {
-        layer.block = head.to_owned();
-    }
-    let image = model.layers[at].output as usize;
-    model.images[image].name = format!("{head}.y");
-    if let LayerOp::Conv(conv) = &mut model.layers[at].op {
-        conv.name = head.to_owned();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Opens an int8 network.
 
-use crate::error::CommandError;
+use crate::error::BuildError;
 use std::path::Path;
 use tinyforge::files::{ReadAt, read_whole};
 use tinyforge_compiler::import::int8::Int8Model;
@@ -18,13 +18,12 @@ pub struct Opened {
 ///
 /// # Errors
 /// A file is not there or damaged, or the network has parts that are not supported.
-pub fn open(path: &Path, classes: Option<u32>) -> Result<Opened, CommandError> {
-    let request =
-        |path: &Path, why: &dyn std::fmt::Display| CommandError::request(format!("{}: {why}", path.display()));
-    let bytes = read_whole(path).map_err(CommandError::request)?;
+pub fn open(path: &Path, classes: Option<u32>) -> Result<Opened, BuildError> {
+    let request = |path: &Path, why: &dyn std::fmt::Display| BuildError::request(format!("{}: {why}", path.display()));
+    let bytes = read_whole(path).map_err(BuildError::request)?;
     let (model, weights) = if mcu::is_structure(&bytes) {
         let weights = path.with_extension("safetensors");
-        let data = read_whole(&weights).map_err(CommandError::request)?;
+        let data = read_whole(&weights).map_err(BuildError::request)?;
         let model = mcu::import(&bytes, &data, &weights.to_string_lossy()).map_err(|e| request(path, &e))?;
         (model, weights)
     } else {
