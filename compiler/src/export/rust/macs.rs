@@ -24,7 +24,8 @@ pub(super) fn count(step: &Step) -> u64 {
         | "i8_conv2d_grad_x"
         | "i8_depthwise_grad_x"
         | "i8_conv2d_grad_w"
-        | "i8_depthwise_grad_w" => step.flops / 2,
+        | "i8_depthwise_grad_w"
+        | "i8_bottleneck_grad_update" => step.flops / 2,
         "i8_conv2d_grad_w_update" | "i8_depthwise_grad_w_update" => {
             let w = &step.args[0];
             let columns = if step.int("sub") == 1 { step.args[6].elems() } else { w.cols() as u64 };
