@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 use tinyforge_conformance::{BUFFERS, Case, Kernel, LABEL_BYTES, MAGIC, Params, Role, call, scratch_bytes};
-use tinyforge_kernels::int8::{Conv, Quant, i8_bottleneck_overlay_bytes, mask_bytes};
+use tinyforge_kernels::int8::{Conv, Quant, i8_bottleneck_lead_bytes, i8_bottleneck_overlay_bytes, mask_bytes};
 use tinyforge_kernels::random::Stream;
 
 /// What the random numbers of cases are for, apart from their place in the file.
