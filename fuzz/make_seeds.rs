@@ -43,6 +43,7 @@ fn main() -> std::io::Result<()> {
     }
     put("tflite_model", "small", &tflite_file::small().bytes())?;
     put("tflite_model", "everything", &tflite_file::everything().bytes())?;
+    put("tflite_model", "residual", &tflite_file::residual().bytes())?;
     put("tflite_model", "between_floats", &tflite_file::between_floats().bytes())?;
     put("mcu_network", "small", &mcu_network())?;
     put("onnx_model", "small", &onnx_file::small().bytes())?;

@@ -355,9 +355,13 @@ fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result
             Some(place::profile(g, &needs, &request.target))
         };
         // Each may bring the peak to where the other helps.
-        for _ in 0..2 {
+        loop {
+            let nodes = stage.graph.nodes.len();
             stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
             stage.pass(request, "fuse_channels", |g| fuse_channels::run(g, profile));
+            if stage.graph.nodes.len() == nodes {
+                break;
+            }
         }
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
         let needs = lower::needs(&stage.graph, request.kernels).map_err(no_kernel)?;

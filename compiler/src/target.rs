@@ -20,8 +20,8 @@ pub struct Target {
 impl Target {
     /// A computer with an operating system: all in one memory, tensors on cache lines.
     pub const CPU: Target = Target { name: "cpu", near: "ram", fixed: None, align_bytes: 64 };
-    /// Arm Cortex-M4 with FPU: weights that stay lie in flash. Eight bytes are a bus transfer of the M7.
-    pub const CORTEX_M4: Target = Target { name: "cortex-m4", near: "sram", fixed: Some("flash"), align_bytes: 8 };
+    /// Arm Cortex-M4 with FPU: weights that stay lie in flash. Kernels want their scratch at a multiple of sixteen.
+    pub const CORTEX_M4: Target = Target { name: "cortex-m4", near: "sram", fixed: Some("flash"), align_bytes: 16 };
     /// Arm Cortex-M7.
     pub const CORTEX_M7: Target = Target { name: "cortex-m7", ..Target::CORTEX_M4 };
     /// Every target by name.

@@ -198,8 +198,9 @@ fn c_sources_agree_with_their_header() {
     let plan = plan();
     let image = vec![1; plan.arena_bytes() as usize];
     let source =
-        rust::export(&rust::Request { plan: &plan, image: &image, limits: [1 << 20; 2], batch: 1 }).expect("Rust");
-    let request = c::Request { plan: &plan, source: &source, runtime: "/some where/firmware", units: [4, 512] };
+        rust::export(&rust::Request { plan: &plan, image: &image, limits: [1 << 20; 2], batch: 3 }).expect("Rust");
+    let request =
+        c::Request { plan: &plan, source: &source, runtime: "/some where/firmware", batch: 3, units: [4, 512] };
     let files = c::export(&request).expect("C");
     let text = |name: &str| {
         let (_, bytes) = files.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{name}"));
@@ -210,6 +211,8 @@ fn c_sources_agree_with_their_header() {
     assert_eq!(said("INPUT_LEN"), Some("108u"));
     assert_eq!(said("INPUT_HEIGHT"), Some("6u"));
     assert_eq!(said("CLASSES"), Some("3u"));
+    assert_eq!(said("BATCH"), Some("3u"));
+    assert!(source.model.contains("const BATCH: usize = 3;"), "the header's batch is the code's");
     assert_eq!(said("SRAM_BYTES"), Some(format!("{}u", plan.near_bytes()).as_str()));
     assert_eq!(said("STACK_BYTES"), Some("512u"));
     assert_eq!(said("ERASE_BYTES"), Some("512u"));

@@ -63,6 +63,7 @@ fn every_scratch_and_both_memories_are_asserted() {
     for (number, step) in steps.iter().enumerate().filter(|(_, step)| step.scratch_bytes > 0) {
         let wanted = format!("_scratch_bytes(&DIMS_{number}) <= {});", step.scratch_bytes);
         assert!(code.contains(&wanted), "{} {}: no `{wanted}`", step.kernel, step.label);
+        assert!(step.scratch_offset.is_multiple_of(16), "{} {}", step.kernel, step.label);
     }
     assert!(code.contains(&format!("SRAM_BYTES + STACK_BYTES <= {}", LIMITS[0])));
     assert!(code.contains(&format!("pub const STACK_BYTES: usize = {STACK_BYTES};")));

@@ -1,5 +1,5 @@
-//! Six steps of a linear head that were computed apart from this project, in float32: 160 features to 2 classes, softmax
-//! cross-entropy, plain descent at a rate of 0.1, one sample a step.
+//! Six steps of a linear head that were computed apart from this project, in float32: 160 features to 2 classes,
+//! softmax cross-entropy, plain descent at a rate of 0.1, one sample a step.
 //!
 //! The logits there are real numbers, so their gradient is `softmax - onehot` with no scale before it; that of int8
 //! logits has one more factor, the logits' scale. The files are not part of the project: `TINYFORGE_ASSETS` names the

@@ -7,7 +7,7 @@
 use super::ExportError;
 use super::rust::Source;
 use std::fmt::Write;
-use tinyforge_plan::{Plan, Tensor};
+use tinyforge_plan::Plan;
 
 /// The header of the C interface, which the firmware's tests hold to the code.
 const INTERFACE: &str = include_str!("../../../firmware/include/tinyforge.h");
@@ -20,6 +20,8 @@ pub struct Request<'a> {
     pub source: &'a Source,
     /// The folder of the runtime's crate, as the manifest will name it.
     pub runtime: &'a str,
+    /// Samples a step.
+    pub batch: u32,
     /// Bytes in which the flash for checkpoints is written, and erased.
     pub units: [u32; 2],
 }
@@ -36,7 +38,7 @@ pub fn export(request: &Request) -> Result<Vec<File>, ExportError> {
     if write == 0 || erase == 0 || erase % write != 0 {
         return Err(ExportError::FlashUnits { write, erase });
     }
-    let facts = Facts::of(request.plan)?;
+    let facts = Facts::of(request.plan, request.batch)?;
     Ok(vec![
         ("Cargo.toml", manifest(request).into_bytes()),
         ("src/lib.rs", library(request, &facts).into_bytes()),
@@ -59,18 +61,18 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(plan: &Plan) -> Result<Facts, ExportError> {
+    fn of(plan: &Plan, batch: u32) -> Result<Facts, ExportError> {
         let missing = |what, name| ExportError::Missing { what, name };
         let infer = plan.entry("infer").ok_or(missing("entry", "infer"))?;
         let image = infer.input("images").ok_or(missing("input", "images"))?;
         let logits = infer.result("logits").ok_or(missing("result", "logits"))?;
         let &[images, height, width, channels] = &image.shape[..] else { return Err(missing("input", "images")) };
-        let labels = plan.entry("train").and_then(|t| t.input("labels")).map_or(1, Tensor::elems);
         let stack_bytes = plan.fixed.iter().filter(|f| f.name == "stack").map(|f| f.bytes).sum();
         Ok(Facts {
             input: [height, width, channels],
             classes: logits.elems() / u64::from(images.max(1)),
-            batch: labels,
+            // A model that only infers has no steps.
+            batch: plan.entry("train").map_or(0, |_| u64::from(batch)),
             sram_bytes: plan.near_bytes(),
             stack_bytes,
         })

@@ -12,21 +12,21 @@ use crate::ir::ops::Op;
 /// Fuses where that lowers the peak. `profile` gives the bytes that are live at every node, scratch included, or
 /// nothing when the device has no kernel for one of them.
 pub fn run(graph: &mut Graph, profile: impl Fn(&Graph) -> Option<Vec<u64>>) {
-    loop {
+    let mut all = chains(graph);
+    while !all.is_empty() {
         let Some(before) = profile(graph) else { return };
         let peak = before.iter().copied().max().unwrap_or(0);
         let fullest = |profile: &[u64]| profile.iter().filter(|&&bytes| bytes == peak).count();
         let at_peak = |chain: &&Chain| (chain.first()..=chain.last()).any(|i| before[i] == peak);
-        let better = chains(graph).iter().filter(at_peak).find_map(|chain| {
+        let better = all.iter().filter(at_peak).find_map(|chain| {
             let fused = fuse(graph, chain);
             // Less at this place, though another may be as full.
             let after = profile(&fused).filter(|after| after.iter().all(|&bytes| bytes <= peak))?;
             (fullest(&after) < fullest(&before)).then_some(fused)
         });
-        match better {
-            Some(fused) => *graph = fused,
-            None => return,
-        }
+        let Some(fused) = better else { return };
+        *graph = fused;
+        all = chains(graph);
     }
 }
 

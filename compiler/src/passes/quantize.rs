@@ -26,7 +26,9 @@ pub use range::{Clipping, Observer, Range};
 use units::{Unit, units};
 use weights::Product;
 
-use crate::import::int8::{Assembly, ConvSpec, Image, Int8Error, Int8Model, Limits, Quant, Weights, Window};
+use crate::import::int8::{
+    Assembly, ConvSpec, Effective, Image, Int8Error, Int8Model, Limits, Pool, Quant, Rescale, Weights, Window,
+};
 use crate::ir::graph::{Graph, Kind, Node, Value};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
@@ -182,14 +184,18 @@ impl Writer<'_> {
                 let (a, b) = (self.image(x)?, self.image(node.args[1])?);
                 let name = self.name_of(node.outs[0]).to_owned();
                 let (output, limits) = self.output(unit, &name, false)?;
-                self.assembly.add(a, b, output, limits)?
+                let factors = self.assembly.ratios([a, b], &output);
+                self.assembly.add([a, b], factors, output, limits)?
             }
             Op::Relu | Op::Relu6 => {
-                let (x_image, name) = (self.image(x)?, self.name_of(node.outs[0]).to_owned());
+                let (input, name) = (self.image(x)?, self.name_of(node.outs[0]).to_owned());
                 self.pass_order(x, unit.out);
                 let (mut output, limits) = self.output(unit, &name, false)?;
-                output.shape = self.assembly.at(x_image).shape;
-                self.assembly.rescale(x_image, Window::POINT, output, limits)?
+                let x_image = self.assembly.at(input);
+                output.shape = x_image.shape;
+                let scale = (x_image.quant.scale / output.quant.scale) as f32;
+                let window = Window::POINT;
+                self.assembly.rescale(Rescale { input, window, scale, output, limits, is_stored: false })?
             }
             Op::MaxPool | Op::AvgPool | Op::GlobalAvgPool => self.pool(unit, &node)?,
             Op::Reshape => self.reshape(unit, x)?,
@@ -266,12 +272,13 @@ impl Writer<'_> {
         let x = self.assembly.at(image).clone();
         let name = self.name_of(node.outs[0]).to_owned();
         let window = match node.op {
-            Op::GlobalAvgPool => Window { size: [x.shape[0], x.shape[1]], stride: [1, 1], pad: [0, 0] },
+            Op::GlobalAvgPool => Window::whole(x.shape),
             _ => units::pool_window(node).map_err(|why| refuse(&name, why))?,
         };
         let shape = image_shape(self.graph().ty(unit.out)).unwrap_or(x.shape);
         let output = Image { name: format!("{name}.y"), shape, quant: x.quant };
-        self.assembly.pool(image, node.op != Op::MaxPool, window, output, Limits::ALL)
+        let kind = if node.op == Op::MaxPool { Pool::Max } else { Pool::Mean };
+        self.assembly.pool(image, kind, window, output, Limits::ALL)
     }
 
     /// A convolution, linear layer, or batch norm by itself, with the batch norms behind it.
@@ -308,7 +315,9 @@ impl Writer<'_> {
             w_scales: stored.scales,
             output,
             limits,
+            effective: Effective::Once,
             is_trainable: true,
+            is_stored: false,
         })
     }
 }

@@ -11,9 +11,9 @@
 //!
 //! Hence the rest of a selection that was asked for bounds that of every selection above it. The search begins with
 //! what is worth most a byte as long as it fits. Then it takes the selection of most gain that no bound rules out and
-//! asks: either it fits, and is the optimum, or its rest is a new bound. Where the planner's heuristics break the second
-//! rule, a selection may be missed that is better, by no more memory than they broke it by; the tests compare with
-//! asking for every selection.
+//! asks: either it fits, and is the optimum, or its rest is a new bound. Where the planner's heuristics break the
+//! second rule by some bytes, a better selection can be missed only if it is within as many bytes of the limit. The
+//! tests compare with asking for every selection.
 
 /// Something that can be trained.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -130,7 +130,7 @@ impl Built {
                         "{runtime} is not the crate tinyforge-firmware: name its folder with --runtime"
                     )));
                 }
-                c::export(&c::Request { plan, source: &source()?, runtime: &runtime, units: c.units })?
+                c::export(&c::Request { plan, source: &source()?, runtime: &runtime, batch, units: c.units })?
             }
             Emit::Plan => vec![("model.plan", encode::encode(plan))],
             Emit::Dot => vec![("model.dot", dot::export(plan).into_bytes())],

@@ -11,7 +11,9 @@ use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_plan::{DType, Fixed, Plan, Source};
 
-/// Compiles the entries `train` and `infer` for one sample at a time.
+/// Compiles the entries `train` and `infer` for one sample at a time. A step of several samples is as many
+/// micro-batches of one, whatever the budget: sums of a weight's gradient run over a micro-batch's images, so another
+/// size would round otherwise.
 ///
 /// # Errors
 /// The scheme does not suit the network, or SRAM or flash are too small: with numbers and what would fit.

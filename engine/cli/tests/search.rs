@@ -11,7 +11,6 @@ use tinyforge::samples::Location;
 use tinyforge::simulate::contribution::Trials;
 use tinyforge::simulate::{Evaluator, SimulateOptions, Simulation};
 use tinyforge::train::schedule::{Decay, LrSchedule};
-use tinyforge_build::planning;
 use tinyforge_build::settings::{Int8Settings, Rounding, target};
 use tinyforge_cli::search::candidates::{self, Candidate, Network, Part, Wanted};
 use tinyforge_compiler::scheme::select::select;
@@ -199,18 +198,44 @@ fn the_selection_is_the_best_of_all_that_are_planned_for_real() {
     assert!(asked < 24 * selections.len() / 3, "{asked} questions");
 }
 
+/// Bytes of a plan beside what it trains.
+fn rest(network: &Network, parts: &[Part]) -> u64 {
+    let plan = network.plan(parts).expect("a plan");
+    let own: u64 = plan.stored.iter().filter(|s| s.changes).map(|s| s.tensor.bytes().next_multiple_of(8)).sum();
+    plan.near_bytes() - own
+}
+
 #[test]
 fn plans_of_less_take_no_more_beside_what_they_train() {
     let opened = tinyforge_build::model::open(&striped(), None).expect("the example's network");
     let settings = settings(1 << 20);
     let network = Network { name: "striped".to_string(), model: &opened.model, settings: &settings };
-    let rest = |parts: &[Part]| {
-        let plan = network.plan(parts).expect("a plan");
-        let own: u64 = plan.stored.iter().filter(|s| s.changes).map(|s| s.tensor.bytes().next_multiple_of(8)).sum();
-        plan.near_bytes() - own
-    };
     let chain = [Part::Weight(4, 1.0), Part::Weight(3, 0.5), Part::Bias(4), Part::Weight(1, 1.0), Part::Weight(0, 1.0)];
-    let rests: Vec<u64> = (0..=chain.len()).map(|n| rest(&chain[..n])).collect();
+    let rests: Vec<u64> = (0..=chain.len()).map(|n| rest(&network, &chain[..n])).collect();
     assert!(rests.is_sorted(), "{rests:?}");
-    assert!(planning::plan("striped", &opened.model, &settings).is_ok());
+}
+
+#[test]
+fn so_do_plans_of_a_published_network() {
+    let assets = std::env::var_os("TINYFORGE_ASSETS").map(PathBuf::from);
+    let assets = assets.unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/assets"));
+    let file = assets.join("mcu/mcunet-5fps.json");
+    if !file.exists() {
+        println!("skipped: there is no {}; TINYFORGE_ASSETS names the folder of assets", file.display());
+        return;
+    }
+    let opened = tinyforge_build::model::open(&file, Some(5)).expect("the network");
+    let settings = settings(1 << 22);
+    let network = Network { name: "mcunet-5fps".to_string(), model: &opened.model, settings: &settings };
+    for case in 0..5 {
+        let stream = Stream { seed: case, step: 2, tensor: 0 };
+        let mut chain = vec![Part::Bias((stream.uniform(100) * 30.0) as u32 + 1)];
+        while chain.len() < 9 {
+            let layer = 12 + (stream.uniform(chain.len() as u64 + 200 * case) * 30.0) as u32;
+            let layer = (layer..42).find(|l| !chain.contains(&Part::Weight(*l, 1.0)));
+            chain.push(Part::Weight(layer.unwrap_or(11), 1.0));
+        }
+        let rests: Vec<u64> = (0..=chain.len()).map(|n| rest(&network, &chain[..n])).collect();
+        assert!(rests.is_sorted(), "{chain:?}: {rests:?}");
+    }
 }

@@ -52,7 +52,7 @@ fn main() {
     let before = right(&mut learner);
     for step in 0..STEPS {
         let label = sample(1, step, learner.model().train_input());
-        if let Err(fault) = learner.train_in_place(&[label]) {
+        if let Err(fault) = learner.train_in_place(label) {
             println!("step {step}: {fault:?}");
             return;
         }

@@ -188,6 +188,9 @@ impl Builder {
 /// The buffers of a bottleneck: with a 1 x 1 convolution before it, or without.
 fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     use Role::{In, InOut};
+    if case.case.kernel == Kernel::BottleneckGradUpdate {
+        return bottleneck_grad(case, dims, is_narrow);
+    }
     let case = case.number(6, if is_narrow { 0 } else { dims.in_channels as u32 / 3 }).number(7, 9);
     let all = case.case.params.bottleneck();
     let is_over = case.case.kernel == Kernel::BottleneckOverlay;
@@ -227,6 +230,41 @@ fn bottleneck_grad(case: Builder, dims: &Conv, is_frozen: bool) -> Builder {
     case.f32s(In, if is_frozen { 0 } else { inner }, 0.0, 0.2).out(4 * pixels(wide) * ins)
 }
 
+/// The shapes that a kernel is tried on.
+fn shapes(kernel: Kernel, is_depthwise: bool) -> &'static [Conv] {
+    match kernel {
+        Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
+        Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
+        _ if is_depthwise => DEPTHWISE,
+        _ => CONVS,
+    }
+}
+
+/// What a case is tried with beside its shape.
+fn note(kernel: Kernel, twist: bool) -> &'static str {
+    match (kernel, twist) {
+        (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
+        (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
+        (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
+        (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
+        (Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With, true) => " index",
+        _ => "",
+    }
+}
+
+/// The buffers of the loss and of its gradient.
+fn cross_entropy(case: Builder, y: usize, o: usize) -> Builder {
+    use Role::In;
+    let (rows, kernel) = (y / o, case.case.kernel);
+    let labels: Vec<i32> = (0..rows as i32).map(|row| row * 5 % (o as i32 + 1) - 1).collect();
+    let case = case.work(y).float(0, 0.09).bytes(In, y).buffer(In, bytemuck::cast_slice(&labels).to_vec());
+    let case = case.f32s(In, rows, 0.0, 1.0);
+    match kernel {
+        Kernel::CrossEntropy => case.out(4 * rows),
+        _ => case.f32s(In, rows, 0.5, 1.5).out(4 * y),
+    }
+}
+
 /// All cases of one kernel.
 fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
@@ -238,23 +276,9 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
             | Kernel::DepthwiseGradWUpdate
             | Kernel::DepthwiseGradWUpdateWith
     );
-    let shapes = match kernel {
-        Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
-        Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
-        _ if is_depthwise => DEPTHWISE,
-        _ => CONVS,
-    };
-    for (dims, twist) in shapes.iter().flat_map(|dims| [(dims, false), (dims, true)]) {
+    for (dims, twist) in shapes(kernel, is_depthwise).iter().flat_map(|dims| [(dims, false), (dims, true)]) {
         let quant = if twist { RELU6 } else { QUANT };
-        let note = match (kernel, twist) {
-            (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
-            (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
-            (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
-            (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
-            (Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With, true) => " index",
-            _ => "",
-        };
-        let case = Builder::new(*number, kernel, dims, &quant, note);
+        let case = Builder::new(*number, kernel, dims, &quant, note(kernel, twist));
         *number += 1;
         let (x, y, o) = (dims.x_len(), dims.y_len(), dims.out_channels);
         let w = if is_depthwise { dims.depthwise_w_len() } else { dims.w_len() };
@@ -280,16 +304,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
             Kernel::AvgPoolGrad => case.work(y * dims.taps()).f32s(In, y, -1.0, 1.0).out(4 * x),
             Kernel::MaxPoolGrad => case.work(y * dims.taps()).f32s(In, y, -1.0, 1.0).bytes(In, x).out(4 * x),
             Kernel::Softmax => case.work(y).float(0, 0.1).float(1, 1.0 / 256.0).bytes(In, y).out(y),
-            Kernel::CrossEntropy | Kernel::CrossEntropyGrad => {
-                let rows = y / o;
-                let labels: Vec<i32> = (0..rows as i32).map(|row| row * 5 % (o as i32 + 1) - 1).collect();
-                let case = case.work(y).float(0, 0.09).bytes(In, y).buffer(In, bytemuck::cast_slice(&labels).to_vec());
-                let case = case.f32s(In, rows, 0.0, 1.0);
-                match kernel {
-                    Kernel::CrossEntropy => case.out(4 * rows),
-                    _ => case.f32s(In, rows, 0.5, 1.5).out(4 * y),
-                }
-            }
+            Kernel::CrossEntropy | Kernel::CrossEntropyGrad => cross_entropy(case, y, o),
             Kernel::ScaleGrad => case.work(y).f32s(InOut, y, -1.0, 1.0).bytes(In, mask).f32s(In, o, 0.001, 0.1),
             Kernel::Conv2dGradX | Kernel::DepthwiseGradX => {
                 case.work(macs).f32s(In, y, -1.0, 1.0).i8s(In, w, -127).out(4 * x)
@@ -331,8 +346,9 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                     _ => case.states(trained, twist),
                 }
             }
-            Kernel::Bottleneck | Kernel::BottleneckOverlay => bottleneck(case, dims, twist),
-            Kernel::BottleneckGradUpdate => bottleneck_grad(case, dims, twist),
+            Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => {
+                bottleneck(case, dims, twist)
+            }
             Kernel::AddTo => case.work(y).f32s(InOut, y, -1.0, 1.0).f32s(In, y, -1.0, 1.0),
             Kernel::Scale => case.work(y).float(0, 1.25).f32s(In, y, -1.0, 1.0).out(4 * y),
         };

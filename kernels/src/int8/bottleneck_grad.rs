@@ -10,8 +10,8 @@
 //! hand exist. For a 1 x 1 expansion, a depthwise convolution without multiplier whose weight stays, and a 1 x 1
 //! projection.
 
-use super::grad_conv::{Matrix, Tile, add_product, grad_w, with_tiles};
-use super::grad_depthwise::{self, Lanes, PLANNED_LANES, is_tiled, with_lanes};
+use super::grad_conv::{Matrix, Tile, add_product, grad_w, tiles};
+use super::grad_depthwise::{self, Lanes, PLANNED_LANES, is_tiled, lanes};
 use super::round::bit;
 use super::scratch::{Scratch, piece_bytes};
 use super::simd::{self, Kernel, Simd};
@@ -179,9 +179,9 @@ impl Kernel for Job<'_, '_> {
         let mut pieces = Scratch::new(scratch);
         let second = pieces.take::<f32>(dims.out_pixels() * dims.group());
         let first = pieces.take::<f32>(dims.in_pixels() * dims.group());
-        with_lanes(pieces.rest(), dims.depthwise.taps(), |lanes, rest| {
-            with_tiles(rest, |a, b| run(dims, gc, layers, gx, [first, second], (lanes, a, b)));
-        });
+        lanes!(pieces.rest(), dims.depthwise.taps(), lanes, rest);
+        tiles!(rest, a, b);
+        run(dims, gc, layers, gx, [first, second], (lanes, a, b));
     }
 }
 
@@ -201,7 +201,7 @@ fn run(
         let second = part_mut(second_wide, 0, pixels * width);
         second.fill(0.0);
         let from = Matrix { data: gc, pitch: dims.out_channels, rows: pixels, columns: dims.out_channels };
-        add_product(second, width, from, |o| part(layers.project_w, o * inner + first, width), wt);
+        add_product(second, width, from, (layers.project_w.get(first..).unwrap_or(&[]), inner), wt);
         layers.depthwise.pass(second, first, width);
         let conv = Conv { in_channels: width, out_channels: width, ..dims.depthwise };
         let wide = part_mut(first_wide, 0, dims.in_pixels() * width);
@@ -224,8 +224,7 @@ fn expand(
 ) {
     let (ins, pixels) = (dims.in_channels, dims.in_pixels());
     let from = Matrix { data: wide, pitch: width, rows: pixels, columns: width };
-    let w = weight.w();
-    add_product(gx, ins, from, |k| part(w, (first + k) * ins, ins), wt);
+    add_product(gx, ins, from, (weight.w().get(first * ins..).unwrap_or(&[]), ins), wt);
     let Expand::Trained { w, update, x, zero, index } = weight else { return };
     let size = [1, pixels];
     let conv = Conv {

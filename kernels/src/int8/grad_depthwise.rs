@@ -27,6 +27,28 @@ pub(super) const PLANNED_LANES: usize = 8;
 /// Taps whose weights or sums are held; a larger window goes channel by channel.
 const TAPS_MAX: usize = 64;
 
+/// Binds so many vectors, on the stack or of the scratch where the stack is small, and what is left of the scratch. No
+/// closure gets them: see `tiles` of `grad_conv`.
+macro_rules! lanes {
+    ($scratch:expr, $len:expr, $tile:ident, $rest:ident) => {
+        #[cfg(feature = "std")]
+        let mut tile = super::grad_depthwise::NO_LANES;
+        #[cfg(feature = "std")]
+        let ($tile, $rest) = (super::part_mut(&mut tile, 0, $len), $scratch);
+        #[cfg(not(feature = "std"))]
+        let ($tile, $rest) = {
+            let mut pieces = super::scratch::Scratch::new($scratch);
+            let tile = pieces.take::<f32>($len * super::lanes::LANES);
+            (tile.as_chunks_mut().0, pieces.rest())
+        };
+    };
+}
+pub(super) use lanes;
+
+/// Vectors for the widest window.
+#[cfg(feature = "std")]
+pub(super) const NO_LANES: [Lanes; TAPS_MAX] = [[0.0; LANES]; TAPS_MAX];
+
 /// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_depthwise_grad_x_scratch_bytes(dims: &Conv) -> usize {
     if is_tiled(dims) { piece_bytes::<f32>(dims.taps() * PLANNED_LANES) } else { 0 }
@@ -79,7 +101,8 @@ impl Kernel for GradX<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradX { dims, gc, w, gx, scratch } = self;
-        with_lanes(scratch, dims.taps(), |wt, _| grad_x(dims, gc, (w, dims.in_channels), gx, wt));
+        lanes!(scratch, dims.taps(), wt, _rest);
+        grad_x(dims, gc, (w, dims.in_channels), gx, wt);
     }
 }
 
@@ -99,22 +122,6 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     fn run<S: Simd>(self, _: S) {
         let GradW { dims, from, columns, scratch, done } = self;
         grad_w(dims, from, columns, scratch, done);
-    }
-}
-
-/// Hands out `len` vectors, on the stack or of the scratch where the stack is small, and what is left of the scratch.
-#[inline(always)]
-pub(super) fn with_lanes(scratch: &mut [u8], len: usize, run: impl FnOnce(&mut [Lanes], &mut [u8])) {
-    #[cfg(feature = "std")]
-    {
-        let mut tile = [[0.0; LANES]; TAPS_MAX];
-        run(part_mut(&mut tile, 0, len), scratch);
-    }
-    #[cfg(not(feature = "std"))]
-    {
-        let mut pieces = Scratch::new(scratch);
-        let tile = pieces.take::<f32>(len * LANES);
-        run(tile.as_chunks_mut().0, pieces.rest());
     }
 }
 

@@ -15,8 +15,8 @@ pub struct Step {
     macs: u64,
 }
 
-/// The steps of a generated file by number.
-pub fn steps(source: &str) -> BTreeMap<u32, Step> {
+/// The steps of a generated file by number; of training for a whole batch.
+pub fn steps(source: &str, batch: u32) -> BTreeMap<u32, Step> {
     let mut entry = "";
     let mut steps = BTreeMap::new();
     for line in source.lines() {
@@ -38,6 +38,7 @@ pub fn steps(source: &str) -> BTreeMap<u32, Step> {
             |word: &&str| word.split_once('x').is_some_and(|(r, s)| r.parse::<u8>().is_ok() && s.parse::<u8>().is_ok());
         let taps = words.first().filter(|word| is_taps(word)).map(|word| word.to_string());
         let label = words[usize::from(taps.is_some())..].join(" ");
+        let macs = if entry == "train" { macs * u64::from(batch) } else { macs };
         steps.insert(number, Step { entry: entry.to_string(), kernel, taps, label, macs });
     }
     steps
@@ -137,18 +138,18 @@ mod tests {
 
     #[test]
     fn comments_are_steps() {
-        let steps = steps(SOURCE);
+        let steps = steps(SOURCE, 2);
         let step = &steps[&1];
-        assert_eq!((step.entry.as_str(), step.kernel.as_str(), step.macs), ("train", "i8_conv2d", 200));
+        assert_eq!((step.entry.as_str(), step.kernel.as_str(), step.macs), ("train", "i8_conv2d", 400));
         assert_eq!((steps[&2].label.as_str(), steps[&2].macs, steps[&0].taps.as_deref()), ("dloss", 0, Some("3x3")));
     }
 
     #[test]
     fn counts_are_joined() {
         let counted = counted("plan step 0=300\nplan step 1=500\nplan step 2=7\nelse\n");
-        let table = table(&steps(SOURCE), &counted);
+        let table = table(&steps(SOURCE, 1), &counted);
         let row = table.lines().find(|line| line.starts_with("| forward, 1x1")).expect("a row");
         assert!(row.contains("2.50") && row.contains("2.22"), "{row}");
-        assert!(table.contains("**a training step**") && layers(&steps(SOURCE), &counted).lines().count() == 5);
+        assert!(table.contains("**a training step**") && layers(&steps(SOURCE, 1), &counted).lines().count() == 5);
     }
 }

@@ -104,7 +104,9 @@ fn output(command: &mut Command) -> Result<String, String> {
 
 fn build(bench: &Bench) -> Outcome {
     // In one command, so that what they have in common is built once, and as the tests have it.
-    crate::tasks::run(cargo(&["build", "--bin", "tinyforge", "--example", "published", "--example", "on_host"]))?;
+    let mut command = cargo(&["build", "--bin", "tinyforge", "--bin", "conformance-vectors"]);
+    command.args(["--example", "published", "--example", "on_host"]);
+    crate::tasks::run(command)?;
     let mut command = cargo(&["build", "--locked", "--release", "--manifest-path", "firmware/boards/Cargo.toml"]);
     command.args(["--target", TARGET]);
     bench.toolchain.apply(&mut command);

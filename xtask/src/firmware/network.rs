@@ -197,7 +197,7 @@ fn prepare(bench: &Bench, inputs: &Inputs, row: &Row) -> Result<Result<Case, Str
     let (network, is_published) = inputs.network(row.network);
     let weights = if is_published { "published" } else { "generated" };
     println!("\n{}: {weights} weights, {}", row.name(), inputs.images_name());
-    let request = vec![
+    let request = [
         network.display().to_string(),
         format!("--classes={CLASSES}"),
         format!("--scheme={}", inputs.scheme(row.network, row.scheme)),
@@ -370,7 +370,7 @@ fn measure(case: &Case, program: &Path, text: &str) -> Result<Measured, String> 
 fn layers(bench: &Bench, case: &Case, row: &Row) -> Outcome {
     let program = build(bench, case, "learn-steps", &["--features", "steps"])?;
     let source = String::from_utf8(read(&case.folder.join("model.rs"))?).map_err(|e| format!("model.rs: {e}"))?;
-    let steps = families::steps(&source);
+    let steps = families::steps(&source, row.batch);
     for board in BOARDS {
         let flash = case.folder.join("steps.flash");
         if flash.exists() {

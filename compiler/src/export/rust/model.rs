@@ -68,6 +68,7 @@ pub(super) fn model(parts: &Parts) -> Result<String, ExportError> {
         "/// The model over its memory, with a probe that is told what runs.\n\
          pub struct Probed<P> {\n    sram: Arena<SRAM_BYTES>,\n    probe: core::marker::PhantomData<P>,\n}\n\n\
          /// The model over its memory.\n\
+         #[allow(dead_code, reason = \"not used where there is a probe\")]\n\
          pub type Net = Probed<()>;\n\n\
          impl<P> Probed<P> {\n    /// The model before its start.\n    pub const fn new() -> Probed<P> {\n        \
          Probed { sram: Arena::new(), probe: core::marker::PhantomData }\n    }\n}\n\n\

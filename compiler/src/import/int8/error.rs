@@ -48,6 +48,11 @@ pub enum Int8Error {
          classifier; give `--classes N` for a new head"
     )]
     NoHead { ends_in: String },
+    #[error(
+        "the model gives {results} numbers for the {inputs} of its input, without a softmax: it reconstructs or predicts \
+         numbers and names no classes, so labels cannot teach it; give `--classes N` for a new head"
+    )]
+    NoClasses { inputs: u64, results: u64 },
     #[error("a batch of {batch} images of {elems} elements is more than {most} elements")]
     Batch { batch: u32, elems: u64, most: u64 },
 }

@@ -69,7 +69,7 @@ pub struct SimulateArgs {
     /// Write into this folder what a board streams: train.samples in the order they were learnt from, test.samples
     #[arg(long)]
     stream: Option<PathBuf>,
-    /// Threads for testing
+    /// Threads, for testing or for several seeds
     #[arg(long, default_value_t = 2)]
     threads: usize,
     #[command(flatten)]

@@ -4,16 +4,18 @@
 //! seed. Intervals are of 95 %, by Student's t.
 
 use super::learning::{Course, Learner, Lesson, Rates};
-use super::{Int8Args, model::Opened, planning};
+use super::{Int8Args, Int8Settings, model::Opened, planning};
 use crate::error::CommandError;
 use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Instant;
+use tinyforge::files::ReadAt;
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_build::settings::Rounding;
 use tinyforge_compiler::export::rust;
+use tinyforge_plan::Plan;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,20 +133,9 @@ pub fn run(
         let mut first = Runner::new(plan.clone(), RunOptions::default())?;
         first.load(&opened.files, args.seed)?;
         let hash = rust::hash(&plan, first.arena().bytes(), settings.batch);
-        let mut learner = Learner::new(lesson, &plan, &opened.files, &settings, rates)?;
-        let mut courses = Vec::new();
-        for seed in (0..seeds).map(|k| args.seed.wrapping_add(k)) {
-            let course = learner.learn(seed, |_, _| ()).map_err(|e| of_row(row, e))?;
-            let losses: Vec<String> = course.epochs.iter().map(|e| format!("{:.3}", e.loss)).collect();
-            eprintln!(
-                "{}, seed {seed}: {:.4} before, {:.4} after; losses {}",
-                row.name,
-                course.before.share(),
-                course.after().share(),
-                losses.join(" ")
-            );
-            courses.push(course);
-        }
+        let seeds: Vec<u64> = (0..seeds).map(|k| args.seed.wrapping_add(k)).collect();
+        let task = Task { name: &row.name, plan: &plan, files: &opened.files, settings: &settings, rates };
+        let courses = all_seeds(&task, lesson, &seeds).map_err(|e| of_row(row, e))?;
         outcomes.push(Outcome {
             name: row.name.clone(),
             hash,
@@ -156,6 +147,39 @@ pub fn run(
         });
     }
     Ok(outcomes)
+}
+
+/// What the trainings of a row have in common.
+struct Task<'a> {
+    name: &'a str,
+    plan: &'a Plan,
+    files: &'a [ReadAt],
+    settings: &'a Int8Settings,
+    rates: Rates,
+}
+
+/// A course for every seed, on as many threads as there are: each seed's is the same whatever their number.
+fn all_seeds(task: &Task, lesson: &Lesson, seeds: &[u64]) -> Result<Vec<Course>, CommandError> {
+    let workers = lesson.threads.clamp(1, seeds.len());
+    let lesson = &Lesson { threads: (lesson.threads / workers).max(1), ..*lesson };
+    let work = |worker: usize| -> Result<Vec<Course>, CommandError> {
+        let mut learner = Learner::new(lesson, task.plan, task.files, task.settings, task.rates)?;
+        seeds.iter().skip(worker).step_by(workers).map(|&seed| one_seed(task.name, &mut learner, seed)).collect()
+    };
+    let done = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
+        started.into_iter().map(|t| t.join().expect("a worker does not panic")).collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut done: Vec<_> = done.into_iter().map(Vec::into_iter).collect();
+    Ok((0..seeds.len()).filter_map(|k| done[k % workers].next()).collect())
+}
+
+fn one_seed(name: &str, learner: &mut Learner, seed: u64) -> Result<Course, CommandError> {
+    let course = learner.learn(seed, |_, _| ())?;
+    let shown: Vec<String> =
+        course.epochs.iter().map(|e| format!("{:.3} ({:.3})", e.accuracy.share(), e.loss)).collect();
+    eprintln!("{name}, seed {seed}: {:.3} before; accuracy (loss) {}", course.before.share(), shown.join(", "));
+    Ok(course)
 }
 
 /// A mean, and how far to each side its interval of 95 % reaches; none of fewer than two numbers.

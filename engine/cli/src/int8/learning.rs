@@ -10,6 +10,7 @@ use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge_plan::Plan;
 
 /// What all trainings of a request have in common.
+#[derive(Clone, Copy)]
 pub struct Lesson<'a> {
     /// Samples to learn from.
     pub train: &'a Samples,
@@ -25,7 +26,7 @@ pub struct Lesson<'a> {
     pub decay: Decay,
     /// Whether samples come in a random order.
     pub is_shuffled: bool,
-    /// Threads for testing.
+    /// Threads: for testing, or for seeds side by side.
     pub threads: usize,
 }
 

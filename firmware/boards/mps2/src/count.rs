@@ -4,10 +4,11 @@
 //! tick is 40 instructions. These are instructions, never cycles: there is no pipeline, no wait state, no cache.
 
 use core::sync::atomic::{AtomicU32, Ordering};
+pub use cortex_m::peripheral::SYST;
+use cortex_m::peripheral::syst::SystClkSource;
+use cortex_m_rt::exception;
 use tinyforge_firmware::Probe;
 use tinyforge_firmware::model::DONE;
-use cortex_m::peripheral::{SYST, syst::SystClkSource};
-use cortex_m_rt::exception;
 
 /// Instructions of one tick.
 pub const TICK_INSTRUCTIONS: u64 = 40;
@@ -69,14 +70,9 @@ impl Probe for Steps {
     }
 }
 
-/// Forgets what was added up.
-pub fn clear_steps() {
-    STEPS.iter().for_each(|sum| sum.store(0, Ordering::Relaxed));
-}
-
-/// Numbers and instructions of the steps that ran.
-pub fn steps() -> impl Iterator<Item = (usize, u32)> {
-    let sums = STEPS.iter().map(|sum| sum.load(Ordering::Relaxed));
+/// Numbers and instructions of the steps that ran since the last call.
+pub fn take_steps() -> impl Iterator<Item = (usize, u32)> {
+    let sums = STEPS.iter().map(|sum| sum.swap(0, Ordering::Relaxed));
     sums.enumerate().filter(|(_, sum)| *sum != 0)
 }
 

@@ -1,8 +1,8 @@
 //! A model in the form that generated code has: slots of one arena, constants, one straight line of kernel calls for
 //! inference and one for a training step.
 //!
-//! Written by hand, for the tests and examples of the firmware: images of 8 x 8 in four classes, of which it knows three
-//! at the start; a convolution, a pool and a head, all trained but the convolution's last two channels.
+//! Written by hand, for the tests and examples of the firmware: images of 8 x 8 in four classes, of which it knows
+//! three at the start; a convolution, a pool and a head, all trained but the convolution's last two channels.
 //!
 //! Invariant: what [`Model::STATE`] names is written by `start` and by updates only.
 

@@ -15,10 +15,10 @@
 
 include!(concat!(env!("OUT_DIR"), "/model.rs"));
 
-#[cfg(feature = "steps")]
-type Net = model::Probed<count::Steps>;
 #[cfg(not(feature = "steps"))]
 use model::Net;
+#[cfg(feature = "steps")]
+type Net = model::Probed<count::Steps>;
 
 use tinyforge_firmware::{Fault, Learner, Model, Place, Score};
 use tinyforge_mps2::flash::{ERASE_BYTES, HostFlash};
@@ -102,12 +102,13 @@ fn evaluate(learner: &mut Learner<'_, Net>, test: &mut Samples, tests: u32, is_l
     })
 }
 
+#[inline(never)]
 fn report(word: &str, learner: &mut Learner<'_, Net>, test: &mut Samples, tests: u32) {
     let [known, new] = [false, true].map(|is_last| evaluate(learner, test, tests, is_last));
-    let line = Line::new().text(word).text(" steps=").number(learner.counters().steps.into());
-    let line = line.text(" right=").number((known.right + new.right).into());
-    let line = line.text(" of=").number((known.seen + new.seen).into());
-    let line = line.text(" new=").number(new.right.into()).text(" of=").number(new.seen.into());
+    let mut line = Line::new();
+    line.text(word).text(" steps=").number(learner.counters().steps.into());
+    line.text(" right=").number((known.right + new.right).into()).text(" of=").number((known.seen + new.seen).into());
+    line.text(" new=").number(new.right.into()).text(" of=").number(new.seen.into());
     line.text(" digest=").hex(learner.digest()).print();
 }
 
@@ -118,11 +119,19 @@ fn learn(learner: &mut Learner<'_, Net>, training: &mut Samples) -> f32 {
     learner.train_in_place(label).unwrap_or_else(|fault| stop_at(fault))
 }
 
-/// A line for every step of the plan that ran since the steps were cleared.
+/// A line for every step of the plan that ran since the last call, where they are counted.
 fn print_steps() {
-    for (number, instructions) in count::steps() {
+    #[cfg(feature = "steps")]
+    for (number, instructions) in count::take_steps() {
         Line::new().text("plan step ").number(number as u64).text("=").number(instructions.into()).print();
     }
+}
+
+/// Counts are from here on.
+fn start_counting(timer: &mut count::SYST) {
+    count::start(timer);
+    #[cfg(feature = "steps")]
+    count::take_steps().for_each(drop);
 }
 
 #[entry]
@@ -155,8 +164,7 @@ fn main() -> ! {
     while learner.counters().steps < steps {
         let before = learner.counters().steps;
         if learner.counters().examples.is_multiple_of((Net::BATCH as u64).max(1)) {
-            count::start(&mut timer);
-            count::clear_steps();
+            start_counting(&mut timer);
         }
         let loss = learn(&mut learner, &mut training);
         let done = learner.counters().steps;
@@ -178,17 +186,16 @@ fn main() -> ! {
     report("after", &mut learner, &mut test, tests);
     let arena = learner.model().memory();
     let touched = arena.len() - arena.iter().rev().take_while(|byte| **byte == POISON).count();
-    count::start(&mut timer);
-    count::clear_steps();
+    start_counting(&mut timer);
     learner.model().infer();
     let forward = count::instructions();
     print_steps();
-    let line = Line::new().text("instructions of a step=").number(instructions);
-    line.text(" of an inference=").number(forward).print();
-    let line = Line::new().text("flash of checkpoints=").number(len.into());
-    line.text(" erase unit=").number(ERASE_BYTES as u64).print();
-    let arena = learner.model().memory().len();
-    let line = Line::new().text("arena=").number(arena as u64).text(" touched=").number(touched as u64);
+    let mut line = Line::new();
+    line.text("instructions of a step=").number(instructions).text(" of an inference=").number(forward).print();
+    let mut line = Line::new();
+    line.text("flash of checkpoints=").number(len.into()).text(" erase unit=").number(ERASE_BYTES as u64).print();
+    let mut line = Line::new();
+    line.text("arena=").number(learner.model().memory().len() as u64).text(" touched=").number(touched as u64);
     line.text(" stack=").number(stack::used_bytes() as u64).text(" of=").number(stack::size_bytes() as u64).print();
     exit(0)
 }
