@@ -11,9 +11,12 @@
 //!
 //! Hence the rest of a selection that was asked for bounds that of every selection above it. The search begins with
 //! what is worth most a byte as long as it fits. Then it takes the selection of most gain that no bound rules out and
-//! asks: either it fits, and is the optimum, or its rest is a new bound. Where the planner's heuristics break the
-//! second rule by some bytes, a better selection can be missed only if it is within as many bytes of the limit. The
+//! asks: either it fits, and is the optimum, or its rest is a new bound. A planner whose heuristics break the second
+//! rule by some bytes is given as many of slack: bounds are lowered by them, which costs questions and keeps the result
+//! exact. Where it breaks the rule by more, a better selection can be missed only within those bytes of the limit. The
 //! tests compare with asking for every selection.
+
+use std::collections::BTreeMap;
 
 /// Something that can be trained.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -78,17 +81,23 @@ fn is_below(a: &[usize], b: &[usize]) -> bool {
 }
 
 /// Takes the selection of most gain whose memory, as `ask` gives it, is at most `limit`; of equal gains the first that
-/// is found. `ask` gives `None` for a selection that cannot be planned at all, nor any above it.
+/// is found. `ask` gives `None` for a selection that cannot be planned at all, nor any above it. `slack` are the bytes
+/// by which the rest of a selection may be less than that of one below it.
 ///
 /// # Errors
 /// See [`SelectError`].
 pub fn select<E>(
     groups: &[Group],
     limit: u64,
+    slack: u64,
     mut ask: impl FnMut(&[usize]) -> Result<Option<u64>, E>,
 ) -> Result<Selection, SelectError<E>> {
-    let mut search = Search { groups, limit, bounds: Vec::new(), asked: 0, work: 0, best: None };
+    let (bounds, asked) = (Vec::new(), BTreeMap::new());
+    let mut search = Search { groups, limit, slack, bounds, asked, work: 0, best: None };
     let mut ask = |levels: &[usize], search: &mut Search| -> Result<u64, SelectError<E>> {
+        if let Some(&known) = search.asked.get(levels) {
+            return Ok(known);
+        }
         let memory = ask(levels).map_err(SelectError::Ask)?;
         search.learn(levels, memory);
         Ok(memory.unwrap_or(u64::MAX))
@@ -111,7 +120,7 @@ pub fn select<E>(
     loop {
         let (candidate, most) = search.candidate();
         gain_max = most.min(gain_max);
-        let Some(candidate) = candidate.filter(|_| search.asked < ASKED_MAX) else { break };
+        let Some(candidate) = candidate.filter(|_| search.asked.len() < ASKED_MAX) else { break };
         if ask(&candidate, &mut search)? > limit {
             core(candidate, &mut search, &mut ask)?;
             search.forget();
@@ -119,7 +128,7 @@ pub fn select<E>(
     }
     let (levels, memory_bytes) = search.best.clone().expect("the empty selection fits");
     let gain = search.gain(&levels);
-    Ok(Selection { gain, gain_max: gain_max.max(gain), levels, memory_bytes, asked: search.asked })
+    Ok(Selection { gain, gain_max: gain_max.max(gain), levels, memory_bytes, asked: search.asked.len() })
 }
 
 /// Takes away from a selection what its rest does not come from: what is left bounds more selections.
@@ -147,8 +156,10 @@ fn core<E>(
 struct Search<'a> {
     groups: &'a [Group],
     limit: u64,
+    slack: u64,
     bounds: Vec<Bound>,
-    asked: usize,
+    /// What was asked for, and its memory.
+    asked: BTreeMap<Levels, u64>,
     /// Bounds that were looked at.
     work: usize,
     /// The best selection that is known to fit, and its memory.
@@ -182,8 +193,9 @@ impl Search<'_> {
 
     /// Notes what was asked for.
     fn learn(&mut self, levels: &[usize], memory: Option<u64>) {
-        self.asked += 1;
-        let rest = memory.map_or(u64::MAX, |memory| memory.saturating_sub(self.own(levels)));
+        self.asked.insert(levels.to_vec(), memory.unwrap_or(u64::MAX));
+        let own = self.own(levels);
+        let rest = memory.map_or(u64::MAX, |memory| memory.saturating_sub(own + self.slack));
         self.bounds.push(Bound { levels: levels.to_vec(), rest });
         let gain = self.gain(levels);
         let is_better = self.best.as_ref().is_none_or(|(best, _)| gain > self.gain(best));
@@ -281,6 +293,10 @@ impl Walk<'_> {
             return;
         }
         let Some(&group) = self.order.get(at) else {
+            // With slack no bound rules out what was asked for and is too large.
+            if self.search.asked.contains_key(&self.levels) {
+                return;
+            }
             (self.gain, self.best) = (gain, Some(self.levels.clone()));
             return;
         };

@@ -190,7 +190,7 @@ fn the_selection_is_the_best_of_all_that_are_planned_for_real() {
             let at = selections.iter().position(|other| other == s).expect("all of them are there");
             Ok::<_, std::convert::Infallible>(Some(bytes[at]))
         };
-        let found = select(&groups, limit, ask).expect("the head fits");
+        let found = select(&groups, limit, 0, ask).expect("the head fits");
         assert_eq!((found.gain, found.gain_max), (best, best), "budget {limit}: {found:?}");
         assert!(found.memory_bytes <= limit);
         asked += found.asked;
@@ -216,7 +216,7 @@ fn plans_of_less_take_no_more_beside_what_they_train() {
 }
 
 #[test]
-fn so_do_plans_of_a_published_network() {
+fn plans_of_a_published_network_break_that_by_less_than_the_slack() {
     let assets = std::env::var_os("TINYFORGE_ASSETS").map(PathBuf::from);
     let assets = assets.unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/assets"));
     let file = assets.join("mcu/mcunet-5fps.json");
@@ -236,6 +236,7 @@ fn so_do_plans_of_a_published_network() {
             chain.push(Part::Weight(layer.unwrap_or(11), 1.0));
         }
         let rests: Vec<u64> = (0..=chain.len()).map(|n| rest(&network, &chain[..n])).collect();
-        assert!(rests.is_sorted(), "{chain:?}: {rests:?}");
+        let fallen = rests.windows(2).map(|pair| pair[0].saturating_sub(pair[1])).sum::<u64>();
+        assert!(fallen <= candidates::SLACK_BYTES, "{chain:?}: {rests:?}");
     }
 }

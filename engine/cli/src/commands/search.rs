@@ -3,7 +3,7 @@
 use super::Common;
 use crate::error::CommandError;
 use crate::int8::Int8Settings;
-use crate::search::candidates::{self, Candidate, Network, Part, UNIT, Wanted};
+use crate::search::candidates::{self, Candidate, Network, Part, SLACK_BYTES, UNIT, Wanted};
 use crate::search::measured::{Measured, Row};
 use crate::search::scheme_file::{self, Line};
 use crate::sizes::show;
@@ -287,7 +287,7 @@ fn choose(
         let plan = network.plan(&candidates::parts(offered, levels))?;
         Ok(network.memory(&plan))
     };
-    select(&groups, network.settings.memory, ask).map_err(|error| match error {
+    select(&groups, network.settings.memory, SLACK_BYTES, ask).map_err(|error| match error {
         SelectError::Ask(error) => error,
         other => CommandError::request(other),
     })
