@@ -27,8 +27,11 @@ macro_rules! tiles {
         let ($a, $b) = {
             let mut pieces = super::scratch::Scratch::new($scratch);
             let (a, rest) = (pieces.take::<f32>(super::tile::DEPTH * super::tile::COLUMNS), pieces.rest());
-            let b =
-                if rest.is_empty() { &mut [] } else { super::scratch::Scratch::new(rest).take::<f32>(super::tile::DEPTH * super::tile::COLUMNS) };
+            let b = if rest.is_empty() {
+                &mut []
+            } else {
+                super::scratch::Scratch::new(rest).take::<f32>(super::tile::DEPTH * super::tile::COLUMNS)
+            };
             (a.as_chunks_mut().0, b.as_chunks_mut::<{ super::tile::COLUMNS }>().0)
         };
     };

@@ -26,7 +26,8 @@ pub(super) fn head(plan: &Plan, [flash, sram]: [&Space; 2], limits: [u64; 2], ha
     format!(
         "//! {}: compiled by tinyforge, plan {hash:016x}.\n\
          //!\n\
-         //! SRAM {} bytes and {} of stack, flash {} bytes beside the code. Not to be edited: compile again.\n\n\
+         //! SRAM {} bytes and {} of stack, flash {} bytes beside the code. Not to be edited: compile again.\n\
+         #![allow(clippy::all, reason = \"printed for one network\")]\n\n\
          use tinyforge_firmware::kernels::int8 as k;\n\
          use tinyforge_firmware::model::{{DONE, class_of}};\n\
          use tinyforge_firmware::{{Arena, Model, Probe, Read, Slot, Span, Step, Write}};\n\n\
