@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
-use tinyforge_compiler::ir::graph::{Builder, Graph, Kind};
+use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
 use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_compiler::ir::reference::Memory;
 use tinyforge_compiler::ir::types::Type;
@@ -58,32 +58,39 @@ fn arrays(zip: &[u8]) -> HashMap<String, Vec<f32>> {
     found
 }
 
-/// The head over a sample: results `logits` and `softmax`, or `loss`.
-fn head(is_training: bool) -> Graph {
+/// The head over a sample, with one result: `logits`, `softmax` or `loss`.
+fn head(result: &str) -> Graph {
     let mut graph = Graph::new(1);
+    let block = graph.block("layers.0");
     let mut b = Builder::new(&mut graph);
+    b.at(block, Region::Forward);
     let x = b.declare(Kind::Input, "x", Type::f32(&[1, FEATURES]));
     let w = b.declare(Kind::Weight, "head.weight", Type::f32(&[CLASSES, FEATURES]));
     let bias = b.declare(Kind::Weight, "head.bias", Type::f32(&[CLASSES]));
     let logits = b.push1("logits", Op::Linear, &[x, w, bias], &[]);
-    if is_training {
-        let labels = b.declare(Kind::Input, "labels", Type::i32(&[1]));
-        let weights = b.declare(Kind::Input, "loss_weights", Type::f32(&[1]));
-        let loss = b.push1("loss", Op::CrossEntropy, &[logits, labels, weights], &[]);
-        graph.results.push(("loss".to_string(), loss));
-    } else {
-        let softmax = b.push1("softmax", Op::Softmax, &[logits], &[]);
-        graph.results = vec![("logits".to_string(), logits), ("softmax".to_string(), softmax)];
-    }
+    let value = match result {
+        "loss" => {
+            let labels = b.declare(Kind::Input, "labels", Type::i32(&[1]));
+            let weights = b.declare(Kind::Input, "loss_weights", Type::f32(&[1]));
+            b.push1("loss", Op::CrossEntropy, &[logits, labels, weights], &[])
+        }
+        "softmax" => b.push1("softmax", Op::Softmax, &[logits], &[]),
+        _ => logits,
+    };
+    graph.results.push((result.to_string(), value));
     graph
 }
 
 /// The compiled head with its weights.
 fn runner(golden: &HashMap<String, Vec<f32>>) -> Runner {
-    let entry = |name: &str, role, is_training| Entry { name: name.to_string(), graph: head(is_training), role };
+    let entry = |name: &str, role| Entry { name: name.to_string(), graph: head(name), role };
     let request = Request {
         name: "head".to_string(),
-        entries: vec![entry("train", Role::Train { micro_batches: 1 }, true), entry("infer", Role::Forward, false)],
+        entries: vec![
+            entry("loss", Role::Train { micro_batches: 1 }),
+            entry("logits", Role::Forward),
+            entry("softmax", Role::Forward),
+        ],
         scheme: Scheme::full(),
         group: 0,
         keep_states: false,
@@ -107,7 +114,7 @@ fn runner(golden: &HashMap<String, Vec<f32>>) -> Runner {
 
 /// The gradient of the weight by the reference interpreter.
 fn gradient(x: &[f32], label: i32, w: &[f32], b: &[f32]) -> Vec<f32> {
-    let mut graph = head(true);
+    let mut graph = head("loss");
     differentiate::run(&mut graph).expect("all rows have gradients");
     let numbers = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
     let memory = Memory::run(&graph, |v| {
@@ -144,17 +151,18 @@ fn six_steps_of_a_head() {
     };
     let golden = arrays(&bytes);
     let mut runner = runner(&golden);
-    let (train, infer) = (runner.entry("train").expect("planned"), runner.entry("infer").expect("planned"));
+    let [train, logits, softmax] = ["loss", "logits", "softmax"].map(|name| runner.entry(name).expect("it is planned"));
     let stored = |runner: &Runner, name: &str| -> Vec<f32> {
         bytemuck::cast_slice(runner.stored(name).expect("it is stored").1).to_vec()
     };
     for (step, (sample, label)) in STEPS.into_iter().enumerate() {
         let of = |what: &str| &golden[&format!("{what}_mcunetv3_assets_vww_{sample}_jpg")];
         let x = of("feat");
-        runner.input::<f32>(infer, "x").copy_from_slice(x);
-        runner.run(infer).expect("the data is right");
-        assert_near(&format!("{sample}: logits"), runner.result::<f32>(infer, "logits"), of("out"));
-        assert_near(&format!("{sample}: softmax"), runner.result::<f32>(infer, "softmax"), of("softmax"));
+        for (entry, name, golden) in [(logits, "logits", "out"), (softmax, "softmax", "softmax")] {
+            runner.input::<f32>(entry, "x").copy_from_slice(x);
+            runner.run(entry).expect("the data is right");
+            assert_near(&format!("{sample}: {name}"), runner.result::<f32>(entry, name), of(golden));
+        }
         let (w, b) = (stored(&runner, "head.weight"), stored(&runner, "head.bias"));
         assert_near(&format!("{sample}: gradient"), &gradient(x, label, &w, &b), of("dw"));
         runner.input::<f32>(train, "x").copy_from_slice(x);

@@ -6,7 +6,7 @@
 //! `W = s_w w` and `B = s_w s_x b`, in f64, by plain descent.
 
 use tinyforge_compiler::ir::attrs::Attr;
-use tinyforge_compiler::ir::graph::{Builder, Graph, Kind};
+use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
 use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_compiler::ir::reference::Memory;
 use tinyforge_compiler::ir::types::Type;
@@ -212,7 +212,9 @@ impl Case {
     fn stored(&self) -> Graph {
         let (n, [h, w], [oh, ow]) = (self.images, self.side, self.out());
         let mut graph = Graph::new(n);
+        let blocks = ["layers.0", "head"].map(|name| graph.block(name));
         let mut b = Builder::new(&mut graph);
+        b.at(blocks[0], Region::Forward);
         let k = self.kernel;
         let x = b.declare(Kind::Input, "x", Type::new(DType::I8, &[n, h, w, self.ins]));
         let shape = if self.is_depthwise { vec![k, k, self.outs] } else { vec![self.outs, k, k, self.ins] };
@@ -233,6 +235,7 @@ impl Case {
         }
         let op = if self.is_depthwise { Op::I8Depthwise } else { Op::I8Conv2d };
         let y = b.push1("y", op, &[x, w1, b1, s1], &attrs);
+        b.at(blocks[1], Region::Forward);
         let pool = [("kh", oh.into()), ("kw", ow.into()), ("zero", zero_y.into())];
         let f = b.push1("f", Op::I8AvgPool, &[y], &pool);
         let logits =
