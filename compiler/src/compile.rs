@@ -2,26 +2,39 @@
 //!
 //! ```text
 //! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order ->
-//! fuse_rows -> place -> lower
+//! fuse_rows -> fuse_channels -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
 
+use crate::import::int8::{self, Int8Error, Int8Model};
 use crate::ir::graph::Graph;
 use crate::ir::text::print_graph;
 use crate::ir::types::Type;
 use crate::ir::verify::{self, Finding};
 use crate::lower::{self, Input, Placed};
 use crate::passes::parameterize::{Parameters, Storage};
-use crate::passes::place::Placement;
+use crate::passes::place::{Needs, Placement};
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
-    differentiate, fuse, fuse_rows, fuse_update, order, parameterize, place, prune, recompute, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, order, parameterize, place, prune, quantize, recompute,
+    update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
 use std::collections::HashSet;
 use tinyforge_plan::{Kernels, Peak, Plan, Source};
+
+/// Makes an int8 network of a float one, before everything else: what it gives is compiled as an imported one is.
+///
+/// # Errors
+/// The float network has a part that int8 has no layer for, or a number that int8 cannot hold.
+pub fn to_int8(request: &quantize::Request) -> Result<Int8Model, Int8Error> {
+    let model = quantize::run(request)?;
+    let findings = verify::verify(&model.graph(int8::Entry::Whole, 1)?);
+    assert!(findings.is_empty(), "pass quantize broke {}: {}", request.name, list(&findings));
+    Ok(model)
+}
 
 /// What an entry is made for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -328,7 +341,7 @@ fn ladder_steps(graph: &Graph) -> u32 {
 
 /// The passes that depend on the budget, and the plan they lead to.
 fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result<Plan, CompileError> {
-    let mut placed: Vec<(Stage, Vec<u64>, Placement)> = Vec::new();
+    let mut placed: Vec<(Stage, Needs, Placement)> = Vec::new();
     for stage in stages {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
         let rungs = recompute::ladder(&stage.graph);
@@ -338,18 +351,31 @@ fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result
         stage.pass(request, "recompute", |g| recompute::run(g, at));
         stage.pass(request, "order", order::run);
         let profile = |g: &Graph| {
-            let scratch = lower::scratch(g, request.kernels).ok()?;
-            Some(place::profile(g, &scratch, &request.target))
+            let needs = lower::needs(g, request.kernels).ok()?;
+            Some(place::profile(g, &needs, &request.target))
         };
-        stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
+        // Each may bring the peak to where the other helps.
+        loop {
+            let nodes = stage.graph.nodes.len();
+            stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
+            stage.pass(request, "fuse_channels", |g| fuse_channels::run(g, profile));
+            if stage.graph.nodes.len() == nodes {
+                break;
+            }
+        }
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
-        let scratch = lower::scratch(&stage.graph, request.kernels).map_err(no_kernel)?;
-        let placement = place::run(&stage.graph, &scratch, &request.target);
-        placed.push((stage, scratch, placement));
+        let needs = lower::needs(&stage.graph, request.kernels).map_err(no_kernel)?;
+        let placement = place::run(&stage.graph, &needs, &request.target);
+        placed.push((stage, needs, placement));
     }
     let entries: Vec<Placed> = placed
         .iter()
-        .map(|(stage, scratch, placement)| Placed { name: &stage.name, graph: &stage.graph, scratch, placement })
+        .map(|(stage, needs, placement)| Placed {
+            name: &stage.name,
+            graph: &stage.graph,
+            scratch: &needs.scratch,
+            placement,
+        })
         .collect();
     let source = |name: &str| front.parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
     let Request { name, threads, files, target, .. } = request;

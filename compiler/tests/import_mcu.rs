@@ -249,5 +249,6 @@ fn published_factors() {
     let conv = model.convs().find(|c| c.name == "blocks.10.pointwise1").expect("block 10");
     // The convolution that expands block 10 is number 30 from the input; as f32, to the last bit.
     assert_eq!(model.convs().position(|c| c.name == conv.name), Some(30));
-    assert_eq!(conv.weight_factors()[..2], [670_545.875_f64, 719_452.81].map(|f| f as f32));
+    let golden = [670_545.875_f64, 719_452.81].map(|factor| factor as f32);
+    assert_eq!(conv.weight_factors()[..2], golden);
 }

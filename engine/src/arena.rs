@@ -80,13 +80,20 @@ pub(crate) struct Cuts {
 }
 
 impl Cuts {
-    /// The cuts of a step.
+    /// The cuts of a step. Where its kernel may, a first result that lies over a first operand is one piece with it.
     ///
     /// # Errors
     /// Pieces overlap in part, or lie outside the arena: the plan is damaged.
-    pub(crate) fn of(step: &Step, arena_bytes: u64) -> Result<Cuts, String> {
+    pub(crate) fn of(step: &Step, arena_bytes: u64, may_overlay: bool) -> Result<Cuts, String> {
         let changes = step.changes as usize;
         let mut wanted: Vec<Span> = Vec::new();
+        let joined = match (step.args.first(), step.outs.first()) {
+            (Some(x), Some(y)) if may_overlay && y.offset <= x.offset && x.offset < y.end() => {
+                Some((y.offset, y.end().max(x.end())))
+            }
+            _ => None,
+        };
+        let place = |i: usize, t: &Tensor| joined.filter(|_| i == 0).unwrap_or((t.offset, t.end()));
         let mut add = |start: u64, end: u64, written: bool| {
             let known = wanted.iter_mut().find(|s| (s.start as u64, s.end as u64) == (start, end));
             match known {
@@ -94,8 +101,14 @@ impl Cuts {
                 None => wanted.push(Span { start: start as usize, end: end as usize, written }),
             }
         };
-        step.args.iter().enumerate().for_each(|(i, t)| add(t.offset, t.end(), i < changes));
-        step.outs.iter().for_each(|t| add(t.offset, t.end(), true));
+        for (i, t) in step.args.iter().enumerate() {
+            let (start, end) = place(i, t);
+            add(start, end, i < changes);
+        }
+        for (i, t) in step.outs.iter().enumerate() {
+            let (start, end) = place(i, t);
+            add(start, end, true);
+        }
         if step.scratch_bytes > 0 {
             add(step.scratch_offset, step.scratch_offset + step.scratch_bytes, true);
         }
@@ -105,15 +118,15 @@ impl Cuts {
         if !apart || !inside || wanted.len() > MOST_PIECES {
             return Err(format!("{} {}: its tensors overlap in part or leave the arena", step.kernel, step.label));
         }
-        let find = |start: u64, end: u64| {
+        let find = |(start, end): (u64, u64)| {
             let at = wanted.iter().position(|s| (s.start as u64, s.end as u64) == (start, end));
             at.expect("added above")
         };
         Ok(Cuts {
-            args: step.args.iter().map(|t| find(t.offset, t.end())).collect(),
-            outs: step.outs.iter().map(|t| find(t.offset, t.end())).collect(),
+            args: step.args.iter().enumerate().map(|(i, t)| find(place(i, t))).collect(),
+            outs: step.outs.iter().enumerate().map(|(i, t)| find(place(i, t))).collect(),
             scratch: (step.scratch_bytes > 0)
-                .then(|| find(step.scratch_offset, step.scratch_offset + step.scratch_bytes)),
+                .then(|| find((step.scratch_offset, step.scratch_offset + step.scratch_bytes))),
             spans: wanted,
         })
     }

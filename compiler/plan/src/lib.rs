@@ -12,6 +12,7 @@ pub mod check;
 mod dtype;
 pub mod encode;
 mod plan;
+mod rows;
 
 pub use dtype::DType;
 pub use plan::*;

@@ -4,8 +4,8 @@ use super::call::Call;
 use super::conv::image;
 use super::{Kernel, KernelError, Query, plain};
 use tinyforge_kernels::int8::{
-    self as k, Add, Bottleneck, Conv, CrossEntropy, Quant, Shape, Softmax, Stage, States, Update, WeightGrad, Weights,
-    update_stream,
+    self as k, Add, Bottleneck, BottleneckGrad, BottleneckLayers, Conv, CrossEntropy, Expand, Hidden, Quant, Shape,
+    Softmax, Stage, States, Update, WeightGrad, Weights, update_stream,
 };
 use tinyforge_plan::Step;
 
@@ -61,12 +61,17 @@ pub(super) const KERNELS: &[Kernel] = &[
         Ok(())
     }),
     plain("i8_update", i8_update),
+    Kernel { name: "i8_bottleneck", run: bottleneck, scratch: |q| Ok(k::i8_bottleneck_scratch_bytes(&q.stages())) },
     Kernel {
-        name: "i8_bottleneck",
-        run: bottleneck,
+        name: "i8_bottleneck_grad_update",
+        run: bottleneck_grad_update,
         scratch: |q| {
-            let dims = stages(q.args.iter().map(|s| s.dims).collect(), q.outs[0].dims, |name| q.int(name));
-            Ok(k::i8_bottleneck_scratch_bytes(&dims))
+            let shape = |i: usize| q.args[i].dims;
+            let dims = bottleneck_grad(q.outs[0].dims, shape(3), shape(5), |name| q.size(name));
+            if !k::i8_bottleneck_grad_update_supports(&dims) {
+                return Err(format!("windows of {:?} are not supported", dims.depthwise.kernel));
+            }
+            Ok(k::i8_bottleneck_grad_update_scratch_bytes(&dims))
         },
     },
     plain("i8_add", add),
@@ -140,6 +145,10 @@ impl Query<'_> {
         let y = y.map_or_else(|| self.outs[0].dims, |y| self.args[y].dims);
         let kernel = w.map_or([self.size("kh"), self.size("kw")], |w| taps(self.args[w].dims));
         dims(image(self.args[x].dims), image(y), kernel, |name| self.size(name))
+    }
+
+    fn stages(&self) -> Bottleneck {
+        stages(self.args.iter().map(|s| s.dims).collect(), self.outs[0].dims, |name| self.int(name))
     }
 
     fn grad_x(&self) -> Conv {
@@ -220,7 +229,61 @@ fn bottleneck(c: &mut Call) -> Result<(), KernelError> {
     let shapes = step.args.iter().map(|t| t.shape.as_slice()).collect();
     let dims = stages(shapes, &step.outs[0].shape, |name| step.int(name));
     let weights = [1, 4, 7].map(|i| Weights { w: c.arg(i), bias: c.arg(i + 1), scale: c.arg(i + 2) });
-    k::i8_bottleneck(&dims, c.arg(0), &weights, c.out(0), c.scratch());
+    match c.maybe(0) {
+        Some(x) => k::i8_bottleneck(&dims, x, &weights, c.out(0), c.scratch()),
+        None => {
+            let lead = (step.args[0].offset - step.outs[0].offset) as usize;
+            k::i8_bottleneck_overlay(&dims, lead, &weights, c.out(0), c.scratch());
+        }
+    }
+    Ok(())
+}
+
+/// How many bytes before its input a bottleneck's output must begin to lie over it.
+pub(super) fn bottleneck_lead(q: &Query) -> usize {
+    k::i8_bottleneck_lead_bytes(&q.stages())
+}
+
+/// From the shapes of the block's input, of the gradient that comes in, and of the depthwise weight.
+fn bottleneck_grad(x: &[u32], gc: &[u32], w: &[u32], size: impl Fn(&str) -> usize) -> BottleneckGrad {
+    let inner = w[2] as usize;
+    let wide = |image: [usize; 4]| [image[0], image[1], image[2], inner];
+    let (x, gc) = (image(x), image(gc));
+    BottleneckGrad { depthwise: dims(wide(x), wide(gc), taps(w), size), in_channels: x[3], out_channels: gc[3] }
+}
+
+/// Operands `bias1, bias2, w1, gc, w3, w2, mask1, scale1, factor1, mask2, scale2, factor2, hyper, rng, x?, factor?,
+/// index?`.
+fn bottleneck_grad_update(c: &mut Call) -> Result<(), KernelError> {
+    let step = c.step;
+    let shape = |i: usize| step.args[i].shape.as_slice();
+    let dims = bottleneck_grad(&step.outs[0].shape, shape(3), shape(5), |name| step.size(name));
+    let (hyper, rng) = (c.arg::<f32>(12), c.arg::<u32>(13));
+    let rng = [rng[0], rng[1], rng[2], rng[3]];
+    let update = |factor, rate: usize, stream: &str| Update {
+        lr: hyper[rate],
+        factor,
+        stream: update_stream(&rng, step.int(stream) as u32),
+    };
+    let mut hidden = |bias: usize, from: usize, stream: &str| Hidden {
+        mask: c.arg(from),
+        scale: c.arg(from + 1),
+        update: update(c.arg(from + 2), 1, stream),
+        bias: c.change(bias),
+    };
+    let (expand, depthwise) = (hidden(0, 6, "stream1"), hidden(1, 9, "stream2"));
+    let expand_w = match step.int("train") == 1 {
+        false => Expand::Frozen(c.arg(2)),
+        true => Expand::Trained {
+            update: update(c.arg(15), 0, "stream_w"),
+            x: c.arg(14),
+            zero: int(step, "zero_x"),
+            index: (step.int("sub") == 1).then(|| c.arg(16)),
+            w: c.change(2),
+        },
+    };
+    let mut layers = BottleneckLayers { project_w: c.arg(4), depthwise_w: c.arg(5), depthwise, expand_w, expand };
+    k::i8_bottleneck_grad_update(&dims, c.arg(3), &mut layers, c.out(0), c.scratch());
     Ok(())
 }
 

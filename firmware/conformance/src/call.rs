@@ -34,6 +34,7 @@ pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
             i8_depthwise_grad_w_scratch_bytes(dims)
         }
         Kernel::Bottleneck | Kernel::BottleneckOverlay => i8_bottleneck_scratch_bytes(&params.bottleneck()),
+        Kernel::BottleneckGradUpdate => i8_bottleneck_grad_update_scratch_bytes(&params.bottleneck_grad()),
         _ => 0,
     }
 }
@@ -46,7 +47,7 @@ pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
 /// | `i8_add` | ra, rb, zero of b (that of a is the input's) |
 /// | `i8_softmax` | scale of x, scale of y |
 /// | cross-entropy | scale |
-/// | updates | learning rate, seed low, seed high, step, tensor; 5: 1 when the channel is the last dimension |
+/// | updates | learning rate, seed low, seed high, step, (first) tensor; 5: 1 when the channel is the last dimension |
 /// | updates with states | 6: momentum |
 /// | bottlenecks | 6, 7: see [`Params::bottleneck`] |
 /// | `f32_scale` | factor |
@@ -91,7 +92,8 @@ pub fn call(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch:
         (Kernel::BottleneckOverlay, [buffer, w1, b1, s1, w2, b2, s2, w3, b3, s3]) => {
             let stages = [(w1, b1, s1), (w2, b2, s2), (w3, b3, s3)];
             let weights = stages.map(|(w, bias, scale)| Weights { w: read(w), bias: read(bias), scale: read(scale) });
-            i8_bottleneck_overlay(&params.bottleneck(), &weights, write(buffer), scratch);
+            let dims = params.bottleneck();
+            i8_bottleneck_overlay(&dims, i8_bottleneck_lead_bytes(&dims), &weights, write(buffer), scratch);
         }
         (_, buffers) => {
             return loss(kernel, params, buffers)
@@ -150,6 +152,33 @@ fn learn(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &m
                 }
                 _ => i8_depthwise_grad_w_update(dims, &from, &update_of(params, factor), write(w), scratch),
             }
+        }
+        (
+            Kernel::BottleneckGradUpdate,
+            [gc, w3, w2, w1, mask1, scale1, factor1, bias1, mask2, scale2, factor2, bias2, x, at, factor, gx],
+        ) => {
+            let rng = [params.number(1), params.number(2), params.number(3), 0];
+            let update = |factor, tensor| Update { lr: params.float(0), factor, stream: update_stream(&rng, tensor) };
+            let expand = Hidden {
+                mask: mask1,
+                scale: read(scale1),
+                bias: write(bias1),
+                update: update(read(factor1), params.number(4)),
+            };
+            let depthwise = Hidden {
+                mask: mask2,
+                scale: read(scale2),
+                bias: write(bias2),
+                update: update(read(factor2), params.number(4) + 1),
+            };
+            let weight = update(read(factor), params.number(4) + 2);
+            let expand_w = match factor.is_empty() {
+                true => Expand::Frozen(read(w1)),
+                false => Expand::Trained { w: write(w1), update: weight, x: read(x), zero, index: index(at) },
+            };
+            let (project_w, depthwise_w) = (read(w3), read(w2));
+            let mut layers = BottleneckLayers { project_w, depthwise_w, depthwise, expand_w, expand };
+            i8_bottleneck_grad_update(&params.bottleneck_grad(), read(gc), &mut layers, write(gx), scratch);
         }
         (Kernel::GradB, [gc, gb]) => i8_grad_b(read(gc), write(gb)),
         (Kernel::GradBUpdate, [gc, factor, bias]) => {

@@ -16,18 +16,40 @@ use super::simd::{self, Kernel, Simd};
 use super::update::{Update, column, moved_i8};
 use super::{Conv, WeightGrad, lengths, part, part_mut};
 
-type Lanes = [f32; LANES];
+pub(super) type Lanes = [f32; LANES];
 
 /// Bytes of the input's tile beyond the rows of one window.
 const TILE_BYTES: usize = 4096;
 /// Pixels of the input's tile where it lies on the stack.
 const STACK_TILE: usize = 1024;
 /// Channels side by side on a microcontroller, for which scratch is planned; elsewhere tiles lie on the stack.
-const PLANNED_LANES: usize = 8;
+pub(super) const PLANNED_LANES: usize = 8;
 /// Taps whose weights or sums are held; a larger window goes channel by channel.
 const TAPS_MAX: usize = 64;
 
-/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 16.
+/// Binds so many vectors, on the stack or of the scratch where the stack is small, and what is left of the scratch. No
+/// closure gets them: see `tiles` of `grad_conv`.
+macro_rules! lanes {
+    ($scratch:expr, $len:expr, $tile:ident, $rest:ident) => {
+        #[cfg(feature = "std")]
+        let mut tile = super::grad_depthwise::NO_LANES;
+        #[cfg(feature = "std")]
+        let ($tile, $rest) = (super::part_mut(&mut tile, 0, $len), $scratch);
+        #[cfg(not(feature = "std"))]
+        let ($tile, $rest) = {
+            let mut pieces = super::scratch::Scratch::new($scratch);
+            let tile = pieces.take::<f32>($len * super::lanes::LANES);
+            (tile.as_chunks_mut().0, pieces.rest())
+        };
+    };
+}
+pub(super) use lanes;
+
+/// Vectors for the widest window.
+#[cfg(feature = "std")]
+pub(super) const NO_LANES: [Lanes; TAPS_MAX] = [[0.0; LANES]; TAPS_MAX];
+
+/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_depthwise_grad_x_scratch_bytes(dims: &Conv) -> usize {
     if is_tiled(dims) { piece_bytes::<f32>(dims.taps() * PLANNED_LANES) } else { 0 }
 }
@@ -42,7 +64,7 @@ pub const fn i8_depthwise_grad_w_scratch_bytes(dims: &Conv) -> usize {
     piece_bytes::<f32>(dims.taps() * PLANNED_LANES) + piece_bytes::<f32>(rows * dims.in_size[1] * PLANNED_LANES)
 }
 
-const fn is_tiled(dims: &Conv) -> bool {
+pub(super) const fn is_tiled(dims: &Conv) -> bool {
     dims.taps() <= TAPS_MAX && dims.in_channels == dims.out_channels && dims.stride[0] > 0 && dims.stride[1] > 0
 }
 
@@ -79,13 +101,8 @@ impl Kernel for GradX<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradX { dims, gc, w, gx, scratch } = self;
-        #[cfg(feature = "std")]
-        let mut tile = [[0.0; LANES]; TAPS_MAX];
-        #[cfg(feature = "std")]
-        let (wt, _) = (part_mut(&mut tile, 0, dims.taps()), scratch);
-        #[cfg(not(feature = "std"))]
-        let wt = Scratch::new(scratch).take::<f32>(dims.taps() * LANES).as_chunks_mut().0;
-        grad_x(dims, gc, w, gx, wt);
+        lanes!(scratch, dims.taps(), wt, _rest);
+        grad_x(dims, gc, (w, dims.in_channels), gx, wt);
     }
 }
 
@@ -123,14 +140,15 @@ fn reach(dims: &Conv, axis: usize, at: usize) -> (usize, usize, usize) {
     (first, (last - first) / stride + 1, (shifted - first) / stride)
 }
 
+/// The gradient; `w` begins at the first channel's, and its taps lie `pitch` elements apart.
 #[inline(always)]
-fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut [Lanes]) {
+pub(super) fn grad_x(dims: &Conv, gc: &[f32], (w, pitch): (&[i8], usize), gx: &mut [f32], wt: &mut [Lanes]) {
     let channels = dims.in_channels;
     gx.fill(0.0);
     for first in (0..channels).step_by(LANES) {
         let width = LANES.min(channels - first);
         for (tap, wt) in wt.iter_mut().enumerate() {
-            *wt = floats(part(w, tap * channels + first, width), 0);
+            *wt = floats(part(w, tap * pitch + first, width), 0);
         }
         for n in 0..dims.images {
             for h in 0..dims.in_size[0] {

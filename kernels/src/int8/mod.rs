@@ -11,6 +11,7 @@
 
 mod add;
 mod bottleneck;
+mod bottleneck_grad;
 mod conv;
 mod depthwise;
 #[cfg(all(has_dsp, has_fpu))]
@@ -36,6 +37,10 @@ pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};
 pub use bottleneck::{
     Bottleneck, Stage, i8_bottleneck, i8_bottleneck_lead_bytes, i8_bottleneck_overlay, i8_bottleneck_overlay_bytes,
     i8_bottleneck_scratch_bytes,
+};
+pub use bottleneck_grad::{
+    BottleneckGrad, BottleneckLayers, Expand, Hidden, i8_bottleneck_grad_update,
+    i8_bottleneck_grad_update_scratch_bytes, i8_bottleneck_grad_update_supports,
 };
 pub use conv::{i8_conv2d, i8_conv2d_scratch_bytes};
 pub use depthwise::{i8_depthwise, i8_depthwise_scratch_bytes};

@@ -9,8 +9,8 @@ use tinyforge_plan::DType;
 
 /// Samples of this family's ops.
 pub fn family(op: Op, z: Size) -> Vec<Sample> {
-    [convolutions(op, z), scaled(op, z), bottleneck(op, z), sums(op, z), pools(op, z), losses(op, z), updates(op, z)]
-        .concat()
+    let bottlenecks = [bottleneck(op, z), bottleneck_grad(op, z)].concat();
+    [convolutions(op, z), scaled(op, z), bottlenecks, sums(op, z), pools(op, z), losses(op, z), updates(op, z)].concat()
 }
 
 /// A convolution: what moves over the image, and its channels.
@@ -276,6 +276,42 @@ fn bottleneck(op: Op, z: Size) -> Vec<Sample> {
         make(Conv::new(image_sides, [c, wide], [1, 1], [1, 1], [0, 0]), 5, 2, 2),
         make(Conv::new(image_sides, [3, wide], [3, 3], [2, 2], [1, 1]), 3, 1, 1),
     ]
+}
+
+/// The backward pass of three convolutions, the first of which trains all, some or none of its weight.
+fn bottleneck_grad(op: Op, z: Size) -> Vec<Sample> {
+    if op != Op::I8BottleneckGradUpdate {
+        return vec![];
+    }
+    let (c, inner, o, image_sides) = (z.k.min(17), z.n.min(40), z.n.min(9), sides(z));
+    let make = |kernel: u32, stride: u32, train: bool, sub: bool| {
+        let b = Conv::new(image_sides, [inner, 1], [kernel; 2], [stride; 2], [kernel / 2; 2]).depthwise(1);
+        let (x, wide, narrow) = ([z.rows, b.image[0], b.image[1], c], b.x(z.rows), b.y(z.rows));
+        let gc = [narrow[0], narrow[1], narrow[2], o];
+        let elems = |dims: &[u32]| dims.iter().product::<u32>();
+        let mut attrs = b.window();
+        attrs.extend([("h", b.image[0].into()), ("w", b.image[1].into()), ("zero_x", Attr::Int(-3))]);
+        attrs.extend([("stream1", 4u32.into()), ("stream2", 5u32.into()), ("stream_w", 6u32.into())]);
+        attrs.extend([("train", Attr::from(train)), ("sub", sub.into())]);
+        one(op, z, &attrs, |m| {
+            let bias = |m: &mut Maker| m.state(Type::i32(&[inner]), Fill::Whole(-5000, 5000));
+            let w1 = Type::new(DType::I8, &[inner, 1, 1, c]);
+            let mut args = vec![bias(m), bias(m), m.state(w1, Fill::Whole(-127, 127)), m.real(&gc)];
+            args.push(image(m, &[o, 1, 1, inner]));
+            args.push(image(m, &b.weight()));
+            let [factor, hyper, rng] = update_operands(m, inner);
+            for dims in [&wide, &narrow] {
+                args.extend([mask(m, elems(dims)), m.given(&[inner], Fill::Positive), factor]);
+            }
+            args.extend([hyper, rng]);
+            args.extend(train.then(|| image(m, &x)));
+            args.extend(train.then_some(factor));
+            let columns = some_columns(c);
+            args.extend(sub.then(|| m.ints(columns.len() as u32, Fill::Values(columns))));
+            args
+        })
+    };
+    vec![make(3, 1, false, false), make(3, 2, true, false), make(5, 1, true, true)]
 }
 
 fn sums(op: Op, z: Size) -> Vec<Sample> {

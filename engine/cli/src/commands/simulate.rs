@@ -4,12 +4,14 @@ use super::Common;
 use crate::error::CommandError;
 use crate::int8::compare::{self, Row};
 use crate::int8::learning::{Course, Learner, Lesson, Rates};
-use crate::int8::model::{self, Opened};
-use crate::int8::{Int8Args, planning, report};
-use std::path::PathBuf;
+use crate::int8::model::Opened;
+use crate::int8::{Int8Args, float, planning, report};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tinyforge::data::Schedule;
+use tinyforge::files::write_atomic;
 use tinyforge::runner::{RunOptions, Runner};
-use tinyforge::samples::{self, Location, Samples};
+use tinyforge::samples::{self, Location, Samples, stream};
 use tinyforge::train::schedule::Decay;
 use tinyforge_compiler::export::rust;
 
@@ -64,6 +66,9 @@ pub struct SimulateArgs {
     /// Write the changed tensors' bytes here at the end
     #[arg(long)]
     state: Option<PathBuf>,
+    /// Write into this folder what a board streams: train.samples in the order they were learnt from, test.samples
+    #[arg(long)]
+    stream: Option<PathBuf>,
     /// Threads, for testing or for several seeds
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -80,7 +85,8 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
     if args.seeds == 0 {
         return Err(CommandError::request("--seeds must be at least 1"));
     }
-    let opened = model::open(&args.int8.model, args.int8.classes)?;
+    let fallback = float::Fallback { data: &args.data, holds_out: args.test.is_none() };
+    let (opened, mut float) = float::open(&args.int8, Some(fallback))?;
     let shape = opened.model.input().shape.map(|d| d as usize);
     let (train, test) = read(args, shape)?;
     let classes = opened.model.result().shape[2] as usize;
@@ -90,9 +96,16 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
             "the data has {found} classes, the network {classes}: `--classes {found}` gives it a new head"
         )));
     }
+    let float = match &mut float {
+        Some(float) if args.int8.classes.is_none() => Some(float.accuracy(&test)?),
+        _ => None,
+    };
+    if let Some(share) = float {
+        println!("accuracy {share:.4} of the float network");
+    }
     let lesson = lesson(args, &train, &test)?;
     match rows {
-        None if args.seeds == 1 => once(args, &opened, &lesson),
+        None if args.seeds == 1 => once(args, &opened, &lesson, float),
         rows => several(args, &opened, &lesson, &rows.unwrap_or_else(|| vec![Row::plain(&args.int8.scheme)])),
     }
 }
@@ -125,12 +138,13 @@ fn rates(args: &SimulateArgs) -> Rates {
     Rates { lr: args.lr, bias_ratio: args.bias_lr_ratio }
 }
 
-fn once(args: &SimulateArgs, opened: &Opened, lesson: &Lesson) -> Result<(), CommandError> {
+/// `float` is the accuracy of the float network that the int8 one was made of.
+fn once(args: &SimulateArgs, opened: &Opened, lesson: &Lesson, float: Option<f64>) -> Result<(), CommandError> {
     let settings = args.int8.settings()?;
     let plan = planning::plan(&name(args), &opened.model, &settings)?.plan;
     let mut runner = Runner::new(plan.clone(), RunOptions::default())?;
     runner.load(&opened.files, args.int8.seed)?;
-    let hash = rust::hash(&plan, runner.arena().bytes());
+    let hash = rust::hash(&plan, runner.arena().bytes(), settings.batch);
     print!("{}", report::words(&plan, &opened.model, hash, [settings.memory, settings.flash]));
     let started = Instant::now();
     let mut learner = Learner::new(lesson, &plan, &opened.files, &settings, rates(args))?;
@@ -147,11 +161,16 @@ fn once(args: &SimulateArgs, opened: &Opened, lesson: &Lesson) -> Result<(), Com
     if let Some(path) = &args.state {
         write_state(path, learner.runner())?;
     }
+    if let Some(folder) = &args.stream {
+        let visits = learner.steps() * u64::from(settings.batch);
+        write_stream(folder, lesson, visits, args.int8.seed)?;
+    }
     write_curves(args, &[(&args.int8.scheme, std::slice::from_ref(&course))])?;
     println!("accuracy {:.4} before, {:.4} after, {seconds:.1} s", course.before.share(), course.after().share());
     if args.common.json {
         let mut found = report::json(&plan, hash);
         found["accuracy_before"] = course.before.share().into();
+        found["accuracy_float"] = float.into();
         found["accuracy"] = course.after().share().into();
         found["losses"] = course.epochs.iter().map(|e| e.loss).collect();
         found["accuracies"] = course.epochs.iter().map(|e| e.accuracy.share()).collect();
@@ -195,9 +214,22 @@ fn write_curves(args: &SimulateArgs, rows: &[(&str, &[Course])]) -> Result<(), C
 }
 
 /// The bytes that a chip's checkpoint holds of the model: the changed tensors as they lie in SRAM.
-fn write_state(path: &std::path::Path, runner: &Runner) -> Result<(), CommandError> {
+fn write_state(path: &Path, runner: &Runner) -> Result<(), CommandError> {
     let near = runner.plan().spaces.last().map_or(0, |s| s.first_byte) as usize;
     let stored = runner.plan().stored.iter().map(|s| s.tensor.end() as usize).max().unwrap_or(near).max(near);
     let bytes = &runner.arena().bytes()[near..stored];
-    Ok(tinyforge::files::write_atomic(path, |file| file.write_all(bytes))?)
+    Ok(write_atomic(path, |file| file.write_all(bytes))?)
+}
+
+/// The samples of both sets as a board reads them: the first `visits` that were learnt from, and all to test on.
+fn write_stream(folder: &Path, lesson: &Lesson, visits: u64, seed: u64) -> Result<(), CommandError> {
+    let (train, test) = (lesson.train, lesson.test);
+    let mut order = Schedule::new(train.len() as u64, seed, lesson.is_shuffled);
+    let learnt: Vec<usize> = (0..visits).map(|visit| order.row(visit) as usize).collect();
+    let all: Vec<usize> = (0..test.len()).collect();
+    std::fs::create_dir_all(folder).map_err(|e| CommandError::run(format!("{}: {e}", folder.display())))?;
+    for (name, samples, order) in [("train.samples", train, learnt), ("test.samples", test, all)] {
+        write_atomic(&folder.join(name), |file| stream::write(file, samples, &order))?;
+    }
+    Ok(())
 }

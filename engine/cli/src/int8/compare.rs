@@ -4,15 +4,16 @@
 //! seed. Intervals are of 95 %, by Student's t.
 
 use super::learning::{Course, Learner, Lesson, Rates};
-use super::{Int8Args, Int8Settings, Rounding, model::Opened, planning};
+use super::{Int8Args, Int8Settings, model::Opened, planning};
 use crate::error::CommandError;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Instant;
 use tinyforge::files::ReadAt;
 use tinyforge::runner::{RunOptions, Runner};
+use tinyforge_build::settings::Rounding;
 use tinyforge_compiler::export::rust;
 use tinyforge_plan::Plan;
 
@@ -30,11 +31,17 @@ pub struct Row {
     pub name: String,
     scheme: Option<String>,
     qas: Option<bool>,
+    #[serde(default, deserialize_with = "rounding")]
     update: Option<Rounding>,
     momentum: Option<f64>,
     batch: Option<u32>,
     lr: Option<f64>,
     bias_lr_ratio: Option<f64>,
+}
+
+fn rounding<'d, D: Deserializer<'d>>(from: D) -> Result<Option<Rounding>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map(Some).map_err(D::Error::custom)
 }
 
 impl Row {
@@ -125,7 +132,7 @@ pub fn run(
         let started = Instant::now();
         let mut first = Runner::new(plan.clone(), RunOptions::default())?;
         first.load(&opened.files, args.seed)?;
-        let hash = rust::hash(&plan, first.arena().bytes());
+        let hash = rust::hash(&plan, first.arena().bytes(), settings.batch);
         let seeds: Vec<u64> = (0..seeds).map(|k| args.seed.wrapping_add(k)).collect();
         let task = Task { name: &row.name, plan: &plan, files: &opened.files, settings: &settings, rates };
         let courses = all_seeds(&task, lesson, &seeds).map_err(|e| of_row(row, e))?;

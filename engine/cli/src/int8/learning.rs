@@ -99,6 +99,11 @@ impl<'a> Learner<'a> {
         self.simulation.steady_steps()
     }
 
+    /// Steps done since the start.
+    pub fn steps(&self) -> u64 {
+        self.simulation.steps()
+    }
+
     /// The weights as they are now.
     pub fn runner(&self) -> &Runner {
         self.simulation.runner()

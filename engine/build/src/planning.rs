@@ -1,7 +1,7 @@
 //! From an int8 network and settings to a plan that fits SRAM and flash.
 
-use super::{Int8Settings, Rounding};
-use crate::error::CommandError;
+use crate::error::BuildError;
+use crate::settings::{Int8Settings, Rounding};
 use crate::sizes::show;
 use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
@@ -17,14 +17,14 @@ use tinyforge_plan::{DType, Fixed, Plan, Source};
 ///
 /// # Errors
 /// The scheme does not suit the network, or SRAM or flash are too small: with numbers and what would fit.
-pub fn plan(name: &str, model: &Int8Model, settings: &Int8Settings) -> Result<Compiled, CommandError> {
+pub fn plan(name: &str, model: &Int8Model, settings: &Int8Settings) -> Result<Compiled, BuildError> {
     let compiled = attempt(name, model, settings, Some(settings.memory.saturating_sub(settings.stack)));
     let mut compiled = compiled.map_err(|error| refuse(&error, settings))?;
     let plan = &mut compiled.plan;
     plan.fixed.push(Fixed { name: "stack".to_string(), bytes: settings.stack });
     let flash = flash_bytes(plan);
     if flash > settings.flash {
-        return Err(CommandError::request(format!(
+        return Err(BuildError::request(format!(
             "weights take {flash} bytes of flash, {} are there ({} over)",
             settings.flash,
             flash - settings.flash
@@ -89,12 +89,12 @@ fn attempt(
 }
 
 /// What to say of a plan that does not fit.
-fn refuse(error: &CompileError, settings: &Int8Settings) -> CommandError {
+fn refuse(error: &CompileError, settings: &Int8Settings) -> BuildError {
     let CompileError::Budget { need, entry, peak, at, stored, .. } = error else {
-        return CommandError::request(error);
+        return BuildError::request(error);
     };
     let holders: Vec<String> = peak.holders.iter().take(4).map(|h| format!("{} {}", h.name, show(h.bytes))).collect();
-    CommandError::request(format!(
+    BuildError::request(format!(
         "plan needs {} of SRAM with {} of stack, the budget is {} ({} over)\n  peak at {at} of {entry}: {}; stored tensors \
          {}\n  help: a smaller --scheme, or `--memory {}KiB`",
         show(need + settings.stack),
