@@ -30,9 +30,16 @@ impl Folder {
         let folder = std::env::temp_dir().join(format!("tinyforge-onnx-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let bytes = onnx_file::small().bytes();
-        let samples: Vec<i8> = onnx_file::numbers(77, SAMPLES * ELEMS).iter().map(|x| (x * 127.9) as i8).collect();
+        // Dark to light, and one channel darker the further the other is lighter, under noise.
+        let level = |k: usize, channel: usize| {
+            let (a, b) = ((k % 8) as f32 / 4.0 - 0.9, (k / 8) as f32 / 4.0 - 0.9);
+            0.8 * if channel == 0 { a } else { b }
+        };
+        let noise = onnx_file::numbers(77, SAMPLES * ELEMS);
+        let pixel = |(i, x): (usize, &f32)| ((level(i / ELEMS, i % 2) + 0.2 * x).clamp(-1.0, 1.0) * 127.9) as i8;
+        let samples: Vec<i8> = noise.iter().enumerate().map(pixel).collect();
         let labels: Vec<u8> = samples.chunks(ELEMS).map(|s| class(&bytes, s)).collect();
-        assert!((0..3).all(|class| labels.contains(&class)), "every class is named");
+        assert!((0..3).all(|class| labels.contains(&class)), "not every class is named: {labels:?}");
         let raw: Vec<u8> = samples.iter().map(|&b| b as u8).collect();
         for (name, bytes) in [("net.onnx", &bytes), ("samples.bin", &raw), ("labels.bin", &labels)] {
             std::fs::write(folder.join(name), bytes).expect("the folder takes files");

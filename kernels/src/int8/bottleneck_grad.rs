@@ -274,8 +274,8 @@ impl Hidden<'_> {
         for at in (0..whole).step_by(8) {
             let scale = part(self.scale, first + at, 8).first_chunk::<8>().copied().unwrap_or_default();
             let mut sums = [0.0f32; 8];
-            let masks = self.mask.get((first + at) / 8..).unwrap_or(&[]).iter().step_by(channels / 8);
-            for (g, mask) in g.chunks_exact_mut(width).zip(masks) {
+            let masks = self.mask.get((first + at) / 8..).unwrap_or(&[]).iter().step_by((channels / 8).max(1));
+            for (g, mask) in g.chunks_exact_mut(width.max(1)).zip(masks) {
                 let Some(g) = part_mut(g, at, 8).first_chunk_mut::<8>() else { continue };
                 for i in 0..8 {
                     g[i] = if mask >> i & 1 == 1 { g[i] * scale[i] } else { 0.0 };
@@ -289,7 +289,7 @@ impl Hidden<'_> {
         for at in whole..width {
             let (k, mut sum) = (first + at, 0.0f32);
             let scale = self.scale.get(k).copied().unwrap_or_default();
-            for (p, g) in g.iter_mut().skip(at).step_by(width).enumerate() {
+            for (p, g) in g.iter_mut().skip(at).step_by(width.max(1)).enumerate() {
                 *g = if bit(self.mask, p * channels + k) { *g * scale } else { 0.0 };
                 sum += *g;
             }

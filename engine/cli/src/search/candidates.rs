@@ -14,7 +14,7 @@ pub const UNIT: f64 = 1e-9;
 
 /// Bytes by which a plan may take less, beside what it trains, than one that trains less: the planner runs bottlenecks
 /// by rows and by channels where that lowers the peak it sees.
-pub const SLACK_BYTES: u64 = 4096;
+pub const SLACK_BYTES: u64 = 8192;
 
 /// One thing to train beside the head.
 #[derive(Clone, Copy, PartialEq, Debug)]
