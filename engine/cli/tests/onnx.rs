@@ -29,7 +29,6 @@ impl Folder {
     fn new(name: &str) -> Folder {
         let folder = std::env::temp_dir().join(format!("tinyforge-onnx-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let bytes = onnx_file::small().bytes();
         // Dark to light, and one channel darker the further the other is lighter, under noise.
         let level = |k: usize, channel: usize| {
             let (a, b) = ((k % 8) as f32 / 4.0 - 0.9, (k / 8) as f32 / 4.0 - 0.9);
@@ -38,6 +37,7 @@ impl Folder {
         let noise = onnx_file::numbers(77, SAMPLES * ELEMS);
         let pixel = |(i, x): (usize, &f32)| ((level(i / ELEMS, i % 2) + 0.2 * x).clamp(-1.0, 1.0) * 127.9) as i8;
         let samples: Vec<i8> = noise.iter().enumerate().map(pixel).collect();
+        let bytes = balanced(&samples);
         let labels: Vec<u8> = samples.chunks(ELEMS).map(|s| class(&bytes, s)).collect();
         assert!((0..3).all(|class| labels.contains(&class)), "not every class is named: {labels:?}");
         let raw: Vec<u8> = samples.iter().map(|&b| b as u8).collect();
@@ -60,8 +60,26 @@ impl Folder {
     }
 }
 
-/// The float network's class of a sample `[H,W,C]` of pixels less 128, which it takes as 0..1.
+/// The small network with a bias of its last layer that makes every class as likely as the others.
+fn balanced(samples: &[i8]) -> Vec<u8> {
+    let mut file = onnx_file::small();
+    let bytes = file.bytes();
+    let all: Vec<Vec<f64>> = samples.chunks(ELEMS).map(|s| shares(&bytes, s)).collect();
+    let mean = |class: usize| all.iter().map(|y| y[class].max(1e-300).ln()).sum::<f64>() / all.len() as f64;
+    let bias: Vec<f32> = onnx_file::numbers(9, 3).iter().enumerate().map(|(k, b)| b - mean(k) as f32).collect();
+    file.constants.pop();
+    file.constants.push(onnx_file::raw("b2", &[3], &bias));
+    file.bytes()
+}
+
+/// The float network's class of a sample.
 fn class(bytes: &[u8], sample: &[i8]) -> u8 {
+    let y = shares(bytes, sample);
+    (0..y.len()).fold(0, |best, i| if y[i] > y[best] { i } else { best }) as u8
+}
+
+/// The softmax that the float network makes of a sample `[H,W,C]` of pixels less 128, which it takes as 0..1.
+fn shares(bytes: &[u8], sample: &[i8]) -> Vec<f64> {
     let model = onnx::import(bytes, "net.onnx", &|_| None, 1).expect("a model");
     let graph = &model.graph;
     let memory = Memory::run(graph, |v| match graph.info(v).decl {
@@ -73,8 +91,7 @@ fn class(bytes: &[u8], sample: &[i8]) -> u8 {
         }
         _ => model.contents(v, &[bytes.to_vec()]).expect("a weight has contents"),
     });
-    let y = &memory.get(graph.result("output").expect("a result")).data;
-    (0..y.len()).fold(0, |best, i| if y[i] > y[best] { i } else { best }) as u8
+    memory.get(graph.result("output").expect("a result")).data.clone()
 }
 
 fn number(stdout: &str, key: &str) -> f64 {
