@@ -71,7 +71,8 @@ pub(super) const fn is_tiled(dims: &Conv) -> bool {
 /// Rows of the output whose inputs are held at a time.
 const fn bands(dims: &Conv) -> usize {
     let fit = TILE_BYTES / (dims.in_size[1] * PLANNED_LANES * size_of::<f32>() + 1);
-    if fit < dims.kernel[0] { 1 } else { (fit - dims.kernel[0]) / dims.stride[0] + 1 }
+    let is_narrow = fit < dims.kernel[0] || dims.stride[0] == 0;
+    if is_narrow { 1 } else { (fit - dims.kernel[0]) / dims.stride[0] + 1 }
 }
 
 /// Gradient with respect to the input: `gc` of `dims.y_len()`, `gx` of `dims.x_len()`.
