@@ -7,7 +7,6 @@ use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
 use tinyforge_compiler::export::lives::{Role as Use, lanes, names};
 use tinyforge_compiler::export::{ExportError, c, dot, html, json, rust};
 use tinyforge_compiler::import::{int8, mcu};
-use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
@@ -30,14 +29,6 @@ fn plan() -> Plan {
     let entry =
         |name: &str, kind, role| Entry { name: name.to_string(), graph: model.graph(kind, 1).expect("a graph"), role };
     let source = |name: &str| model.source(name, true).unwrap_or(Source::Zero);
-    let optimizer = Optimizer {
-        rule: rule_index("sgd").expect("the table has it"),
-        beta1: 0.0,
-        beta2: 0.0,
-        eps: 0.0,
-        weight_decay: 0.0,
-        clip: None,
-    };
     let compiled = compile(&Request {
         name: "tiny <net> \"last\"".to_string(),
         entries: vec![
@@ -48,7 +39,7 @@ fn plan() -> Plan {
         group: 0,
         keep_states: false,
         storage: Storage { trained: DType::I8, frozen: None },
-        optimizer,
+        optimizer: Optimizer::plain("sgd"),
         clip_by: None,
         recompute: Recompute::Nothing,
         arena_bytes_max: None,

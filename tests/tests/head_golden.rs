@@ -95,7 +95,7 @@ fn runner(golden: &HashMap<String, Vec<f32>>) -> Runner {
         group: 0,
         keep_states: false,
         storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer { rule: 0, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: None },
+        optimizer: Optimizer::plain("sgd"),
         clip_by: None,
         recompute: Recompute::Nothing,
         arena_bytes_max: None,

@@ -60,7 +60,7 @@ fn plan(table: &str, scheme: &Scheme, recompute: Recompute) -> Plan {
         scheme: scheme.clone(),
         group: 0,
         storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer { rule: 0, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: None },
+        optimizer: Optimizer::plain("sgd"),
         clip_by: None,
         recompute,
         arena_bytes_max: None,

@@ -1,16 +1,12 @@
 //! Results over operands that die: the checker accepts exactly what the kernel can do, and finds what it cannot.
 
-use tinyforge::cpu::CpuKernels;
-use tinyforge_compiler::compile::{Compiled, Entry, Recompute, Request, Role, compile};
-use tinyforge_compiler::passes::parameterize::Storage;
-use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::target::Target;
 use tinyforge_kernels::int8::{Bottleneck, Conv, Quant, Stage, i8_bottleneck_lead_bytes};
 use tinyforge_plan::check::check;
 use tinyforge_plan::{DType, Named, Number, Part, Plan, Source, Space, Step, Stored, StoredKind, Tensor};
 use tinyforge_tests::convnets::{MCUNET, graph, rows};
+use tinyforge_tests::device::compile_entry;
 use tinyforge_tests::random::Random;
-use tinyforge_tests::script::optimizer;
 
 fn conv(images: usize, size: [usize; 2], channels: [usize; 2], window: [[usize; 2]; 3]) -> Conv {
     let [kernel, stride, pad] = window;
@@ -128,25 +124,8 @@ fn a_lead_is_accepted_where_the_kernel_can_do_with_it() {
 
 /// A network whose first block lies over its image.
 fn network() -> Plan {
-    let request = Request {
-        name: "overlay".to_string(),
-        entries: vec![Entry { name: "infer".to_string(), graph: graph(&rows(MCUNET), 1, 10), role: Role::Forward }],
-        scheme: Scheme::frozen(),
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: optimizer("sgd"),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        target: Target::CORTEX_M7,
-        kernels: &CpuKernels { threads: 1 },
-        source: &|_| Source::Zero,
-        files: Vec::new(),
-        threads: 1,
-        dump: None,
-    };
-    let Compiled { mut plan, .. } = compile(&request).unwrap_or_else(|e| panic!("{e}"));
+    let graph = graph(&rows(MCUNET), 1, 10);
+    let mut plan = compile_entry("infer", graph, Target::CORTEX_M7, 1).unwrap_or_else(|e| panic!("{e}"));
     plan.stored.iter_mut().for_each(|s| s.source = Source::Zero);
     plan
 }

@@ -165,8 +165,8 @@ fn share(
                 let home = homes[arg.index()]?;
                 let once = node.args.iter().filter(|x| homes[x.index()].is_some_and(|(r, _)| r == home.0)).count() == 1;
                 // A graph's results outlive its last node.
-                let stays = graph.results.iter().any(|(_, v)| homes[v.index()] == Some(home));
-                let dies = rooms[home.0].pieces[home.1].life.end == i as u32 && !stays || node.op == Op::Reshape;
+                let stays = || graph.results.iter().any(|(_, v)| homes[v.index()] == Some(home));
+                let dies = rooms[home.0].pieces[home.1].life.end == i as u32 && !stays() || node.op == Op::Reshape;
                 (dies && once && !taken.contains(&home.0)).then_some(home)
             };
             let fits = |&(a, to): &(usize, usize)| {

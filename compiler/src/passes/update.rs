@@ -17,7 +17,7 @@ use crate::ir::graph::{Builder, Graph, Kind, Node, Region, Value, ValueInfo};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::ir::verify::Finding;
-use crate::optimizer::{RULES, StateDef};
+use crate::optimizer::{RULES, StateDef, rule_index};
 use std::collections::HashMap;
 use tinyforge_plan::DType;
 
@@ -36,6 +36,17 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// The largest global gradient norm; `None` does not clip.
     pub clip: Option<f64>,
+}
+
+impl Optimizer {
+    /// The rule of this name with nothing beside it: no momentum, decay or clipping.
+    ///
+    /// # Panics
+    /// The table has no such rule.
+    pub fn plain(rule: &str) -> Optimizer {
+        let rule = rule_index(rule).expect("the table has the rule");
+        Optimizer { rule, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: None }
+    }
 }
 
 /// How global-norm clipping knows the norm before the first update.

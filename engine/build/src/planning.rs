@@ -6,7 +6,6 @@ use crate::sizes::show;
 use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::int8::{self, Int8Model};
-use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_plan::{DType, Fixed, Plan, Source};
@@ -58,14 +57,7 @@ fn attempt(
         Rounding::Stochastic => "sgd",
         Rounding::Accumulate => "sgd-accumulate",
     };
-    let optimizer = Optimizer {
-        rule: rule_index(rule).expect("the table has it"),
-        beta1: settings.momentum,
-        beta2: 0.0,
-        eps: 0.0,
-        weight_decay: 0.0,
-        clip: None,
-    };
+    let optimizer = Optimizer { beta1: settings.momentum, ..Optimizer::plain(rule) };
     let source = |tensor: &str| model.source(tensor, settings.is_scaled).unwrap_or(Source::Zero);
     compile::compile(&Request {
         name: format!("{name} {}", settings.scheme),

@@ -210,7 +210,8 @@ fn put<T: Copy>(to: &mut [T], from: &[T]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
 }
 
-fn largest(logits: &[i8]) -> usize {
+/// The class that logits name: the index of the largest, of equal ones the first.
+pub fn largest<T: PartialOrd>(logits: &[T]) -> usize {
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 

@@ -8,11 +8,11 @@ use tinyforge::cpu::CpuKernels;
 use tinyforge::files::{ReadAt, read_whole};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::samples::{self, Samples};
+use tinyforge::simulate::largest;
 use tinyforge_compiler::compile::{self, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::int8::Int8Model;
 use tinyforge_compiler::import::onnx::{self, FloatModel};
 use tinyforge_compiler::ir::graph::Graph;
-use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::quantize::{self, Bytes, Clipping, Observer, Range};
 use tinyforge_compiler::passes::update::Optimizer;
@@ -186,9 +186,8 @@ impl Float {
         let mut right = 0;
         for i in 0..samples.len() {
             self.run(samples.sample(i))?;
-            let logits = self.runner.result::<f32>(0, "output");
-            let largest = (0..logits.len()).fold(0, |best, k| if logits[k] > logits[best] { k } else { best });
-            right += usize::from(largest == samples.labels[i] as usize);
+            let named = largest(self.runner.result::<f32>(0, "output"));
+            right += usize::from(named == samples.labels[i] as usize);
         }
         Ok(right as f64 / samples.len().max(1) as f64)
     }
@@ -196,14 +195,6 @@ impl Float {
 
 /// The plan of one sample's forward pass.
 fn plan(name: &str, graph: Graph, model: &FloatModel) -> Result<Plan, CommandError> {
-    let optimizer = Optimizer {
-        rule: rule_index("sgd").expect("the table has it"),
-        beta1: 0.0,
-        beta2: 0.0,
-        eps: 0.0,
-        weight_decay: 0.0,
-        clip: None,
-    };
     let compiled = compile::compile(&Request {
         name: name.to_string(),
         entries: vec![Entry { name: "infer".to_string(), graph, role: Role::Forward }],
@@ -211,7 +202,7 @@ fn plan(name: &str, graph: Graph, model: &FloatModel) -> Result<Plan, CommandErr
         group: 0,
         keep_states: false,
         storage: Storage { trained: DType::F32, frozen: None },
-        optimizer,
+        optimizer: Optimizer::plain("sgd"),
         clip_by: None,
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
