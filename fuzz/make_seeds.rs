@@ -20,6 +20,9 @@ use tinyforge_plan::{DType, Fixed, Source};
 #[path = "../compiler/tests/mcu_file/mod.rs"]
 mod mcu_file;
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
+#[path = "../compiler/tests/onnx_file/mod.rs"]
+mod onnx_file;
+#[allow(dead_code, reason = "shared with the tests, which use more of it")]
 #[path = "../compiler/tests/tflite_file/mod.rs"]
 mod tflite_file;
 
@@ -40,8 +43,10 @@ fn main() -> std::io::Result<()> {
     }
     put("tflite_model", "small", &tflite_file::small().bytes())?;
     put("tflite_model", "everything", &tflite_file::everything().bytes())?;
+    put("tflite_model", "residual", &tflite_file::residual().bytes())?;
     put("tflite_model", "between_floats", &tflite_file::between_floats().bytes())?;
     put("mcu_network", "small", &mcu_network())?;
+    put("onnx_model", "small", &onnx_file::small().bytes())?;
     put("adapter_config", "lora", ADAPTER.as_bytes())?;
     put("adapter_config", "name", b"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight")?;
     for (name, json) in TOKENIZERS {

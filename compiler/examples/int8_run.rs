@@ -3,13 +3,13 @@
 //! ```text
 //! int8_run MODEL.tflite INPUT OUTPUT             every image of INPUT through the whole file
 //! int8_run NET.json NET.safetensors INPUT OUTPUT
+//! int8_run --all MODEL.tflite INPUT OUTPUT       the same, OUTPUT gets every image of the network, in its order
 //! int8_run --layers MODEL.tflite INPUT OUTPUT    every layer by itself
 //! ```
 //! INPUT holds int8 images one after another, OUTPUT gets the int8 results. With `--layers`, INPUT holds all images of
 //! the network, in its order, and OUTPUT gets the same, each layer's computed from the given ones that it reads.
 //! Stdout: one JSON object about the model.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::fs;
 
@@ -20,10 +20,12 @@ use tinyforge_compiler::ir::ops::Tensor;
 use tinyforge_compiler::ir::reference::Memory;
 use tinyforge_compiler::ir::verify::verify;
 
+const USAGE: &str = "int8_run [--all|--layers] MODEL [WEIGHTS] INPUT OUTPUT";
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
-    let by_layer = args.first().is_some_and(|arg| arg == "--layers");
-    args.drain(..usize::from(by_layer));
+    let flag = args.first().filter(|arg| arg.starts_with("--")).cloned();
+    args.drain(..usize::from(flag.is_some()));
     let (model, file, input, output) = match &args[..] {
         [path, input, output] => {
             let file = fs::read(path)?;
@@ -33,11 +35,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             let file = fs::read(weights)?;
             (mcu::import(&fs::read(json)?, &file, weights)?, file, input, output)
         }
-        _ => return Err("int8_run [--layers] MODEL [WEIGHTS] INPUT OUTPUT".into()),
+        _ => return Err(USAGE.into()),
     };
     model.notes.iter().for_each(|note| eprintln!("{note}"));
     let given = fs::read(input)?;
-    let results = if by_layer { layers(&model, &file, &given)? } else { run(&model, &file, &given)? };
+    let results = match flag.as_deref() {
+        None => run(&model, &file, &given, &[model.output])?,
+        Some("--all") => run(&model, &file, &given, &(0..model.images.len() as u32).collect::<Vec<_>>())?,
+        Some("--layers") => layers(&model, &file, &given)?,
+        Some(_) => return Err(USAGE.into()),
+    };
     fs::write(output, &results)?;
     println!("{}", about(&model));
     Ok(())
@@ -55,10 +62,13 @@ fn about(model: &Int8Model) -> String {
         .collect();
     let elems: Vec<u64> = model.images.iter().map(|i| i.elems()).collect();
     let (input, output, dead) = (model.input(), model.result(), model.dead_channels().count());
+    let logits = model.head().map_or(model.output, |at| model.layers[at].output);
     format!(
-        "{{\"input\":{:?},\"output\":{:?},\"images\":{elems:?},\"layers\":[{}],\"dead_channels\":{dead}}}",
+        "{{\"input\":{:?},\"output\":{:?},\"result\":{},\"logits\":{logits},\"images\":{elems:?},\"layers\":[{}],\
+         \"dead_channels\":{dead}}}",
         input.shape,
         output.shape,
+        model.output,
         layers.join(",")
     )
 }
@@ -79,43 +89,27 @@ fn stored(model: &Int8Model, graph: &Graph, v: Value, file: &[u8]) -> Tensor {
 
 /// Every layer by itself.
 fn layers(model: &Int8Model, file: &[u8], given: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
-    let graph = program(model)?;
-    let values: Vec<Value> = model.images.iter().filter_map(|i| graph.find(&i.name)).collect();
-    let sample: usize = values.iter().map(|&v| graph.ty(v).elems() as usize).sum();
-    if values.len() != model.images.len() || !given.len().is_multiple_of(sample) {
+    let sample = usize::try_from(model.images.iter().map(|i| i.elems()).sum::<u64>())?;
+    if !given.len().is_multiple_of(sample) {
         return Err(format!("{} bytes are not whole samples of {sample}", given.len()).into());
     }
     let mut results = Vec::new();
     for sample in given.chunks_exact(sample) {
-        let mut images: HashMap<Value, Tensor> = HashMap::new();
-        let mut rest = sample;
-        for &v in &values {
-            let mut image = Tensor::zeros(graph.ty(v));
-            let (bytes, more) = rest.split_at(image.data.len());
-            image.data = bytes.iter().map(|&b| f64::from(b as i8)).collect();
-            images.insert(v, image);
-            rest = more;
-        }
-        let mut computed = images.clone();
-        for node in &graph.nodes {
-            let operand = |&v: &Value| images.get(&v).cloned().unwrap_or_else(|| stored(model, &graph, v, file));
-            let mut operands: Vec<Tensor> = node.args.iter().map(operand).collect();
-            let mut outs = vec![Tensor::zeros(graph.ty(node.outs[0]))];
-            (node.op.def().eval)(&mut operands, &mut outs, &node.attrs);
-            computed.insert(node.outs[0], outs.remove(0));
-        }
-        results.extend(values.iter().flat_map(|v| computed[v].data.iter().map(|&y| y as i8 as u8)));
+        let sample: Vec<i8> = sample.iter().map(|&b| b as i8).collect();
+        results.extend(model.layerwise(file, &sample)?.into_iter().map(|y| y as u8));
     }
     Ok(results)
 }
 
-fn run(model: &Int8Model, file: &[u8], images: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
+/// The images `wanted` of the network over every input.
+fn run(model: &Int8Model, file: &[u8], images: &[u8], wanted: &[u32]) -> Result<Vec<u8>, Box<dyn Error>> {
     let graph = program(model)?;
     let elems = usize::try_from(model.input().elems())?;
     if !images.len().is_multiple_of(elems) {
         return Err(format!("{} bytes are not whole images of {elems}", images.len()).into());
     }
-    let result = graph.result("output").ok_or("no result")?;
+    let name = |&i: &u32| graph.find(&model.images[i as usize].name).ok_or("an image that no result depends on");
+    let wanted = wanted.iter().map(name).collect::<Result<Vec<_>, _>>()?;
     let input = graph.find("images").ok_or("no input")?;
     let mut memory = Memory::run(&graph, |v| stored(model, &graph, v, file));
     let mut results = Vec::new();
@@ -124,7 +118,7 @@ fn run(model: &Int8Model, file: &[u8], images: &[u8]) -> Result<Vec<u8>, Box<dyn
         x.data = image.iter().map(|&b| f64::from(b as i8)).collect();
         memory.set(input, x);
         memory.step(&graph);
-        results.extend(memory.get(result).data.iter().map(|&y| y as i8 as u8));
+        results.extend(wanted.iter().flat_map(|&v| memory.get(v).data.iter().map(|&y| y as i8 as u8)));
     }
     Ok(results)
 }

@@ -9,6 +9,7 @@ fn main() -> std::io::Result<()> {
     let models = [
         ("small", tflite_file::small()),
         ("everything", tflite_file::everything()),
+        ("residual", tflite_file::residual()),
         ("between_floats", tflite_file::between_floats()),
     ];
     for (name, model) in models {

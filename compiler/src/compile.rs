@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order ->
-//! fuse_rows -> pipeline -> place -> lower
+//! fuse_rows -> fuse_channels -> pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
 
+use crate::import::int8::{self, Int8Error, Int8Model};
 use crate::ir::graph::Graph;
 use crate::ir::text::print_graph;
 use crate::ir::types::Type;
@@ -15,15 +16,27 @@ use crate::lower::{self, Input, Placed};
 use crate::passes::live::Life;
 use crate::passes::parameterize::{Parameters, Storage};
 use crate::passes::pipeline::{Pipeline, Stay, Window};
-use crate::passes::place::{Guest, Placement};
+use crate::passes::place::{Guest, Needs, Placement};
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
-    differentiate, fuse, fuse_rows, fuse_update, order, parameterize, pipeline, place, prune, recompute, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, order, parameterize, pipeline, place, prune, quantize,
+    recompute, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
 use std::collections::HashSet;
 use tinyforge_plan::{Kernels, Peak, Plan, Source};
+
+/// Makes an int8 network of a float one, before everything else: what it gives is compiled as an imported one is.
+///
+/// # Errors
+/// The float network has a part that int8 has no layer for, or a number that int8 cannot hold.
+pub fn to_int8(request: &quantize::Request) -> Result<Int8Model, Int8Error> {
+    let model = quantize::run(request)?;
+    let findings = verify::verify(&model.graph(int8::Entry::Whole, 1)?);
+    assert!(findings.is_empty(), "pass quantize broke {}: {}", request.name, list(&findings));
+    Ok(model)
+}
 
 /// What an entry is made for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -335,23 +348,23 @@ fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result
     let stages: Vec<Stage> = stages.iter().map(|stage| arrange(request, stage, step)).collect();
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
     let pipeline = request.window.map_or(Pipeline::default(), |window| pipeline::run(&graphs, window));
-    let mut placed: Vec<(Vec<u64>, Vec<Guest>, Placement)> = Vec::new();
+    let mut placed: Vec<(Needs, Vec<Guest>, Placement)> = Vec::new();
     for (i, stage) in stages.iter().enumerate() {
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
-        let scratch = lower::scratch(&stage.graph, request.kernels).map_err(no_kernel)?;
+        let needs = lower::needs(&stage.graph, request.kernels).map_err(no_kernel)?;
         let guests = guests(&graphs, &pipeline, pipeline.stays.get(i).map_or(&[], Vec::as_slice), &request.target);
-        let placement = place::run(&stage.graph, &scratch, &guests, &request.target);
-        placed.push((scratch, guests, placement));
+        let placement = place::run(&stage.graph, &needs, &guests, &request.target);
+        placed.push((needs, guests, placement));
     }
     let stays = |i: usize| pipeline.stays.get(i).map_or(&[][..], Vec::as_slice);
     let entries: Vec<Placed> = stages
         .iter()
         .zip(&placed)
         .enumerate()
-        .map(|(i, (stage, (scratch, guests, placement)))| Placed {
+        .map(|(i, (stage, (needs, guests, placement)))| Placed {
             name: &stage.name,
             graph: &stage.graph,
-            scratch,
+            scratch: &needs.scratch,
             placement,
             stays: stays(i),
             guests,
@@ -373,10 +386,18 @@ fn arrange(request: &Request, stage: &Stage, step: u32) -> Stage {
     stage.pass(request, "recompute", |g| recompute::run(g, at));
     stage.pass(request, "order", order::run);
     let profile = |g: &Graph| {
-        let scratch = lower::scratch(g, request.kernels).ok()?;
-        Some(place::profile(g, &scratch, &request.target))
+        let needs = lower::needs(g, request.kernels).ok()?;
+        Some(place::profile(g, &needs, &request.target))
     };
-    stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
+    // Each may bring the peak to where the other helps.
+    loop {
+        let nodes = stage.graph.nodes.len();
+        stage.pass(request, "fuse_rows", |g| fuse_rows::run(g, profile));
+        stage.pass(request, "fuse_channels", |g| fuse_channels::run(g, profile));
+        if stage.graph.nodes.len() == nodes {
+            break;
+        }
+    }
     if request.window.is_some() {
         stage.pass(request, "pipeline", pipeline::gather);
     }

@@ -7,7 +7,7 @@ use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::passes::live;
 use crate::passes::pipeline::{Parcel, Stay};
-use crate::passes::place::{Guest, Placement};
+use crate::passes::place::{Guest, Needs, Placement};
 use crate::target::Target;
 use std::collections::HashMap;
 use tinyforge_plan::{
@@ -62,24 +62,29 @@ fn attrs_of(node: &Node) -> Vec<(String, Number)> {
     node.attrs.iter().map(|(name, value)| (name.to_string(), number(value))).collect()
 }
 
-/// Bytes of scratch for every node, asked of the device's kernels.
+/// What every node needs beside its operands, asked of the device's kernels.
 ///
 /// # Errors
 /// There is no kernel for a node; the message names it.
-pub fn scratch(graph: &Graph, kernels: &dyn Kernels) -> Result<Vec<u64>, String> {
+pub fn needs(graph: &Graph, kernels: &dyn Kernels) -> Result<Needs, String> {
     fn shape(ty: &Type) -> Shape<'_> {
         Shape { dtype: ty.dtype, dims: &ty.shape }
     }
-    let of_node = |node: &Node| {
+    let mut needs = Needs::default();
+    for node in &graph.nodes {
         if is_free(node.op) {
-            return Ok(0);
+            needs.scratch.push(0);
+            needs.leads.push(None);
+            continue;
         }
         let args: Vec<Shape> = node.args.iter().map(|&v| shape(graph.ty(v))).collect();
         let outs: Vec<Shape> = node.outs.iter().map(|&v| shape(graph.ty(v))).collect();
-        let found = kernels.scratch_bytes(node.op.name(), &args, &outs, &attrs_of(node));
-        found.map_err(|why| format!("{} for {}: {why}", node.op.name(), label(graph, node)))
-    };
-    graph.nodes.iter().map(of_node).collect()
+        let (name, attrs) = (node.op.name(), attrs_of(node));
+        let found = kernels.scratch_bytes(name, &args, &outs, &attrs);
+        needs.scratch.push(found.map_err(|why| format!("{name} for {}: {why}", label(graph, node)))?);
+        needs.leads.push(kernels.lead_bytes(name, &args, &outs, &attrs));
+    }
+    Ok(needs)
 }
 
 /// Ops that may come to nothing, and then have no kernel call.
@@ -286,7 +291,8 @@ struct Lowering<'a> {
 
 impl<'a> Lowering<'a> {
     fn new(placed: &'a Placed<'a>, home: &'a Home<'a>) -> Lowering<'a> {
-        let of_parcel = |p: u32| home.parts(p).map(move |(i, inner)| (home.stored[i as usize].name.as_str(), (p, inner)));
+        let of_parcel =
+            |p: u32| home.parts(p).map(move |(i, inner)| (home.stored[i as usize].name.as_str(), (p, inner)));
         Lowering { placed, home, streamed: (0..home.parcels.len() as u32).flat_map(of_parcel).collect() }
     }
 

@@ -62,7 +62,7 @@ fn every_operator() {
     // PAD by one row above and below, one column to the right.
     assert_eq!(model.convs().nth(2).expect("the third").window.pad, [1, 0]);
     assert_eq!(model.convs().next().expect("the first").limits, Limits { lo: -128, hi: 72 });
-    let LayerOp::Add(limits) = model.layers[3].op else { panic!("{:?}", model.layers[3]) };
+    let LayerOp::Add { limits, .. } = model.layers[3].op else { panic!("{:?}", model.layers[3]) };
     assert_eq!(limits, Limits { lo: -100, hi: 127 });
     let image = sample(model.input().elems());
     let whole = run(&model, Entry::Whole, &bytes, &image);
@@ -81,7 +81,8 @@ const PEER_LOGITS: [i64; 5] = [29, 54, 81, 54, 77];
 
 #[test]
 fn weights_are_named_by_place() {
-    let bytes = tflite_file::small().bytes();
+    let m = tflite_file::small();
+    let (bytes, w) = (m.bytes(), m.operators[0].1[1] as usize);
     let model = import(&bytes, "m.tflite").expect("a model");
     let Some(Source::File { file: 0, offset, dtype: DType::I8, transpose: false }) = model.source("head.weight", true)
     else {
@@ -90,10 +91,7 @@ fn weights_are_named_by_place() {
     let weights = &bytes[offset as usize..][..12];
     assert!(weights.iter().enumerate().all(|(i, &b)| b == ((mixed(1000 + i as u32) % 255) as u8).wrapping_sub(127)));
     let Some(Source::Table(scales)) = model.source("head.scale", true) else { panic!("no scales") };
-    assert_eq!(
-        scales,
-        [0.002f32, 0.0027, 0.0034].map(|s| (f64::from(0.05f32) * f64::from(s) / f64::from(0.1f32)) as f32)
-    );
+    assert_eq!(scales, m.tensors[w].scales.iter().map(|s| 0.05f32 * s / 0.1f32).collect::<Vec<_>>());
     let Some(Source::Table(factors)) = model.source("head.bias.factor", true) else { panic!("no factors") };
     let expected = 1.0 / (f64::from(0.002f32) * f64::from(0.05f32)).powi(2);
     assert!((f64::from(factors[0]) / expected - 1.0).abs() < 1e-6);
@@ -152,6 +150,25 @@ fn a_head_behind_images() {
     // Features reach 0.5 * 137, whose part 1/sqrt(3) is more than 8.
     assert_eq!(model.result().quant.scale, 0.5 * 137.0 / 3f64.sqrt() / 127.0);
     verified(&model, Entry::Train, 4);
+}
+
+/// An autoencoder and a network of one result run, but labels cannot teach them; a new head they can.
+#[test]
+fn results_that_are_no_classes() {
+    for (outputs, expected) in [(4, "the model gives 4 numbers for the 4 of its input"), (1, "gives 1 numbers")] {
+        let mut m = Model::default();
+        let (x, y) = (m.image(&[1, 4], 0.05, 3), m.image(&[1, outputs], 0.1, -5));
+        let w = m.weights(&[outputs, 4], 0, 1);
+        m.operator(9, &[x, w], y, activation_options(NONE));
+        (m.inputs, m.outputs) = (vec![x], vec![y]);
+        let bytes = m.bytes();
+        let model = import(&bytes, "m.tflite").expect("a model");
+        assert_eq!(run(&model, Entry::Infer, &bytes, &sample(4)).len(), outputs as usize);
+        let refused = model.graph(Entry::Train, 1).expect_err("no classes").to_string();
+        assert!(refused.contains(expected) && refused.contains("`--classes N`"), "{refused}");
+        // As many classes as inputs.
+        verified(&model.with_classes(4).expect("a head"), Entry::Train, 2);
+    }
 }
 
 #[test]
@@ -424,6 +441,8 @@ fn published_models() {
         assert_eq!(model.convs().count(), convs, "{name}");
         check(&model, &bytes);
         verified(&model.with_classes(3).expect("a head"), Entry::Train, 2);
+        let is_classifier = !["ad01_int8", "sine"].contains(&name);
+        assert_eq!(model.graph(Entry::Train, 1).is_ok(), is_classifier, "{name}");
     }
     for name in ["ad01_fp32", "pretrainedResnet"] {
         let bytes = std::fs::read(folder.join(format!("{name}.tflite"))).expect("a file");

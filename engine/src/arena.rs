@@ -130,14 +130,22 @@ pub(crate) struct Cuts {
 }
 
 impl Cuts {
-    /// The cuts of a step in an arena that begins at address `first` and has `arena_bytes`.
+    /// The cuts of a step in an arena that begins at address `first` and has `arena_bytes`. Where its kernel may, a
+    /// first result that lies over a first operand is one piece with it.
     ///
     /// # Errors
     /// Pieces overlap in part, or lie outside the arena: the plan is damaged.
-    pub(crate) fn of(step: &Step, first: u64, arena_bytes: u64) -> Result<Cuts, String> {
+    pub(crate) fn of(step: &Step, first: u64, arena_bytes: u64, may_overlay: bool) -> Result<Cuts, String> {
         let changes = step.changes as usize;
         let mut wanted: Vec<Span> = Vec::new();
         let at = |address: u64| address.checked_sub(first).map_or(usize::MAX, |at| at as usize);
+        let joined = match (step.args.first(), step.outs.first()) {
+            (Some(x), Some(y)) if may_overlay && y.offset <= x.offset && x.offset < y.end() => {
+                Some((y.offset, y.end().max(x.end())))
+            }
+            _ => None,
+        };
+        let place = |i: usize, t: &Tensor| joined.filter(|_| i == 0).unwrap_or((t.offset, t.end()));
         let mut add = |start: u64, end: u64, written: bool| {
             let (start, end) = (at(start), at(end));
             match wanted.iter_mut().find(|s| (s.start, s.end) == (start, end)) {
@@ -145,8 +153,14 @@ impl Cuts {
                 None => wanted.push(Span { start, end, written }),
             }
         };
-        step.args.iter().enumerate().for_each(|(i, t)| add(t.offset, t.end(), i < changes));
-        step.outs.iter().for_each(|t| add(t.offset, t.end(), true));
+        for (i, t) in step.args.iter().enumerate() {
+            let (start, end) = place(i, t);
+            add(start, end, i < changes);
+        }
+        for (i, t) in step.outs.iter().enumerate() {
+            let (start, end) = place(i, t);
+            add(start, end, true);
+        }
         if step.scratch_bytes > 0 {
             add(step.scratch_offset, step.scratch_offset + step.scratch_bytes, true);
         }
@@ -156,14 +170,14 @@ impl Cuts {
         if !apart || !inside || wanted.len() > MOST_PIECES {
             return Err(format!("{} {}: its tensors overlap in part or leave the arena", step.kernel, step.label));
         }
-        let find = |start: u64, end: u64| {
+        let find = |(start, end): (u64, u64)| {
             wanted.iter().position(|s| (s.start, s.end) == (at(start), at(end))).expect("added above")
         };
         Ok(Cuts {
-            args: step.args.iter().map(|t| find(t.offset, t.end())).collect(),
-            outs: step.outs.iter().map(|t| find(t.offset, t.end())).collect(),
+            args: step.args.iter().enumerate().map(|(i, t)| find(place(i, t))).collect(),
+            outs: step.outs.iter().enumerate().map(|(i, t)| find(place(i, t))).collect(),
             scratch: (step.scratch_bytes > 0)
-                .then(|| find(step.scratch_offset, step.scratch_offset + step.scratch_bytes)),
+                .then(|| find((step.scratch_offset, step.scratch_offset + step.scratch_bytes))),
             spans: wanted,
         })
     }

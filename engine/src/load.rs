@@ -8,7 +8,7 @@ use crate::files::{FileError, ReadAt};
 use half::{bf16, f16};
 use tinyforge_kernels::f32::quant::dequantise;
 use tinyforge_kernels::random::Stream;
-use tinyforge_plan::{DType, Plan, Source, Stored, Tensor};
+use tinyforge_plan::{DType, Plan, Source, Stored, Tensor, encode};
 
 /// Bytes of file that a conversion holds at one time, and f32 elements made of them.
 pub const BUFFER_BYTES: usize = 1 << 20;
@@ -41,6 +41,11 @@ pub enum LoadError {
     },
 }
 
+/// Random numbers that a tensor starts from. Numbered by its name: what else a plan stores plays no part.
+fn start_stream(seed: u64, name: &str) -> Stream {
+    Stream { seed, step: u32::MAX, tensor: encode::crc32(name.as_bytes()) }
+}
+
 /// Fills every stored tensor. `files` are the plan's, in order. What lives in the work file is made in the part of the
 /// arena that steps use, one tensor at a time, and written there; what lives in the model's file stays.
 ///
@@ -54,12 +59,12 @@ pub(crate) fn load(
     seed: u64,
 ) -> Result<(), LoadError> {
     let mut buffer = Vec::new();
-    for (i, stored) in plan.stored.iter().enumerate() {
+    for stored in &plan.stored {
         match far.as_deref_mut().filter(|_| plan.is_far(stored)) {
-            None => fill(stored, i, arena, files, seed, &mut buffer)?,
+            None => fill(stored, arena, files, seed, &mut buffer)?,
             Some(far) if far.is_written(plan, stored) => {
                 let here = Stored { tensor: far::borrowed(plan, &stored.tensor), ..stored.clone() };
-                fill(&here, i, arena, files, seed, &mut buffer)?;
+                fill(&here, arena, files, seed, &mut buffer)?;
                 far.change(plan, &stored.tensor, arena, |_| ())?;
             }
             Some(_) => {}
@@ -85,16 +90,15 @@ pub(crate) fn load(
     Ok(())
 }
 
-/// Fills one stored tensor, the plan's `i`th.
+/// Fills one stored tensor.
 fn fill(
     stored: &Stored,
-    i: usize,
     arena: &mut Arena,
     files: &[ReadAt],
     seed: u64,
     buffer: &mut Vec<u8>,
 ) -> Result<(), LoadError> {
-    let stream = Stream { seed, step: u32::MAX, tensor: i as u32 };
+    let stream = start_stream(seed, &stored.name);
     match &stored.source {
         Source::Zero => arena.tensor_mut(&stored.tensor).fill(0),
         Source::Table(values) => {

@@ -122,8 +122,8 @@ impl Runner {
             let own_states = own.cloned().collect();
             phases.push(Phase { plan, code, own_states });
         }
-        let arena =
-            Arena::new(start, bytes).map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
+        let arena = Arena::new(start, bytes)
+            .map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
         let par = Par::new(threads, STACK_BYTES)
             .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
         Ok(Runner { phases, active: 0, work: options.work, far: None, arena, par: Arc::new(par) })

@@ -14,7 +14,7 @@ extern "C" {
 enum tinyforge_fault {
     TINYFORGE_OK = 0,
     TINYFORGE_INPUT = 1,        /* an input of the wrong length */
-    TINYFORGE_LABEL = 2,        /* a label that is no class, or not as many labels as the batch has examples */
+    TINYFORGE_LABEL = 2,        /* a label that is no class */
     TINYFORGE_LOSS = 3,         /* the loss is not finite: nothing was updated */
     TINYFORGE_REGION = 4,       /* the region is not whole erase units, or holds fewer than two checkpoints */
     TINYFORGE_FLASH_READ = 5,
@@ -49,7 +49,7 @@ struct tinyforge_flash {
 struct tinyforge_counters {
     uint64_t seed;
     uint64_t examples;   /* learnt from: where to go on in a stream of them */
-    uint32_t steps;
+    uint32_t steps;      /* complete ones */
     uint32_t loads;      /* times this run came back from flash */
     uint32_t digest;     /* CRC-32 of what the model has learnt */
     uint32_t slot_bytes; /* bytes of flash that one checkpoint takes */
@@ -58,18 +58,27 @@ struct tinyforge_counters {
 /* Sets the weights of the imported file and the counters to zero. Learning rates are of weights and of biases. */
 uint8_t tinyforge_start(uint64_t seed, float rate, float bias_rate);
 
-/* Where the next example goes before tinyforge_infer: tinyforge_input_len numbers. NULL before tinyforge_start. Other
- * calls may overwrite it: ask and write anew for every example. */
+/* Where an example may be written for the next tinyforge_infer: tinyforge_input_len numbers. NULL before
+ * tinyforge_start. Other calls may overwrite it: ask and write anew for every example. */
 int8_t *tinyforge_input(void);
 
-/* The class of the example in tinyforge_input. */
-uint8_t tinyforge_infer(uint16_t *class_index);
+/* The class of an example: of the one at input, or with NULL of the one in tinyforge_input. */
+uint8_t tinyforge_infer(const int8_t *input, uint16_t *class_index);
 
-/* Where the examples go before tinyforge_train: tinyforge_batch * tinyforge_input_len numbers. */
+/* Where an example may be written for the next tinyforge_train. NULL before tinyforge_start. */
 int8_t *tinyforge_train_input(void);
 
-/* One training step on them. len is tinyforge_batch; a negative label leaves its example out; loss may be NULL. */
-uint8_t tinyforge_train(const int32_t *labels, uint32_t len, float *loss);
+/* Learns from one example: from the one at input, or with NULL from the one in tinyforge_train_input. The last of
+ * tinyforge_batch examples ends a step. A negative label leaves the example out. loss may be NULL. */
+uint8_t tinyforge_train(const int8_t *input, int32_t label, float *loss);
+
+/* Classifies examples until next gives a negative label. next writes an example, tinyforge_input_len numbers, and gives
+ * its label; it must not call the model. */
+struct tinyforge_score {
+    uint32_t right;
+    uint32_t seen;
+};
+uint8_t tinyforge_evaluate(int32_t (*next)(void *context, int8_t *input), void *context, struct tinyforge_score *score);
 
 /* Learning rates of the next steps. */
 uint8_t tinyforge_set_rates(float rate, float bias_rate);

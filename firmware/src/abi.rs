@@ -56,6 +56,28 @@ pub struct CounterValues {
     pub slot_bytes: u32,
 }
 
+/// `struct tinyforge_score`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ScoreValues {
+    /// Examples of which the class was right.
+    pub right: u32,
+    /// Examples.
+    pub seen: u32,
+}
+
+/// `tinyforge_next`: writes an example and gives its label; a negative one when there is no further example.
+pub type NextExample = unsafe extern "C" fn(context: *mut c_void, input: *mut i8) -> i32;
+
+/// The example at `input`; `None` for a null pointer.
+///
+/// # Safety
+/// `input` is null or points to `INPUT_LEN` numbers that live as long as the reference is used.
+unsafe fn example<'a, M: Model>(input: *const i8) -> Option<&'a [i8]> {
+    // SAFETY: not null; the caller's promise.
+    (!input.is_null()).then(|| unsafe { core::slice::from_raw_parts(input, M::INPUT_LEN) })
+}
+
 /// A driver with its units as types.
 struct Flash<const WRITE: usize, const ERASE: usize>(FlashDriver);
 
@@ -161,7 +183,7 @@ impl<M: Model> Interface<M> {
         at
     }
 
-    /// `tinyforge_train_input`: where the examples of the next `train` go, `BATCH * INPUT_LEN` numbers.
+    /// `tinyforge_train_input`: where an example for the next `train` goes, `INPUT_LEN` numbers; null before `start`.
     pub fn train_input(&self) -> *mut i8 {
         let mut at = core::ptr::null_mut();
         self.started(|learner| {
@@ -174,11 +196,17 @@ impl<M: Model> Interface<M> {
     /// `tinyforge_infer`.
     ///
     /// # Safety
+    /// `input` is null, which means the example in `infer_input`, or points to `INPUT_LEN` numbers outside the model;
     /// `class` is null or points to a `u16` that may be written.
-    pub unsafe fn infer(&self, class: *mut u16) -> u8 {
+    pub unsafe fn infer(&self, input: *const i8, class: *mut u16) -> u8 {
         self.started(|learner| {
             // SAFETY: the caller's promise.
-            *unsafe { class.as_mut() }.ok_or(Fault::Null)? = learner.model().infer();
+            let class = unsafe { class.as_mut() }.ok_or(Fault::Null)?;
+            // SAFETY: the caller's promise.
+            *class = match unsafe { example::<M>(input) } {
+                Some(input) => learner.infer(input)?,
+                None => learner.model().infer(),
+            };
             Ok(())
         })
     }
@@ -186,19 +214,38 @@ impl<M: Model> Interface<M> {
     /// `tinyforge_train`.
     ///
     /// # Safety
-    /// `labels` is null or points to `len` numbers; `loss` is null, which asks for none, or points to a `float`.
-    pub unsafe fn train(&self, labels: *const i32, len: u32, loss: *mut f32) -> u8 {
+    /// `input` is null, which means the example in `train_input`, or points to `INPUT_LEN` numbers outside the model;
+    /// `loss` is null, which asks for none, or points to a `float` that may be written.
+    pub unsafe fn train(&self, input: *const i8, label: i32, loss: *mut f32) -> u8 {
         self.started(|learner| {
-            if labels.is_null() {
-                return Err(Fault::Null);
-            }
-            // SAFETY: not null; the caller's promise.
-            let labels = unsafe { core::slice::from_raw_parts(labels, len as usize) };
-            let value = learner.train_in_place(labels)?;
+            // SAFETY: the caller's promise.
+            let value = match unsafe { example::<M>(input) } {
+                Some(input) => learner.train(input, label)?,
+                None => learner.train_in_place(label)?,
+            };
             // SAFETY: the caller's promise.
             if let Some(loss) = unsafe { loss.as_mut() } {
                 *loss = value;
             }
+            Ok(())
+        })
+    }
+
+    /// `tinyforge_evaluate`.
+    ///
+    /// # Safety
+    /// `next` is null or does what `tinyforge.h` says; `score` is null or points to a [`ScoreValues`] that may be
+    /// written.
+    pub unsafe fn evaluate(&self, next: Option<NextExample>, context: *mut c_void, score: *mut ScoreValues) -> u8 {
+        self.started(|learner| {
+            // SAFETY: the caller's promise.
+            let (next, to) = (next.ok_or(Fault::Null)?, unsafe { score.as_mut() }.ok_or(Fault::Null)?);
+            let found = learner.evaluate(|input| {
+                // SAFETY: the caller's promise; the pointer is that of `INPUT_LEN` numbers.
+                let label = unsafe { next(context, input.as_mut_ptr()) };
+                (label >= 0).then_some(label)
+            });
+            *to = ScoreValues { right: found.right, seen: found.seen };
             Ok(())
         })
     }
@@ -266,7 +313,7 @@ impl<M: Model> Interface<M> {
 macro_rules! c_interface {
     ($Model:ty = $model:expr, write $write:literal, erase $erase:literal) => {
         const _: () = {
-            use $crate::abi::{CounterValues, FlashDriver, Interface};
+            use $crate::abi::{CounterValues, FlashDriver, Interface, NextExample, ScoreValues};
             static MODEL: Interface<$Model> = Interface::new($model);
             #[unsafe(no_mangle)]
             static tinyforge_input_len: u32 = <$Model as $crate::Model>::INPUT_LEN as u32;
@@ -291,14 +338,23 @@ macro_rules! c_interface {
                 MODEL.train_input()
             }
             #[unsafe(no_mangle)]
-            unsafe extern "C" fn tinyforge_infer(class: *mut u16) -> u8 {
+            unsafe extern "C" fn tinyforge_infer(input: *const i8, class: *mut u16) -> u8 {
                 // SAFETY: the caller's promise in `tinyforge.h`.
-                unsafe { MODEL.infer(class) }
+                unsafe { MODEL.infer(input, class) }
             }
             #[unsafe(no_mangle)]
-            unsafe extern "C" fn tinyforge_train(labels: *const i32, len: u32, loss: *mut f32) -> u8 {
+            unsafe extern "C" fn tinyforge_train(input: *const i8, label: i32, loss: *mut f32) -> u8 {
                 // SAFETY: the caller's promise in `tinyforge.h`.
-                unsafe { MODEL.train(labels, len, loss) }
+                unsafe { MODEL.train(input, label, loss) }
+            }
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn tinyforge_evaluate(
+                next: Option<NextExample>,
+                context: *mut core::ffi::c_void,
+                score: *mut ScoreValues,
+            ) -> u8 {
+                // SAFETY: the caller's promise in `tinyforge.h`.
+                unsafe { MODEL.evaluate(next, context, score) }
             }
             #[unsafe(no_mangle)]
             extern "C" fn tinyforge_set_rates(rate: f32, bias_rate: f32) -> u8 {

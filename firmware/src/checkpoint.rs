@@ -91,6 +91,7 @@ impl<F: NorFlash> Checkpoints<F> {
     /// # Errors
     /// [`Fault::Region`]: `region` is not made of whole erase units, is not inside the flash, or holds fewer than two
     /// slots. [`Fault::FlashRead`].
+    #[inline(never)]
     pub fn open(flash: F, region: Range<u32>, layout: Layout) -> Result<Self, Fault> {
         let slot_bytes = Self::slot_bytes(&layout);
         let unit = F::ERASE_SIZE as u32;
@@ -122,8 +123,11 @@ impl<F: NorFlash> Checkpoints<F> {
 
     /// Saves; gives the sequence number. On an error, and if power fails before the end, the older one still stands.
     ///
+    /// Never inlined, like `open` and `load`: their blocks would lie on the caller's stack while the model runs.
+    ///
     /// # Errors
     /// [`Fault::FlashErase`], [`Fault::FlashWrite`], [`Fault::FlashRead`], [`Fault::FlashVerify`].
+    #[inline(never)]
     pub fn save(&mut self, counters: &[u8; COUNTER_BYTES], memory: &[u8]) -> Result<u32, Fault> {
         let next = match self.newest {
             Some(newest) => Newest {
@@ -158,6 +162,7 @@ impl<F: NorFlash> Checkpoints<F> {
     /// # Errors
     /// [`Fault::Empty`], [`Fault::Foreign`], [`Fault::FlashRead`]. On the last, and when the flash read differently a
     /// second time, counters and memory hold nothing of use.
+    #[inline(never)]
     pub fn load(&mut self, counters: &mut [u8; COUNTER_BYTES], memory: &mut [u8]) -> Result<u32, Fault> {
         // What was found is read again, into memory: the checksum that counts is the one of these bytes.
         for _ in 0..self.slots {

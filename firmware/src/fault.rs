@@ -6,9 +6,9 @@
 pub enum Fault {
     /// An input does not have the length that the model was compiled for.
     Input = 1,
-    /// A label is not below the number of classes, or there are not as many as the batch has examples.
+    /// A label is not below the number of classes, or the model does not learn.
     Label = 2,
-    /// The loss is not finite: nothing was updated.
+    /// The loss is not finite: nothing was changed.
     Loss = 3,
     /// The region for checkpoints is not aligned to erase units, lies outside the flash, or holds fewer than two slots.
     Region = 4,

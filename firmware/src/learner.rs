@@ -18,7 +18,7 @@ pub struct Counters {
     pub seed: u64,
     /// Examples that were learnt from: the place in a stream of them at which to go on.
     pub examples: u64,
-    /// Training steps.
+    /// Training steps that are complete.
     pub steps: u32,
     /// Times that this run was loaded from flash.
     pub loads: u32,
@@ -117,29 +117,36 @@ impl<'a, M: Model> Learner<'a, M> {
         Ok(self.model.infer())
     }
 
-    /// One step on `BATCH` examples; gives their mean loss.
+    /// Learns from one example; gives its loss. The last of `BATCH` examples ends a step.
     ///
     /// # Errors
-    /// [`Fault::Input`], [`Fault::Label`], [`Fault::Loss`]: then nothing was updated and no step is counted.
-    pub fn train(&mut self, inputs: &[i8], labels: &[i32]) -> Result<f32, Fault> {
-        copy(self.model.train_input(), inputs)?;
-        self.train_in_place(labels)
+    /// [`Fault::Input`], [`Fault::Label`], [`Fault::Loss`]: then nothing was changed and the example is not counted.
+    pub fn train(&mut self, input: &[i8], label: i32) -> Result<f32, Fault> {
+        copy(self.model.train_input(), input)?;
+        self.train_in_place(label)
     }
 
-    /// One step on the examples that were written to [`Model::train_input`], without a second buffer for them.
+    /// Learns from the example that was written to [`Model::train_input`], without a second buffer for it.
     ///
     /// # Errors
-    /// [`Fault::Label`], [`Fault::Loss`]: then nothing was updated and no step is counted.
-    pub fn train_in_place(&mut self, labels: &[i32]) -> Result<f32, Fault> {
-        if labels.len() != M::BATCH || labels.iter().any(|&label| label >= M::CLASSES as i32) {
+    /// [`Fault::Label`], [`Fault::Loss`]: then nothing was changed and the example is not counted.
+    pub fn train_in_place(&mut self, label: i32) -> Result<f32, Fault> {
+        if M::BATCH == 0 || label >= M::CLASSES as i32 {
             return Err(Fault::Label);
         }
-        let Counters { seed, steps, .. } = self.counters;
+        let loss = self.model.forward(label);
+        if !loss.is_finite() {
+            return Err(Fault::Loss);
+        }
+        let Counters { seed, steps, examples, .. } = self.counters;
         let step = Step { seed, index: steps, rate: self.rate, bias_rate: self.bias_rate };
-        let loss = self.model.train(labels, &step)?;
-        self.counters.steps = steps.wrapping_add(1);
-        self.counters.examples = self.counters.examples.wrapping_add(M::BATCH as u64);
-        Ok(loss)
+        self.model.backward(&step);
+        self.counters.examples = examples.wrapping_add(1);
+        if self.counters.examples.is_multiple_of(M::BATCH as u64) {
+            self.model.update(&step);
+            self.counters.steps = steps.wrapping_add(1);
+        }
+        Ok(loss * M::BATCH as f32)
     }
 
     /// Classes of examples that `next` writes into the model, with their labels, until it gives `None`.

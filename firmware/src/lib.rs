@@ -17,7 +17,7 @@ pub use arena::{Arena, Place, Read, Slot, Span, Write};
 pub use checkpoint::Checkpoints;
 pub use fault::Fault;
 pub use learner::{Counters, Learner, Score};
-pub use model::{Model, Step};
+pub use model::{Model, Probe, Step};
 
 pub use embedded_storage;
 pub use tinyforge_kernels as kernels;

@@ -4,7 +4,6 @@
 //! copying the model. Not for the order of kernels: that is written out in the generated code, call by call.
 
 use crate::arena::Span;
-use crate::fault::Fault;
 
 /// The numbers that a training step takes beside its examples.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -33,7 +32,9 @@ impl Step {
 
 /// A compiled model over its arena. Generated code implements it; an application uses [`crate::Learner`].
 ///
-/// Before [`start`](Model::start), or a checkpoint read into [`STATE`](Model::STATE), a model computes nothing of use.
+/// A training step is [`forward`](Model::forward) and [`backward`](Model::backward) for each of its `BATCH` examples,
+/// then [`update`](Model::update). Before [`start`](Model::start), or a checkpoint read into [`STATE`](Model::STATE), a
+/// model computes nothing of use.
 pub trait Model {
     /// Tells models, schemes and layouts of the state apart: a checkpoint of another hash is not loaded.
     const HASH: u64;
@@ -41,9 +42,9 @@ pub trait Model {
     const INPUT_LEN: usize;
     /// Classes; a label is below.
     const CLASSES: usize;
-    /// Examples of one training step.
+    /// Examples of one training step; 0 where the model does not learn.
     const BATCH: usize;
-    /// What outlives a step, as spans of [`memory`](Model::memory), ascending and apart.
+    /// What outlives an example, as spans of [`memory`](Model::memory), ascending and apart.
     const STATE: &'static [Span];
 
     /// The arena's bytes.
@@ -61,16 +62,35 @@ pub trait Model {
     /// The class of the example in [`infer_input`](Model::infer_input); the first of equal ones.
     fn infer(&mut self) -> u16;
 
-    /// Where [`train`](Model::train) reads its examples: `i8[BATCH * INPUT_LEN]`. The call may overwrite it.
+    /// Where [`forward`](Model::forward) reads its example: `i8[INPUT_LEN]`. The call may overwrite it.
     fn train_input(&mut self) -> &mut [i8];
 
-    /// One step on the examples in [`train_input`](Model::train_input); gives their mean loss.
+    /// The loss of the example in [`train_input`](Model::train_input) over `BATCH`. Leaves the state as it is.
     ///
-    /// `labels`: `BATCH` of them, each below `CLASSES`; a negative one leaves its example out.
-    ///
-    /// # Errors
-    /// [`Fault::Loss`] when the loss is not finite, before anything is updated.
-    fn train(&mut self, labels: &[i32], step: &Step) -> Result<f32, Fault>;
+    /// `label` is below `CLASSES`; a negative one leaves the example out.
+    fn forward(&mut self, label: i32) -> f32;
+
+    /// The gradients of what [`forward`](Model::forward) has just computed: with a `BATCH` of 1 each is applied as soon
+    /// as it is complete, otherwise it is added to the sums that the state holds.
+    fn backward(&mut self, step: &Step);
+
+    /// Applies the sums of `BATCH` examples and clears them; nothing with a `BATCH` of 1.
+    fn update(&mut self, step: &Step);
+}
+
+/// Told which step of the plan comes next. Generated code calls it between kernels; `()` compiles to nothing.
+pub trait Probe {
+    /// Step number `step` comes next, counted over the entries of the plan in their order; [`DONE`] behind the last
+    /// step of a part.
+    fn at(step: u32);
+}
+
+/// What a [`Probe`] is told when no step follows.
+pub const DONE: u32 = u32::MAX;
+
+impl Probe for () {
+    #[inline(always)]
+    fn at(_step: u32) {}
 }
 
 /// Bytes of the state: the sum over [`Model::STATE`].

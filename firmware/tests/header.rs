@@ -46,5 +46,5 @@ fn functions_and_constants_are_the_same() {
     };
     let declared = names(&bare, &["\nuint8_t ", "\nint8_t *", "extern const uint32_t "]);
     assert_eq!(declared, names(CODE, &["extern \"C\" fn ", "static "]));
-    assert_eq!(declared.len(), 14);
+    assert_eq!(declared.len(), 15);
 }

@@ -11,6 +11,7 @@ use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::ir::types::Type;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::{DType, Plan, Source, StoredKind, Tensor};
 
 /// Name of the entry that [`compile_forward`] makes.
@@ -29,9 +30,17 @@ pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError
     b.at(block, Region::Forward);
     let out = b.push1("anchored", Op::Scale, &[anchor], &[]);
     graph.results.push(("anchored".to_string(), out));
+    compile_entry(ENTRY, graph, Target::CPU, threads)
+}
+
+/// Compiles a graph, as it is, to a plan's one entry that is only run forward.
+///
+/// # Errors
+/// The device has no kernel for something.
+pub fn compile_entry(name: &str, graph: Graph, target: Target, threads: u32) -> Result<Plan, CompileError> {
     let request = Request {
-        name: "one op".to_string(),
-        entries: vec![Entry { name: ENTRY.to_string(), graph, role: Role::Forward }],
+        name: name.to_string(),
+        entries: vec![Entry { name: name.to_string(), graph, role: Role::Forward }],
         scheme: Scheme::frozen(),
         group: 0,
         keep_states: false,
@@ -41,7 +50,7 @@ pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
-        target: tinyforge_compiler::target::Target::CPU,
+        target,
         kernels: &CpuKernels { threads },
         source: &|_| Source::Zero,
         files: Vec::new(),

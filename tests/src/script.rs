@@ -5,6 +5,7 @@
 //! | `parameterize` | an update scheme: `last:1+head` |
 //! | `differentiate`, `fuse`, `fuse_update`, `order`, `verify` | none |
 //! | `fuse_rows` | none; scratch is a row of what `i8_bottleneck` reads, times 8 |
+//! | `fuse_channels` | none; scratch is two channels of what `i8_bottleneck_grad_update` makes |
 //! | `prune` | names of trained tensors; none takes what `parameterize` found |
 //! | `update` | a rule, then `clip=`, `micro=`, `beta1=`, `weight_decay=`, and `second`: clip by a second backward |
 //! | `recompute` | a step of the ladder, or `all` |
@@ -16,7 +17,7 @@ use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::passes::{
-    differentiate, fuse, fuse_rows, fuse_update, live, order, parameterize, prune, recompute, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, live, order, parameterize, prune, recompute, update,
 };
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::DType;
@@ -120,6 +121,9 @@ impl Stages {
             }
             ("order", []) => self.both(order::run),
             ("fuse_rows", []) => fuse_rows::run(&mut self.graph, |g| Some(live::profile(g, |i| ring(g, i)))),
+            ("fuse_channels", []) => {
+                fuse_channels::run(&mut self.graph, |g| Some(live::profile(g, |i| ring(g, i))));
+            }
             _ => panic!("there is no pass `{}` that takes {:?}", call.pass, call.args),
         }
         Ok(())
@@ -146,7 +150,11 @@ impl Stages {
 /// A stand-in for the scratch of a device's kernel.
 fn ring(graph: &Graph, i: usize) -> u64 {
     let node = &graph.nodes[i];
-    if node.op == Op::I8Bottleneck { 8 * u64::from(graph.ty(node.args[0]).cols()) } else { 0 }
+    match node.op {
+        Op::I8Bottleneck => 8 * u64::from(graph.ty(node.args[0]).cols()),
+        Op::I8BottleneckGradUpdate => 8 * u64::from(graph.ty(node.outs[0]).rows()),
+        _ => 0,
+    }
 }
 
 /// How many steps [`recompute_step`] knows for a graph.

@@ -1,5 +1,5 @@
 //! Imported int8 models on the CPU device: loaded from their files as the plan names the weights, run as the
-//! reference interpreter runs them, bit for bit, and taught.
+//! reference interpreter runs them, bit for bit, as LiteRT runs them where they come from TFLite files, and taught.
 
 #[path = "../../compiler/tests/mcu_file/mod.rs"]
 mod mcu_file;
@@ -13,6 +13,7 @@ use tinyforge::files::ReadAt;
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_compiler::compile::{Compiled, Entry, Recompute, Request, Role, compile};
 use tinyforge_compiler::import::int8::{self, Int8Model};
+use tinyforge_compiler::import::safetensors::{Header, parse_header};
 use tinyforge_compiler::import::{mcu, tflite};
 use tinyforge_compiler::ir::graph::Kind;
 use tinyforge_compiler::ir::ops::Tensor;
@@ -98,12 +99,149 @@ fn same_as_reference(model: &Int8Model, bytes: &[u8], name: &str) {
 
 #[test]
 fn imported_models_run_as_in_the_reference() {
-    for (name, model) in [("small", tflite_file::small()), ("everything", tflite_file::everything())] {
+    let models = [
+        ("small", tflite_file::small()),
+        ("everything", tflite_file::everything()),
+        ("residual", tflite_file::residual()),
+    ];
+    for (name, model) in models {
         let bytes = model.bytes();
         same_as_reference(&tflite::import(&bytes, name).expect("a model"), &bytes, name);
     }
     let (json, weights) = mcu_file::tiny();
     same_as_reference(&mcu::import(json.as_bytes(), &weights, "tiny").expect("a network"), &weights, "tiny");
+}
+
+/// What LiteRT's default kernels give, written by `tests/peers/check_tflite.py`: for the tests' own models every image
+/// of the network, in the importer's order; for the published ones logits; for the keyword samples results.
+struct LiteRt {
+    bytes: Vec<u8>,
+    header: Header,
+}
+
+impl LiteRt {
+    fn read() -> LiteRt {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/litert/litert.safetensors");
+        let bytes = std::fs::read(path).expect("a fixture is there");
+        let header = parse_header(&bytes, bytes.len() as u64).expect("a safetensors file");
+        LiteRt { bytes, header }
+    }
+
+    /// The rows of a tensor.
+    fn rows(&self, name: &str) -> Vec<Vec<i8>> {
+        let tensor = self.header.tensors.iter().find(|t| t.name == name).expect("the fixture has it");
+        let (start, cols) = (tensor.offset as usize, tensor.shape[1] as usize);
+        let data = &self.bytes[start..start + tensor.shape[0] as usize * cols];
+        data.chunks(cols).map(|row| row.iter().map(|&b| b as i8).collect()).collect()
+    }
+}
+
+/// Row `seed` of the fixture's inputs: steps of -12..12 inside int8.
+fn walk(seed: u32, elems: usize) -> Vec<i8> {
+    let draw = |i: usize| tflite_file::mixed(seed.wrapping_mul(1_000_003).wrapping_add(i as u32));
+    let mut at = (draw(0) % 256) as i32 - 128;
+    let mut step = |i: usize| {
+        at = (at + (draw(i) % 25) as i32 - 12).clamp(-128, 127);
+        at as i8
+    };
+    (1..=elems).map(&mut step).collect()
+}
+
+/// Every row of `inputs` through the device.
+fn device(model: &Int8Model, bytes: &[u8], name: &str, entry: int8::Entry, inputs: &[Vec<i8>]) -> Vec<Vec<i8>> {
+    let file = File::of(bytes, name);
+    let plan = plan(model, vec![forward(model, entry, 1)], Scheme::frozen());
+    let mut runner = Runner::new(plan, RunOptions::default()).expect("a compiled plan runs");
+    runner.load(&[ReadAt::open(&file.0).expect("it was written")], 1).expect("the file holds the weights");
+    let result = if entry == int8::Entry::Whole { "output" } else { "logits" };
+    let run = |input: &Vec<i8>| {
+        runner.input::<i8>(0, "images").copy_from_slice(input);
+        runner.run(0).expect("the data is right");
+        runner.result::<i8>(0, result).to_vec()
+    };
+    inputs.iter().map(run).collect()
+}
+
+/// How many numbers differ, and by how much at most.
+fn difference(found: &[i8], expected: &[i8]) -> (usize, i32) {
+    assert_eq!(found.len(), expected.len());
+    let steps = found.iter().zip(expected).map(|(a, b)| (i32::from(*a) - i32::from(*b)).abs());
+    (steps.clone().filter(|&d| d > 0).count(), steps.max().unwrap_or(0))
+}
+
+/// Every layer, given LiteRT's images. In `everything`, scales are round numbers, so that sums have ties, and windows
+/// of an average pool reach over the border: what the importer's factors cannot turn LiteRT's way, one step each.
+#[test]
+fn layers_give_what_litert_gives() {
+    let litert = LiteRt::read();
+    for (name, m, most) in [("residual", tflite_file::residual(), 0), ("everything", tflite_file::everything(), 10)] {
+        let bytes = m.bytes();
+        let model = tflite::import(&bytes, name).expect("a model");
+        for (seed, images) in litert.rows(name).iter().enumerate() {
+            let elems = model.input().elems() as usize;
+            assert_eq!(images[..elems], walk(seed as u32, elems), "{name} has another input");
+            let found = model.layerwise(&bytes, images).expect("all images are given");
+            let (count, steps) = difference(&found, images);
+            assert!(count * 1000 <= most * images.len() && steps <= 1, "{name}: {count} numbers by up to {steps}");
+        }
+    }
+}
+
+/// The whole network on the device, from the input alone.
+#[test]
+fn results_are_what_litert_gives() {
+    let (bytes, litert) = (tflite_file::residual().bytes(), LiteRt::read());
+    let model = tflite::import(&bytes, "residual").expect("a model");
+    let (elems, results) = (model.input().elems() as usize, model.result().elems() as usize);
+    let images = litert.rows("residual");
+    let inputs: Vec<Vec<i8>> = images.iter().map(|row| row[..elems].to_vec()).collect();
+    let found = device(&model, &bytes, "residual", int8::Entry::Whole, &inputs);
+    for (found, row) in found.iter().zip(&images) {
+        assert_eq!(found[..], row[row.len() - results..]);
+    }
+}
+
+/// A folder of published models or data, where it is at hand.
+fn assets(folder: &str) -> Option<PathBuf> {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/assets");
+    let root = std::env::var_os("TINYFORGE_ASSETS").map_or(PathBuf::from(beside), PathBuf::from);
+    let path = root.join(folder);
+    if !path.is_dir() {
+        println!("skipped: no {} (set TINYFORGE_ASSETS)", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// The published models' logits over walks, where the models are at hand.
+#[test]
+fn published_models_give_what_litert_gives() {
+    let (Some(folder), litert) = (assets("tflite"), LiteRt::read()) else { return };
+    for name in ["kws_ref_model", "pretrainedResnet_quant", "person_detect", "ad01_int8", "sine", "speech"] {
+        let bytes = std::fs::read(folder.join(format!("{name}.tflite"))).expect("a file");
+        let model = tflite::import(&bytes, name).expect("a model");
+        let expected = litert.rows(name);
+        let input = |seed: usize| walk(seed as u32, model.input().elems() as usize);
+        let inputs: Vec<Vec<i8>> = (0..expected.len()).map(input).collect();
+        assert_eq!(device(&model, &bytes, name, int8::Entry::Infer, &inputs), expected, "{name}");
+    }
+}
+
+/// A thousand keywords: all results LiteRT's, of which 902 are right.
+#[test]
+fn keywords() {
+    let Some(folder) = assets("kws01-mfcc") else { return };
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("a file");
+    let (features, labels) = (read("kws01_mfcc_int8_1000x49x10.bin"), read("kws01_labels_u8.bin"));
+    let bytes = read("../tflite/kws_ref_model.tflite");
+    let model = tflite::import(&bytes, "keywords").expect("a model");
+    let inputs: Vec<Vec<i8>> = features.chunks(490).map(|x| x.iter().map(|&b| b as i8).collect()).collect();
+    let found = device(&model, &bytes, "keywords", int8::Entry::Whole, &inputs);
+    assert_eq!(found, LiteRt::read().rows("keywords"));
+    // The first of the largest.
+    let named = |row: &[i8]| (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+    let right = found.iter().zip(&labels).filter(|(row, label)| named(row) == usize::from(**label)).count();
+    assert_eq!(right, 902);
 }
 
 /// Images of three kinds: noise around a pattern of each.

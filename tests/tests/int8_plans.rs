@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{Compiled, Entry, Recompute, Request, Role, compile};
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
@@ -13,7 +14,8 @@ use tinyforge_tests::convnets::{MBV2, MCUNET, PROXYLESS, graph, rows};
 use tinyforge_tests::golden::{HOW_TO_BLESS, blessing, difference};
 
 /// Kernels whose scratch is what their results are made from, whatever the device: of a bottleneck the rows that a
-/// depthwise window covers and one row of its result, of a weight's gradient one output channel.
+/// depthwise window covers and one row of its result, of its gradient one inner channel, of a weight's gradient one
+/// output channel. What may lie over what follows from the rows alone.
 struct LeastScratch;
 
 impl Kernels for LeastScratch {
@@ -21,7 +23,7 @@ impl Kernels for LeastScratch {
         &self,
         kernel: &str,
         args: &[Shape],
-        _: &[Shape],
+        outs: &[Shape],
         attrs: &[(String, Number)],
     ) -> Result<u64, String> {
         let size = |name: &str| match attrs.iter().find(|(n, _)| n == name) {
@@ -33,9 +35,17 @@ impl Kernels for LeastScratch {
                 let (window, channels) = (u64::from(args[4].dims[0]), u64::from(args[4].dims[2]));
                 (window.min(size("a_out_h")) * size("a_out_w") + size("b_out_w")) * channels
             }
+            "i8_bottleneck_grad_update" => {
+                let pixels = |image: &[u32]| image[..3].iter().map(|&d| u64::from(d)).product::<u64>();
+                4 * (pixels(args[3].dims) + pixels(outs[0].dims))
+            }
             "i8_conv2d_grad_w_update" => args[0].dims[1..].iter().map(|&d| 4 * u64::from(d)).product(),
             _ => 0,
         })
+    }
+
+    fn lead_bytes(&self, kernel: &str, args: &[Shape], outs: &[Shape], attrs: &[(String, Number)]) -> Option<u64> {
+        CpuKernels { threads: 1 }.lead_bytes(kernel, args, outs, attrs)
     }
 }
 
@@ -50,7 +60,7 @@ fn plan(table: &str, scheme: &Scheme, recompute: Recompute) -> Plan {
         scheme: scheme.clone(),
         group: 0,
         storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer { rule: 0, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: None },
+        optimizer: Optimizer::plain("sgd"),
         clip_by: None,
         recompute,
         arena_bytes_max: None,
@@ -77,16 +87,18 @@ fn line(plan: &Plan) -> String {
     let (above, least) = (entry.peak.bytes - stored, entry.peak.lower_bound_bytes - stored);
     let over = 100.0 * (above.max(least) - least) as f64 / least.max(1) as f64;
     let step = &entry.steps[entry.peak.step as usize];
-    let rows = entry.steps.iter().filter(|s| s.kernel == "i8_bottleneck").count();
+    let count = |kernel: &str| entry.steps.iter().filter(|s| s.kernel == kernel).count();
+    let (rows, channels) = (count("i8_bottleneck"), count("i8_bottleneck_grad_update"));
     let at = format!("{} {}", step.kernel, step.label);
-    format!("{above} ({over:.2}%) at {at}, {changed} trained, {} steps, {rows} by rows", entry.steps.len())
+    let by = format!("{rows} by rows, {channels} by channels");
+    format!("{above} ({over:.2}%) at {at}, {changed} trained, {} steps, {by}", entry.steps.len())
 }
 
 fn snapshot() -> String {
     let mut out = String::from(
         "# net, scheme: bytes above the stored tensors (how far above what is live at the fullest step), that step, bytes\n\
-         # of the trained tensors, steps, and how many bottlenecks run by rows; then with everything recomputed. Frozen\n\
-         # weights are not counted: they may stay in flash.\n",
+         # of the trained tensors, steps, and how many bottlenecks run by rows, and backward by channels; then with\n\
+         # everything recomputed. Frozen weights are not counted: they may stay in flash.\n",
     );
     for published in &PUBLISHED {
         let table = match published.net {

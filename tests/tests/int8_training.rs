@@ -11,11 +11,12 @@ use tinyforge_compiler::ir::graph::{Graph, Kind};
 use tinyforge_compiler::ir::ops::Tensor;
 use tinyforge_compiler::ir::reference::Memory;
 use tinyforge_compiler::ir::types::Type;
+use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::{self, Storage};
 use tinyforge_compiler::passes::update::{self, ClipBy, Optimizer};
 use tinyforge_compiler::passes::{differentiate, prune};
 use tinyforge_compiler::scheme::{Scheme, SchemeKind, Sparse, SparseWeight};
-use tinyforge_plan::{DType, Plan, Source};
+use tinyforge_plan::{DType, Plan, Source, StoredKind};
 use tinyforge_tests::convnets::{contents, graph, rows};
 use tinyforge_tests::random::Random;
 use tinyforge_tests::storage::{load, store};
@@ -89,19 +90,38 @@ fn const_type(graph: &Graph, name: &str) -> Type {
     Type::f32(&[if ty.shape.len() == 3 { ty.cols() } else { ty.shape[0] }])
 }
 
-fn compiled(graph: &Graph, scheme: &Scheme, micro: u32, model: &Model) -> Result<Compiled, CompileError> {
+/// The rules for whole numbers: rounded at random, and to the nearest with states; without and with momentum.
+fn rules() -> [(&'static str, Optimizer); 4] {
+    let accumulate = rule_index("sgd-accumulate").expect("the table has it");
+    [
+        ("plain", plain_sgd()),
+        ("momentum", Optimizer { beta1: 0.75, ..plain_sgd() }),
+        ("accumulate", Optimizer { rule: accumulate, ..plain_sgd() }),
+        ("both", Optimizer { rule: accumulate, beta1: 0.75, ..plain_sgd() }),
+    ]
+}
+
+/// What is trained, by which rule, over how many micro-batches.
+#[derive(Clone)]
+struct Way {
+    scheme: Scheme,
+    optimizer: Optimizer,
+    micro: u32,
+}
+
+fn compiled(graph: &Graph, way: &Way, model: &Model) -> Result<Compiled, CompileError> {
     compile(&Request {
         name: "int8".to_string(),
         entries: vec![Entry {
             name: "train".to_string(),
             graph: graph.clone(),
-            role: Role::Train { micro_batches: micro },
+            role: Role::Train { micro_batches: way.micro },
         }],
-        scheme: scheme.clone(),
+        scheme: way.scheme.clone(),
         group: 0,
         keep_states: false,
         storage: STORAGE,
-        optimizer: plain_sgd(),
+        optimizer: way.optimizer.clone(),
         clip_by: None,
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
@@ -179,12 +199,13 @@ fn top_columns(graph: &Graph, weight: &str, keep: usize) -> Vec<f64> {
 }
 
 /// The same training in the reference interpreter, without any fusion, order or place.
-fn in_reference(net: &Graph, scheme: &Scheme, micro: u32) -> (Vec<f64>, BTreeMap<String, Vec<f64>>) {
+fn in_reference(net: &Graph, way: &Way) -> (Vec<f64>, BTreeMap<String, Vec<f64>>) {
+    let Way { scheme, optimizer, micro } = way.clone();
     let mut graph = net.clone();
-    let parameters = parameterize::run(&mut graph, scheme, STORAGE, 0).expect("the scheme suits");
+    let parameters = parameterize::run(&mut graph, &scheme, STORAGE, 0).expect("the scheme suits");
     differentiate::run(&mut graph).expect("all ops have gradients");
     prune::run(&mut graph, |name| parameters.trained.iter().any(|t| t == name));
-    let finish = update::run(&mut graph, &plain_sgd(), ClipBy::Keeping, micro);
+    let finish = update::run(&mut graph, &optimizer, ClipBy::Keeping, micro);
     let start = |graph: &Graph| {
         let graph = graph.clone();
         let net = net.clone();
@@ -220,7 +241,8 @@ fn in_reference(net: &Graph, scheme: &Scheme, micro: u32) -> (Vec<f64>, BTreeMap
             run.take(finish);
         }
     }
-    let stored = run.stored();
+    let mut stored = run.stored();
+    stored.extend(finish.into_iter().flat_map(|finish| finish.stored()));
     (losses, stored)
 }
 
@@ -256,25 +278,32 @@ impl Reference {
     }
 
     fn stored(&self) -> BTreeMap<String, Vec<f64>> {
-        let weights = self.graph.declared(Kind::Weight);
-        weights.map(|v| (self.graph.info(v).name.clone(), self.memory.get(v).data.clone())).collect()
+        let all = self.graph.declared(Kind::Weight).chain(self.graph.declared(Kind::State));
+        all.map(|v| (self.graph.info(v).name.clone(), self.memory.get(v).data.clone())).collect()
     }
 }
 
 /// Trains both ways; returns the plan and what was stored on the device.
 fn check(name: &str, scheme: &Scheme, batch: u32, micro: u32) -> (Plan, BTreeMap<String, Vec<f64>>) {
-    check_net(name, graph(&rows(NET), batch, 4), scheme, micro)
+    let way = Way { scheme: scheme.clone(), optimizer: plain_sgd(), micro };
+    check_net(name, graph(&rows(NET), batch, 4), &way)
 }
 
-fn check_net(name: &str, net: Graph, scheme: &Scheme, micro: u32) -> (Plan, BTreeMap<String, Vec<f64>>) {
+fn check_net(name: &str, net: Graph, way: &Way) -> (Plan, BTreeMap<String, Vec<f64>>) {
     let model = Model::of(&net, name);
-    let plan = compiled(&net, scheme, micro, &model).unwrap_or_else(|e| panic!("{name}: {e}")).plan;
-    let (losses, found) = on_device(&plan, &model, micro);
-    let (wanted_losses, wanted) = in_reference(&net, scheme, micro);
+    let plan = compiled(&net, way, &model).unwrap_or_else(|e| panic!("{name}: {e}")).plan;
+    let (losses, found) = on_device(&plan, &model, way.micro);
+    let (wanted_losses, wanted) = in_reference(&net, way);
     assert_eq!(losses, wanted_losses, "{name}");
     for (tensor, wanted) in &wanted {
         assert_eq!(&found[tensor], wanted, "{name}: {tensor}");
-        let before = contents(tensor, net.ty(net.find(tensor).expect("the net has it")), 1).data;
+        // What is no weight is a state, and starts from 0.
+        let Some(v) = net.find(tensor) else {
+            let is_sum = tensor.contains(".grad_sum");
+            assert_eq!(wanted.iter().any(|x| *x != 0.0), !is_sum, "{name}: {tensor}");
+            continue;
+        };
+        let before = contents(tensor, net.ty(v), 1).data;
         let changes = plan.find(tensor).expect("weights are stored").changes;
         assert_eq!(before != *wanted, changes, "{name}: {tensor} moves when it is trained");
     }
@@ -329,12 +358,40 @@ fn micro_batches_are_rounded_once() {
 }
 
 #[test]
+fn every_rule_trains_as_the_reference_does() {
+    let scheme = sparse(6, &[(3, 0.5), (4, 0.25), (6, 0.34), (8, 1.0)]);
+    for (name, optimizer) in rules() {
+        for micro in [1, 2] {
+            let way = Way { scheme: scheme.clone(), optimizer: optimizer.clone(), micro };
+            let (plan, _) = check_net(&format!("{name} of {micro}"), graph(&rows(NET), 1, 4), &way);
+            // A state of 4 bytes for every trained element and each of momentum and error, and none else.
+            let bytes = |is: &dyn Fn(&str) -> bool| plan.stored_bytes(|s| is(&s.name));
+            let (m, error) = (bytes(&|n| n.ends_with(".m")), bytes(&|n| n.ends_with(".error")));
+            let trained: u64 = 4 * trained_elems(&plan);
+            assert_eq!(m, if optimizer.beta1 > 0.0 { trained } else { 0 }, "{name}");
+            assert_eq!(error, if optimizer.rule == 0 { 0 } else { trained }, "{name}");
+        }
+    }
+}
+
+/// Elements that updates move: all of a tensor, or its chosen columns.
+fn trained_elems(plan: &Plan) -> u64 {
+    let of = |name: &str, elems: u64, cols: u64| match plan.find(&format!("{name}.index")) {
+        Some(index) => elems / cols * index.tensor.elems(),
+        None => elems,
+    };
+    let is_trained = |s: &&tinyforge_plan::Stored| s.changes && s.kind == StoredKind::Weight;
+    plan.stored.iter().filter(is_trained).map(|s| of(&s.name, s.tensor.elems(), s.tensor.cols() as u64)).sum()
+}
+
+#[test]
 fn what_is_frozen_runs_by_rows() {
     // Wide in the middle of the first blocks, where memory is fullest.
     const WIDE: &str = "0: 3x3/2 3->4 32-16 | 1: dw3 4->4 16-16 | 2: 1x1 4->4 16-16 | 3: 1x1 4->24 16-16 |
         4: dw5/2 24->24 16-8 | 5: 1x1 24->6 8-8 | 6: 1x1 6->24 8-8 | 7: dw3 24->24 8-8 | 8: 1x1 24->6 8-8 +";
     let net = graph(&rows(WIDE), 1, 4);
-    let (plan, _) = check_net("rows", net, &Scheme::parse("bias:1").expect("a scheme"), 1);
+    let way = Way { scheme: Scheme::parse("bias:1").expect("a scheme"), optimizer: plain_sgd(), micro: 1 };
+    let (plan, _) = check_net("rows", net, &way);
     let kernels: Vec<&str> = plan.entries[0].steps.iter().map(|s| s.kernel.as_str()).collect();
     assert!(kernels.contains(&"i8_bottleneck"), "{kernels:?}");
 }
@@ -371,9 +428,9 @@ fn other_rules_are_refused() {
     };
     for optimizer in [
         Optimizer { rule: 1, ..plain_sgd() },
-        Optimizer { beta1: 0.9, ..plain_sgd() },
         Optimizer { weight_decay: 0.1, ..plain_sgd() },
         Optimizer { clip: Some(1.0), ..plain_sgd() },
+        Optimizer { weight_decay: 0.1, ..rules()[2].1.clone() },
     ] {
         let error = with(optimizer);
         assert!(error.contains("plain sgd"), "{error}");

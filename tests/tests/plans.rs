@@ -32,7 +32,6 @@ struct Case<'a> {
     clip: Option<f64>,
     recompute: Recompute,
     arena_bytes_max: Option<u64>,
-    window: None,
 }
 
 impl Case<'_> {

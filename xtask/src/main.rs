@@ -20,6 +20,8 @@ const USAGE: &str = "cargo xtask TASK
   bench [--peer P]   speed of the kernels; beside them P = rust (other crates) or torch
   fuzz [SECONDS]     every fuzz target for so long (default 30)
   firmware           builds for Cortex-M, runs conformance and the examples in QEMU, prints sizes and instructions
+  firmware --all     the same with every published network, and instructions layer by layer
+  firmware PART...   parts of it: lints, sizes, conformance, learning, c, networks
   ci                 what CI does: a fresh clone of the last commit, then .ci/run in it
 ";
 
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
         ["bench", "--peer", peer] => tasks::bench(Some(peer)),
         ["fuzz"] => tasks::fuzz("30"),
         ["fuzz", seconds] => tasks::fuzz(seconds),
-        ["firmware"] => firmware::run(),
+        ["firmware", ref more @ ..] => firmware::run(more),
         ["ci"] => tasks::ci(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -13,6 +13,7 @@ mod dtype;
 pub mod encode;
 mod moves;
 mod plan;
+mod rows;
 
 pub use dtype::DType;
 pub use plan::*;

@@ -32,8 +32,13 @@ impl<'a> Moves<'a> {
         contents: &mut Contents,
         faults: &mut Vec<String>,
     ) -> Option<Moves<'a>> {
-        let mut moves =
-            Moves { plan, entry, moving: Vec::new(), is_behind: vec![false; plan.stored.len()], top: plan.arena_start() };
+        let mut moves = Moves {
+            plan,
+            entry,
+            moving: Vec::new(),
+            is_behind: vec![false; plan.stored.len()],
+            top: plan.arena_start(),
+        };
         let before = faults.len();
         for (i, transfer) in entry.transfers.iter().enumerate() {
             moves.check_numbers(i, transfer, faults);

@@ -442,4 +442,10 @@ pub trait Kernels {
         outs: &[Shape],
         attrs: &[(String, Number)],
     ) -> Result<u64, String>;
+
+    /// For a kernel that may write its first result over its first operand: how many bytes before the operand the
+    /// result must begin, at least, so that nothing is written that is still to be read.
+    fn lead_bytes(&self, _kernel: &str, _args: &[Shape], _outs: &[Shape], _attrs: &[(String, Number)]) -> Option<u64> {
+        None
+    }
 }

@@ -9,7 +9,9 @@
 use serde::Deserialize;
 use tinyforge_plan::{DType, Source};
 
-use super::int8::{Assembly, ConvSpec, HEAD, Image, Int8Error, Int8Model, Limits, Quant, Weights, Window};
+use super::int8::{
+    Assembly, ConvSpec, Effective, HEAD, Image, Int8Error, Int8Model, Limits, Pool, Quant, Weights, Window,
+};
 use super::safetensors::{Entry, Header, parse_header};
 
 type Result<T> = std::result::Result<T, Int8Error>;
@@ -163,7 +165,8 @@ impl<'a> Reader<'a> {
         self.agrees(&name, x, residual.in_channel, Some(residual.in_shape), (params.x_scale, params.x_zero))?;
         let quant = Quant { scale: params.y_scale, zero: params.y_zero };
         let output = Image { name: format!("{name}.y"), shape: x.shape, quant };
-        self.at = self.assembly.add(start, self.at, output, Limits::ALL)?;
+        let factors = self.assembly.ratios([start, self.at], &output);
+        self.at = self.assembly.add([start, self.at], factors, output, Limits::ALL)?;
         Ok(())
     }
 
@@ -175,9 +178,9 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         self.assembly.block(HEAD);
-        let window = Window { size: [h, w], stride: [1, 1], pad: [0, 0] };
+        let window = Window::whole(x.shape);
         let output = Image { name: "pool.y".into(), shape: [1, 1, c], quant: x.quant };
-        self.at = self.assembly.pool(self.at, true, window, output, Limits::ALL)?;
+        self.at = self.assembly.pool(self.at, Pool::Mean, window, output, Limits::ALL)?;
         Ok(())
     }
 
@@ -240,7 +243,9 @@ impl<'a> Reader<'a> {
                 quant: Quant { scale: params.y_scale, zero: params.y_zero },
             },
             limits: Limits::ALL,
+            effective: Effective::Once,
             is_trainable: true,
+            is_stored: false,
         };
         self.assembly.block(block);
         self.at = self.assembly.conv(spec)?;

@@ -14,6 +14,7 @@
 //! | [`gguf_export`] | a [`DecoderConfig`] | GGUF metadata |
 //! | [`weight_map`] | a [`DecoderConfig`] and a [`Catalog`] | one [`Binding`] a parameter, shapes checked |
 //! | [`tflite`] | a file | an [`int8::Int8Model`] |
+//! | [`onnx`] | a file of a float network | a [`onnx::FloatModel`] |
 //! | [`mcu`] | a network's `.json` and its safetensors | an [`int8::Int8Model`] |
 //! | [`peft`] | `adapter_config.json` | LoRA settings and tensor names; writes them |
 
@@ -27,6 +28,7 @@ pub mod hf;
 pub mod int8;
 mod json;
 pub mod mcu;
+pub mod onnx;
 pub mod peft;
 pub mod rope;
 pub mod safetensors;

@@ -27,7 +27,7 @@ pub fn run(graph: &mut Graph) {
         let node = &graph.nodes[i];
         let at = match node.op {
             Op::Update => 1 + node.attrs.size("states"),
-            Op::I8Update => 1,
+            Op::I8Update => (Op::I8Update.def().mutates)(&node.attrs),
             _ => continue,
         };
         let grad = node.args[at];

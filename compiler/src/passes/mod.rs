@@ -3,6 +3,7 @@
 
 pub mod differentiate;
 pub mod fuse;
+pub mod fuse_channels;
 pub mod fuse_rows;
 pub mod fuse_update;
 pub mod live;
@@ -11,5 +12,6 @@ pub mod parameterize;
 pub mod pipeline;
 pub mod place;
 pub mod prune;
+pub mod quantize;
 pub mod recompute;
 pub mod update;

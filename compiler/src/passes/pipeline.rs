@@ -293,7 +293,8 @@ impl Slots<'_> {
         }
         let lead = self.window.prefetch as usize;
         // A place that has been free for a while lets its next copy come in beside the visits until now.
-        let rank = |c: &Copy| (self.free_after(c.uses[1]) + lead <= t, self.next_use(c.parcel, t), usize::MAX - c.uses[1]);
+        let rank =
+            |c: &Copy| (self.free_after(c.uses[1]) + lead <= t, self.next_use(c.parcel, t), usize::MAX - c.uses[1]);
         let victim = (0..self.held.len()).max_by_key(|&i| rank(&self.held[i])).expect("a window holds a block");
         let mut gone = self.held.swap_remove(victim);
         let from = self.free_after(gone.uses[1]).min(t);

@@ -1,9 +1,9 @@
 //! Gives every value a place in the arena.
 //!
 //! Before: an ordered graph. After (a [`Placement`] beside the graph, which is only read): values that are live at
-//! one time lie apart, a result lies in a dying operand's place where its op allows it, and everything starts at a
-//! multiple of the target's alignment. Stored tensors have places of their own below all others, save those of a far
-//! memory: their copies have a place for as long as they stay.
+//! one time lie apart, a result lies in a dying operand's place where its op allows it, or over a part of it where the
+//! device's kernel does, and everything starts at a multiple of the target's alignment. Stored tensors have places of
+//! their own below all others, save those of a far memory: their copies have a place for as long as they stay.
 
 use crate::ir::graph::{Graph, Kind, Value};
 use crate::ir::ops::Op;
@@ -29,24 +29,58 @@ pub struct Placement {
     pub peak_node: usize,
 }
 
+/// What nodes need beside their operands and results.
+#[derive(Clone, Default, Debug)]
+pub struct Needs {
+    /// Bytes of scratch.
+    pub scratch: Vec<u64>,
+    /// Where the first result may lie over a first operand that dies there: at least how many bytes before it.
+    pub leads: Vec<Option<u64>>,
+}
+
 /// Values that share one place, and when it is taken.
-#[derive(Clone, Debug)]
-struct Room {
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// First byte in the room.
+    at: u64,
     bytes: u64,
     life: Life,
-    /// Of a copy that is left for the next run: when it is taken there, from the first node on.
-    again: Option<Life>,
+}
+
+/// Pieces with fixed distances: each but the first lies over one that dies where it begins.
+#[derive(Clone, Debug)]
+struct Room {
+    pieces: Vec<Piece>,
+    /// Of all pieces together.
+    bytes: u64,
+    life: Life,
 }
 
 impl Room {
-    fn once(bytes: u64, life: Life) -> Room {
-        Room { bytes, life, again: None }
+    fn new(bytes: u64, life: Life) -> Room {
+        Room { pieces: vec![Piece { at: 0, bytes, life }], bytes, life }
     }
 
-    fn lives(&self) -> impl Iterator<Item = &Life> {
-        std::iter::once(&self.life).chain(&self.again)
+    /// Adds a piece that begins `lead` bytes before piece `over`; gives its number.
+    fn lay_over(&mut self, over: usize, lead: u64, bytes: u64, life: Life) -> usize {
+        let more = lead.saturating_sub(self.pieces[over].at);
+        self.pieces.iter_mut().for_each(|piece| piece.at += more);
+        self.pieces.push(Piece { at: self.pieces[over].at - lead, bytes, life });
+        self.bytes = self.pieces.iter().map(|piece| piece.at + piece.bytes).max().unwrap_or(0);
+        self.life.end = self.life.end.max(life.end);
+        self.pieces.len() - 1
+    }
+
+    /// Bytes from the first to the last that is taken at a node.
+    fn bytes_at(&self, node: u32) -> u64 {
+        let live = || self.pieces.iter().filter(|p| p.life.start <= node && node <= p.life.end);
+        let (first, end) = (live().map(|p| p.at).min(), live().map(|p| p.at + p.bytes).max());
+        end.unwrap_or(0) - first.unwrap_or(0)
     }
 }
+
+/// A value's room and its piece there.
+type Home = (usize, usize);
 
 /// A copy of tensors of a far memory: its bytes, and the nodes over which it has a place, `again` in the next run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,22 +93,33 @@ pub struct Guest {
     pub again: Option<Life>,
 }
 
-/// Places all values of a graph and the copies that stay a while; `scratch` gives bytes per node.
-pub fn run(graph: &Graph, scratch: &[u64], guests: &[Guest], target: &Target) -> Placement {
+impl Guest {
+    fn room(&self, target: &Target) -> Room {
+        let mut room = Room::new(target.align(self.bytes), self.life);
+        if let Some(again) = self.again {
+            room.pieces.push(Piece { life: again, ..room.pieces[0] });
+            room.life = Life { start: self.life.start.min(again.start), end: self.life.end.max(again.end) };
+        }
+        room
+    }
+}
+
+/// Places all values of a graph and the copies that stay a while.
+pub fn run(graph: &Graph, needs: &Needs, guests: &[Guest], target: &Target) -> Placement {
     let stored_in = accumulated_in_place(graph);
-    let (room_of, mut all) = share(graph, &stored_in, target);
+    let (homes, mut all) = share(graph, &stored_in, &needs.leads, target);
     let first_scratch = all.len();
-    all.extend(scratch_rooms(scratch, target));
+    all.extend(scratch_rooms(&needs.scratch, target));
     let first_guest = all.len();
-    all.extend(guests.iter().map(|g| Room { bytes: target.align(g.bytes), life: g.life, again: g.again }));
+    all.extend(guests.iter().map(|guest| guest.room(target)));
     let profile = live_bytes(&all, graph.nodes.len());
     let lower_bound_bytes = profile.iter().copied().max().unwrap_or(0);
     let (offsets, bytes) = best_fit(&all, &profile, lower_bound_bytes);
     let peak_node = profile.iter().position(|&live| live == lower_bound_bytes).unwrap_or(0);
     Placement {
-        offsets: room_of.iter().map(|r| r.map(|r| offsets[r])).collect(),
+        offsets: homes.iter().map(|home| home.map(|(r, p)| offsets[r] + all[r].pieces[p].at)).collect(),
         stored_in,
-        scratch: (0..scratch.len()).map(|i| offsets[first_scratch + i]).collect(),
+        scratch: (0..needs.scratch.len()).map(|i| offsets[first_scratch + i]).collect(),
         copies: (0..guests.len()).map(|i| offsets[first_guest + i]).collect(),
         bytes,
         lower_bound_bytes,
@@ -83,15 +128,15 @@ pub fn run(graph: &Graph, scratch: &[u64], guests: &[Guest], target: &Target) ->
 }
 
 /// Bytes live at every node, in-place results counted once: what no placement can do with less than.
-pub fn profile(graph: &Graph, scratch: &[u64], target: &Target) -> Vec<u64> {
-    let (_, mut rooms) = share(graph, &accumulated_in_place(graph), target);
-    rooms.extend(scratch_rooms(scratch, target));
+pub fn profile(graph: &Graph, needs: &Needs, target: &Target) -> Vec<u64> {
+    let (_, mut rooms) = share(graph, &accumulated_in_place(graph), &needs.leads, target);
+    rooms.extend(scratch_rooms(&needs.scratch, target));
     live_bytes(&rooms, graph.nodes.len())
 }
 
 fn scratch_rooms<'a>(scratch: &'a [u64], target: &'a Target) -> impl Iterator<Item = Room> + 'a {
     let life = |i: usize| Life { start: i as u32, end: i as u32 };
-    scratch.iter().enumerate().map(move |(i, &bytes)| Room::once(target.align(bytes), life(i)))
+    scratch.iter().enumerate().map(move |(i, &bytes)| Room::new(target.align(bytes), life(i)))
 }
 
 /// Results that start from a stored accumulator and are only stored back to it need no place of their own.
@@ -116,15 +161,21 @@ fn accumulated_in_place(graph: &Graph) -> Vec<Option<Value>> {
     stored_in
 }
 
-/// Puts values into rooms: a result joins the room of an operand that dies at its node, where the op allows it.
-fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Option<usize>>, Vec<Room>) {
+/// Puts values into rooms: a result joins the room of an operand that dies at its node, where the op or its kernel
+/// allows it.
+fn share(
+    graph: &Graph,
+    stored_in: &[Option<Value>],
+    leads: &[Option<u64>],
+    target: &Target,
+) -> (Vec<Option<Home>>, Vec<Room>) {
     let lives = live::lives(graph);
-    let mut room_of: Vec<Option<usize>> = vec![None; graph.values.len()];
+    let mut homes: Vec<Option<Home>> = vec![None; graph.values.len()];
     let mut rooms: Vec<Room> = Vec::new();
     for v in graph.declared(Kind::Input) {
-        room_of[v.index()] = Some(rooms.len());
+        homes[v.index()] = Some((rooms.len(), 0));
         let bytes = target.align(graph.ty(v).bytes());
-        rooms.push(Room::once(bytes, lives[v.index()].expect("inputs have a life")));
+        rooms.push(Room::new(bytes, lives[v.index()].expect("inputs have a life")));
     }
     for (i, node) in graph.nodes.iter().enumerate() {
         let mut taken = Vec::new();
@@ -136,40 +187,59 @@ fn share(graph: &Graph, stored_in: &[Option<Value>], target: &Target) -> (Vec<Op
             let bytes = target.align(graph.ty(out).bytes());
             // A result that is added to an accumulator can only lie where that lies.
             let acc = node.op.def().acc.filter(|acc| acc.out == o && acc.arg < node.args.len());
-            let fits = |&&(a, to): &&(usize, usize)| {
+            // The place of an operand that dies here and is read once.
+            let dying = |arg: Value| {
+                let home = homes[arg.index()]?;
+                let once = node.args.iter().filter(|x| homes[x.index()].is_some_and(|(r, _)| r == home.0)).count() == 1;
+                // A graph's results outlive its last node.
+                let stays = || graph.results.iter().any(|(_, v)| homes[v.index()] == Some(home));
+                let dies = rooms[home.0].pieces[home.1].life.end == i as u32 && !stays() || node.op == Op::Reshape;
+                (dies && once && !taken.contains(&home.0)).then_some(home)
+            };
+            let fits = |&(a, to): &(usize, usize)| {
                 if acc.is_some_and(|acc| acc.arg != a) {
-                    return false;
+                    return None;
                 }
-                let Some(&arg) = node.args.get(a).filter(|_| to == o) else { return false };
-                let Some(room) = room_of[arg.index()] else { return false };
-                let once = node.args.iter().filter(|x| room_of[x.index()] == Some(room)).count() == 1;
-                let dies = rooms[room].life.end == i as u32 || node.op == Op::Reshape;
+                let &arg = node.args.get(a).filter(|_| to == o)?;
                 let is_input = graph.info(arg).decl == Some(Kind::Input);
-                dies && once && !is_input && rooms[room].bytes == bytes && !taken.contains(&room)
+                dying(arg).filter(|&(r, p)| !is_input && rooms[r].pieces[p].bytes == bytes)
             };
-            let room = match node.op.def().in_place.iter().find(fits) {
-                Some(&(a, _)) => {
-                    let room = room_of[node.args[a].index()].expect("found above");
-                    rooms[room].life.end = rooms[room].life.end.max(life.end);
-                    room
+            let over = leads[i].filter(|_| o == 0).and_then(|lead| Some((dying(*node.args.first()?)?, lead)));
+            let in_place = node.op.def().in_place.iter().find_map(fits);
+            let home = match (in_place, over) {
+                (Some((r, p)), _) => {
+                    let end = rooms[r].pieces[p].life.end.max(life.end);
+                    rooms[r].pieces[p].life.end = end;
+                    rooms[r].life.end = rooms[r].life.end.max(end);
+                    (r, p)
                 }
-                None => {
-                    rooms.push(Room::once(bytes, life));
-                    rooms.len() - 1
+                (None, Some(((r, p), lead))) => (r, rooms[r].lay_over(p, target.align(lead), bytes, life)),
+                (None, None) => {
+                    rooms.push(Room::new(bytes, life));
+                    (rooms.len() - 1, 0)
                 }
             };
-            taken.push(room);
-            room_of[out.index()] = Some(room);
+            taken.push(home.0);
+            homes[out.index()] = Some(home);
         }
     }
-    (room_of, rooms)
+    (homes, rooms)
 }
 
 fn live_bytes(rooms: &[Room], nodes: usize) -> Vec<u64> {
     let mut delta = vec![0i64; nodes + 2];
-    for (room, life) in rooms.iter().flat_map(|room| room.lives().map(move |life| (room, life))) {
-        delta[life.start as usize] += room.bytes as i64;
-        delta[life.end as usize + 1] -= room.bytes as i64;
+    for room in rooms {
+        let ends = room.pieces.iter().flat_map(|p| [p.life.start, p.life.end + 1, p.life.end]);
+        let mut changes: Vec<u32> = ends.filter(|_| room.pieces.len() > 1).collect();
+        changes.extend([room.life.start, room.life.end + 1]);
+        changes.sort_unstable();
+        changes.dedup();
+        let mut before = 0;
+        for at in changes {
+            let now = room.bytes_at(at) as i64;
+            delta[at as usize] += now - before;
+            before = now;
+        }
     }
     let mut live = 0;
     let sums = delta[..nodes].iter().map(|d| {
@@ -182,8 +252,8 @@ fn live_bytes(rooms: &[Room], nodes: usize) -> Vec<u64> {
 /// Tries several orders of rooms, each placed at the lowest offset that is free over its whole life; keeps the best,
 /// and improves it where it is far above the bound.
 fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
-    let span = |r: &Room| r.lives().map(|l| u64::from(l.end - l.start) + 1).sum::<u64>();
-    let crowd = |r: &Room| r.lives().flat_map(|l| &profile[l.start as usize..=l.end as usize]).copied().max().unwrap_or(0);
+    let span = |r: &Room| u64::from(r.life.end - r.life.start) + 1;
+    let crowd = |r: &Room| profile[r.life.start as usize..=r.life.end as usize].iter().copied().max().unwrap_or(0);
     type Key = fn(&Room, u64, u64) -> (u64, u64);
     let keys: [Key; 5] = [
         |r, _, _| (u64::MAX - r.bytes, u64::from(r.life.start)),
@@ -231,7 +301,7 @@ fn improve(rooms: &[Room], mut order: Vec<usize>, mut best: (Vec<u64>, u64), bou
 }
 
 fn meet(a: &Room, b: &Room) -> bool {
-    a.lives().any(|a| b.lives().any(|b| a.end >= b.start && b.end >= a.start))
+    a.life.end >= b.life.start && b.life.end >= a.life.start
 }
 
 /// Turns of the rooms that end at the top, and then of what they stand on, down to the ground.
@@ -258,26 +328,44 @@ fn turns(rooms: &[Room], order: &[usize], from: usize) -> Vec<(usize, usize)> {
 
 fn first_fit(rooms: &[Room], order: &[usize]) -> (Vec<u64>, u64) {
     let mut offsets = vec![0; rooms.len()];
-    // Placed rooms, by offset.
-    let mut placed: Vec<usize> = Vec::with_capacity(order.len());
+    // Placed pieces: first byte, end, life; by first byte.
+    let mut placed: Vec<(u64, u64, Life)> = Vec::with_capacity(order.len());
     let mut top = 0;
     for &i in order {
         let room = &rooms[i];
         let mut at = 0;
-        for &p in &placed {
-            let other = &rooms[p];
-            if !meet(other, room) || offsets[p] + other.bytes <= at {
-                continue;
+        // A room of one piece is done in one go; a move of several may bring an earlier piece into the way of another.
+        loop {
+            let before = at;
+            for piece in &room.pieces {
+                at = free(&placed, piece, at);
             }
-            if offsets[p] >= at + room.bytes {
+            if at == before || room.pieces.len() == 1 {
                 break;
             }
-            at = offsets[p] + other.bytes;
         }
         offsets[i] = at;
         top = top.max(at + room.bytes);
-        let position = placed.partition_point(|&p| offsets[p] <= at);
-        placed.insert(position, i);
+        for piece in &room.pieces {
+            let start = at + piece.at;
+            let position = placed.partition_point(|&(first, ..)| first <= start);
+            placed.insert(position, (start, start + piece.bytes, piece.life));
+        }
     }
     (offsets, top)
+}
+
+/// The first place of a room, from `at` on, at which a piece of it overlaps nothing that lives when it does.
+fn free(placed: &[(u64, u64, Life)], piece: &Piece, mut at: u64) -> u64 {
+    for &(start, end, life) in placed {
+        let apart = life.end < piece.life.start || piece.life.end < life.start;
+        if apart || end <= at + piece.at {
+            continue;
+        }
+        if start >= at + piece.at + piece.bytes {
+            break;
+        }
+        at = end - piece.at;
+    }
+    at
 }

@@ -7,8 +7,9 @@
 //! a second graph, run once a step, updates from them and clears them; every use of a shared weight has a sum of its
 //! own there, so that sums are added in one order whatever the number of micro-batches.
 //!
-//! An int8 weight or int32 bias gets an `i8_update`: plain descent that rounds at random. Its const `<tensor>.factor`
-//! holds a factor for every output channel; the request says what.
+//! An int8 weight or int32 bias gets an `i8_update`, by rule `sgd` rounded at random and by `sgd-accumulate` to the
+//! nearest with a state for what is left. Its const `<tensor>.factor` holds a factor for every output channel; the
+//! request says what.
 
 use super::differentiate::GRAD;
 use crate::ir::attrs::{Attr, Attrs};
@@ -16,7 +17,7 @@ use crate::ir::graph::{Builder, Graph, Kind, Node, Region, Value, ValueInfo};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::ir::verify::Finding;
-use crate::optimizer::{RULES, StateDef};
+use crate::optimizer::{RULES, StateDef, rule_index};
 use std::collections::HashMap;
 use tinyforge_plan::DType;
 
@@ -37,6 +38,17 @@ pub struct Optimizer {
     pub clip: Option<f64>,
 }
 
+impl Optimizer {
+    /// The rule of this name with nothing beside it: no momentum, decay or clipping.
+    ///
+    /// # Panics
+    /// The table has no such rule.
+    pub fn plain(rule: &str) -> Optimizer {
+        let rule = rule_index(rule).expect("the table has the rule");
+        Optimizer { rule, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: None }
+    }
+}
+
 /// How global-norm clipping knows the norm before the first update.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ClipBy {
@@ -54,18 +66,29 @@ fn is_integer(ty: &Type) -> bool {
 /// Refuses what the updates of `trained` cannot do.
 ///
 /// # Errors
-/// The graph trains int8 tensors by another rule than plain descent.
+/// The graph trains whole numbers by another rule than plain descent, or others by a rule for whole numbers.
 pub fn check(graph: &Graph, optimizer: &Optimizer, trained: &[String]) -> Result<(), Vec<Finding>> {
-    let is_plain = RULES[optimizer.rule].name == "sgd" && optimizer.beta1 == 0.0 && optimizer.weight_decay == 0.0;
-    let integer = trained.iter().find(|name| graph.find(name).is_some_and(|v| is_integer(graph.ty(v))));
-    match integer {
-        Some(name) if !is_plain || optimizer.clip.is_some() => {
+    let rule = &RULES[optimizer.rule];
+    let is_accumulating = rule.eval.is_none();
+    let suits_integers = (rule.name == "sgd" || is_accumulating) && optimizer.weight_decay == 0.0;
+    let suits = |name: &String| match graph.find(name) {
+        Some(v) if is_integer(graph.ty(v)) => suits_integers && optimizer.clip.is_none(),
+        Some(_) => !is_accumulating,
+        None => true,
+    };
+    match trained.iter().find(|name| !suits(name)) {
+        Some(name) if is_accumulating && suits_integers && optimizer.clip.is_none() => {
+            let message = format!("`{name}` is not stored in whole numbers, which rule {} is for", rule.name);
+            Err(vec![Finding { node: None, message }])
+        }
+        Some(name) => {
             let message = format!(
-                "`{name}` is stored in whole numbers, which plain sgd trains: without momentum, weight decay and clipping"
+                "`{name}` is stored in whole numbers, which plain sgd trains: with or without momentum and kept errors, \
+                 without weight decay and clipping"
             );
             Err(vec![Finding { node: None, message }])
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -172,7 +195,7 @@ fn updates(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], 
         let block = blocks.get(&w).copied().unwrap_or(0);
         if is_integer(b.graph.ty(w)) {
             b.at(block, Region::Update);
-            integer_update(&mut b, name, [w, *grad, hyper, rng], stream);
+            integer_update(&mut b, optimizer, name, [w, *grad, hyper, rng], stream);
             continue;
         }
         let trained = b.graph.ty(*grad).clone();
@@ -202,14 +225,30 @@ fn updates(graph: &mut Graph, optimizer: &Optimizer, grads: &[(String, Value)], 
     }
 }
 
-fn integer_update(b: &mut Builder, name: &str, [w, grad, hyper, rng]: [Value; 4], stream: usize) {
-    let ty = b.graph.ty(w).clone();
+fn integer_update(
+    b: &mut Builder,
+    optimizer: &Optimizer,
+    name: &str,
+    [w, grad, hyper, rng]: [Value; 4],
+    stream: usize,
+) {
+    let (ty, trained) = (b.graph.ty(w).clone(), b.graph.ty(grad).clone());
     let is_depthwise = ty.shape.len() == 3;
     let channels = if is_depthwise { ty.cols() } else { ty.shape[0] };
+    let mut args = vec![w];
+    for state in states(optimizer) {
+        args.push(b.declare(Kind::State, &format!("{name}.{}", state.name), (state.ty)(&trained)));
+    }
     let factor = b.declare(Kind::Const, &format!("{name}.factor"), Type::f32(&[channels]));
     let index = b.graph.find(&format!("{name}.index"));
-    let attrs = [("stream", stream.into()), ("sub", index.is_some().into()), ("channel_last", is_depthwise.into())];
-    let args: Vec<Value> = [w, grad, factor, hyper, rng].into_iter().chain(index).collect();
+    let attrs = [
+        ("stream", stream.into()),
+        ("sub", index.is_some().into()),
+        ("channel_last", is_depthwise.into()),
+        ("accumulate", RULES[optimizer.rule].eval.is_none().into()),
+        ("momentum", optimizer.beta1.into()),
+    ];
+    args.extend([grad, factor, hyper, rng].into_iter().chain(index));
     b.push(name, Op::I8Update, &args, &attrs);
 }
 

@@ -6,6 +6,7 @@
 //! of blocks, and the head is always trained.
 
 pub mod published;
+pub mod select;
 
 use serde::Deserialize;
 use std::fmt;

@@ -167,6 +167,14 @@ impl Model {
         self.tensor(Tensor { shape, ty: 2, data: Some(data), scales: Vec::new(), zero: 0, quantized_dimension: 0 })
     }
 
+    /// Constant biases of the weights `w` on the image `x`, whose scales are theirs multiplied.
+    pub fn biases(&mut self, x: i32, w: i32, values: &[i32]) -> i32 {
+        let b = self.ints(values);
+        let x = self.tensors[x as usize].scales[0];
+        self.tensors[b as usize].scales = self.tensors[w as usize].scales.iter().map(|w| x * w).collect();
+        b
+    }
+
     pub fn operator(&mut self, code: i32, inputs: &[i32], output: i32, options: Vec<(u16, Node)>) {
         self.operators.push((code, inputs.to_vec(), vec![output], options));
     }
@@ -272,7 +280,8 @@ pub fn small() -> Model {
     let x = m.image(&[1, 4], 0.05, 3);
     let y = m.image(&[1, 3], 0.1, -5);
     let p = m.image(&[1, 3], 1.0 / 256.0, -128);
-    let (w, b) = (m.weights(&[3, 4], 0, 1), m.ints(&[100, -200, 300]));
+    let w = m.weights(&[3, 4], 0, 1);
+    let b = m.biases(x, w, &[100, -200, 300]);
     m.operator(9, &[x, w, b], y, activation_options(NONE));
     m.operator(25, &[y], p, vec![(0, float(1.0))]);
     (m.inputs, m.outputs) = (vec![x], vec![p]);
@@ -284,17 +293,20 @@ pub fn everything() -> Model {
     let mut m = Model::default();
     let x = m.image(&[1, 12, 10, 2], 0.02, -7);
     let a = m.image(&[1, 6, 5, 4], 0.03, -128);
-    let (w, b) = (m.weights(&[4, 3, 3, 2], 0, 1), m.ints(&[40, -90, 500, 7]));
+    let w = m.weights(&[4, 3, 3, 2], 0, 1);
+    let b = m.biases(x, w, &[40, -90, 500, 7]);
     m.operator(3, &[x, w, b], a, conv_options(SAME, 2, RELU6));
     let d = m.image(&[1, 6, 5, 8], 0.06, -11);
-    let (w, b) = (m.weights(&[1, 3, 3, 8], 3, 2), m.ints(&[0, 10, -10, 20, 30, 5, 6, -70]));
+    let w = m.weights(&[1, 3, 3, 8], 3, 2);
+    let b = m.biases(a, w, &[0, 10, -10, 20, 30, 5, 6, -70]);
     m.operator(4, &[a, w, b], d, depthwise_options(SAME, 1, 2, NONE));
     let padded = m.image(&[1, 8, 6, 8], 0.06, -11);
     let pads = m.ints(&[0, 0, 1, 1, 0, 1, 0, 0]);
     m.tensors[pads as usize].shape = vec![4, 2];
     m.operator(34, &[d, pads], padded, Vec::new());
     let c = m.image(&[1, 6, 5, 8], 0.15, 4);
-    let (w, b) = (m.weights(&[8, 3, 2, 8], 0, 3), m.ints(&[9, 8, 7, 6, 5, -4, -3, -2]));
+    let w = m.weights(&[8, 3, 2, 8], 0, 3);
+    let b = m.biases(d, w, &[9, 8, 7, 6, 5, -4, -3, -2]);
     m.operator(3, &[padded, w, b], c, conv_options(VALID, 1, NONE));
     let sum = m.image(&[1, 6, 5, 8], 0.16, -100);
     m.operator(0, &[d, c], sum, activation_options(RELU));
@@ -310,7 +322,8 @@ pub fn everything() -> Model {
     let axes = m.ints(&[1, 2]);
     m.operator(40, &[positive, axes], features, vec![(0, byte(0))]);
     let y = m.image(&[1, 5], 0.05, 20);
-    let (w, b) = (m.weights(&[5, 8], 0, 4), m.ints(&[1, -2, 3, -4, 5]));
+    let w = m.weights(&[5, 8], 0, 4);
+    let b = m.biases(features, w, &[1, -2, 3, -4, 5]);
     m.operator(9, &[features, w, b], y, activation_options(NONE));
     let shaped = m.image(&[1, 1, 1, 5], 0.05, 20);
     let shape = m.ints(&[1, 1, 1, 5]);
@@ -321,7 +334,44 @@ pub fn everything() -> Model {
     m
 }
 
-/// The same network between floats: QUANTIZE before it, DEQUANTIZE behind.
+/// A network with the parts that LiteRT's kernels round in ways of their own: a residual sum, an average pool over an
+/// even count, a mean whose zero point is odd, a change of scale. Its scales, like those of calibrated models, give no
+/// ties in sums.
+pub fn residual() -> Model {
+    let mut m = Model::default();
+    let x = m.image(&[1, 11, 8, 3], 0.020317, -7);
+    let a = m.image(&[1, 11, 8, 8], 0.031733, -128);
+    let w = m.weights(&[8, 3, 3, 3], 0, 11);
+    let b = m.biases(x, w, &[400, -900, 1500, 77, 0, 3, -2000, 950]);
+    m.operator(3, &[x, w, b], a, conv_options(SAME, 1, RELU));
+    let d = m.image(&[1, 6, 4, 8], 0.061719, -11);
+    let w = m.weights(&[1, 3, 3, 8], 3, 12);
+    let b = m.biases(a, w, &[0, 100, -10, 200, 30, 500, 6, -700]);
+    m.operator(4, &[a, w, b], d, depthwise_options(SAME, 2, 1, NONE));
+    let c = m.image(&[1, 6, 4, 8], 0.152941, 5);
+    let w = m.weights(&[8, 1, 1, 8], 0, 13);
+    let b = m.biases(a, w, &[900, 800, 700, 60, 50, -4, -300, -2]);
+    m.operator(3, &[a, w, b], c, conv_options(SAME, 2, NONE));
+    let sum = m.image(&[1, 6, 4, 8], 0.160791, -37);
+    m.operator(0, &[d, c], sum, activation_options(NONE));
+    let means = m.image(&[1, 3, 2, 8], 0.160791, -37);
+    m.operator(1, &[sum], means, pool_options(VALID, 2, 2));
+    let other = m.image(&[1, 3, 2, 8], 0.117351, -91);
+    m.operator(114, &[means], other, Vec::new());
+    let features = m.image(&[1, 8], 0.117351, -91);
+    let axes = m.ints(&[1, 2]);
+    m.operator(40, &[other, axes], features, vec![(0, byte(0))]);
+    let y = m.image(&[1, 6], 0.051927, 19);
+    let w = m.weights(&[6, 8], 0, 14);
+    let b = m.biases(features, w, &[1, -2, 300, -4, 5, 60]);
+    m.operator(9, &[features, w, b], y, activation_options(NONE));
+    let p = m.image(&[1, 6], 1.0 / 256.0, -128);
+    m.operator(25, &[y], p, vec![(0, float(1.0))]);
+    (m.inputs, m.outputs) = (vec![x], vec![p]);
+    m
+}
+
+/// [`small`] between floats: QUANTIZE before it, DEQUANTIZE behind.
 pub fn between_floats() -> Model {
     let mut m = small();
     let float = |shape: &[i32]| Tensor {

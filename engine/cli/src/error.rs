@@ -7,6 +7,7 @@ use tinyforge::generate::GenerateError;
 use tinyforge::runner::RunError;
 use tinyforge::train::TrainError;
 use tinyforge::train::checkpoint::CheckpointError;
+use tinyforge_build::BuildError;
 
 /// A command's failure.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,15 @@ macro_rules! from {
 from! {
     Request: ModelError, tinyforge_compiler::scheme::SchemeError;
     Run: FileError, RunError, TrainError, CheckpointError;
+}
+
+impl From<BuildError> for CommandError {
+    fn from(error: BuildError) -> CommandError {
+        match error {
+            BuildError::Request(why) => CommandError::Request(why),
+            BuildError::Run(why) => CommandError::Run(why),
+        }
+    }
 }
 
 impl From<DataError> for CommandError {

@@ -319,8 +319,9 @@ impl Knobs {
 
     fn optimizer(&self) -> Result<Optimizer, CommandError> {
         let name = self.optimizer.as_deref().unwrap_or("adamw");
-        let rule = rule_index(name).ok_or_else(|| {
-            let known: Vec<&str> = RULES.iter().map(|r| r.name).collect();
+        let is_for_floats = |rule: &usize| RULES[*rule].eval.is_some();
+        let rule = rule_index(name).filter(is_for_floats).ok_or_else(|| {
+            let known: Vec<&str> = RULES.iter().filter(|r| r.eval.is_some()).map(|r| r.name).collect();
             CommandError::request(format!("--optimizer {name}: one of {}", known.join(", ")))
         })?;
         let clip = self.clip.unwrap_or(0.0);

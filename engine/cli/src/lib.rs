@@ -17,4 +17,5 @@ pub mod report;
 pub mod request;
 pub mod run;
 pub mod sampling;
-pub mod sizes;
+pub mod search;
+pub use tinyforge_build::sizes;

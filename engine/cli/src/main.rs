@@ -4,7 +4,7 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use tinyforge_cli::commands::{compile, eval, generate, inspect, plan, resume, simulate, train};
+use tinyforge_cli::commands::{compile, eval, generate, inspect, plan, resume, search, simulate, train};
 
 /// Trains neural networks where the memory is too small for it
 #[derive(Parser)]
@@ -18,6 +18,7 @@ enum Cli {
     Inspect(inspect::InspectArgs),
     Compile(compile::CompileArgs),
     Simulate(simulate::SimulateArgs),
+    Search(search::SearchArgs),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Cli::Inspect(args) => inspect::run(args),
         Cli::Compile(args) => compile::run(args),
         Cli::Simulate(args) => simulate::run(args),
+        Cli::Search(args) => search::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,8 +4,8 @@ use super::call::Call;
 use super::conv::image;
 use super::{Kernel, KernelError, Query, plain};
 use tinyforge_kernels::int8::{
-    self as k, Add, Bottleneck, Conv, CrossEntropy, Quant, Shape, Softmax, Stage, Update, WeightGrad, Weights,
-    update_stream,
+    self as k, Add, Bottleneck, BottleneckGrad, BottleneckLayers, Conv, CrossEntropy, Expand, Hidden, Quant, Shape,
+    Softmax, Stage, States, Update, WeightGrad, Weights, update_stream,
 };
 use tinyforge_plan::Step;
 
@@ -44,25 +44,34 @@ pub(super) const KERNELS: &[Kernel] = &[
     Kernel {
         name: "i8_conv2d_grad_w_update",
         run: conv2d_grad_w_update,
-        scratch: |q| Ok(k::i8_conv2d_grad_w_scratch_bytes(&q.fused())),
+        scratch: |q| Ok(k::i8_conv2d_grad_w_scratch_bytes(&q.fused(q.kept()))),
     },
     Kernel {
         name: "i8_depthwise_grad_w_update",
         run: depthwise_grad_w_update,
-        scratch: |q| Ok(k::i8_depthwise_grad_w_scratch_bytes(&q.fused())),
+        scratch: |q| Ok(k::i8_depthwise_grad_w_scratch_bytes(&q.fused(q.kept()))),
     },
     plain("i8_grad_b_update", |c| {
-        let (gc, update) = (c.arg(1), update(c, 2, true));
-        k::i8_grad_b_update(&update, gc, c.change(0));
+        let at = c.step.changes as usize;
+        let (gc, update, bias) = (c.arg(at), update(c, at + 1, true), c.change(0));
+        match states(c) {
+            Some(mut states) => k::i8_grad_b_update_with(&update, &mut states, gc, bias),
+            None => k::i8_grad_b_update(&update, gc, bias),
+        }
         Ok(())
     }),
     plain("i8_update", i8_update),
+    Kernel { name: "i8_bottleneck", run: bottleneck, scratch: |q| Ok(k::i8_bottleneck_scratch_bytes(&q.stages())) },
     Kernel {
-        name: "i8_bottleneck",
-        run: bottleneck,
+        name: "i8_bottleneck_grad_update",
+        run: bottleneck_grad_update,
         scratch: |q| {
-            let dims = stages(q.args.iter().map(|s| s.dims).collect(), q.outs[0].dims, |name| q.int(name));
-            Ok(k::i8_bottleneck_scratch_bytes(&dims))
+            let shape = |i: usize| q.args[i].dims;
+            let dims = bottleneck_grad(q.outs[0].dims, shape(3), shape(5), |name| q.size(name));
+            if !k::i8_bottleneck_grad_update_supports(&dims) {
+                return Err(format!("windows of {:?} are not supported", dims.depthwise.kernel));
+            }
+            Ok(k::i8_bottleneck_grad_update_scratch_bytes(&dims))
         },
     },
     plain("i8_add", add),
@@ -138,6 +147,10 @@ impl Query<'_> {
         dims(image(self.args[x].dims), image(y), kernel, |name| self.size(name))
     }
 
+    fn stages(&self) -> Bottleneck {
+        stages(self.args.iter().map(|s| s.dims).collect(), self.outs[0].dims, |name| self.int(name))
+    }
+
     fn grad_x(&self) -> Conv {
         dims(image(self.outs[0].dims), image(self.args[0].dims), taps(self.args[1].dims), |name| self.size(name))
     }
@@ -146,8 +159,13 @@ impl Query<'_> {
         self.dims(1, None, Some(0))
     }
 
-    fn fused(&self) -> Conv {
-        self.dims(2, Some(0), Some(1))
+    /// States that an update keeps.
+    fn kept(&self) -> usize {
+        usize::from(self.float("momentum") != 0.0) + self.size("accumulate")
+    }
+
+    fn fused(&self, kept: usize) -> Conv {
+        self.dims(2 + kept, Some(0), Some(1 + kept))
     }
 }
 
@@ -211,7 +229,61 @@ fn bottleneck(c: &mut Call) -> Result<(), KernelError> {
     let shapes = step.args.iter().map(|t| t.shape.as_slice()).collect();
     let dims = stages(shapes, &step.outs[0].shape, |name| step.int(name));
     let weights = [1, 4, 7].map(|i| Weights { w: c.arg(i), bias: c.arg(i + 1), scale: c.arg(i + 2) });
-    k::i8_bottleneck(&dims, c.arg(0), &weights, c.out(0), c.scratch());
+    match c.maybe(0) {
+        Some(x) => k::i8_bottleneck(&dims, x, &weights, c.out(0), c.scratch()),
+        None => {
+            let lead = (step.args[0].offset - step.outs[0].offset) as usize;
+            k::i8_bottleneck_overlay(&dims, lead, &weights, c.out(0), c.scratch());
+        }
+    }
+    Ok(())
+}
+
+/// How many bytes before its input a bottleneck's output must begin to lie over it.
+pub(super) fn bottleneck_lead(q: &Query) -> usize {
+    k::i8_bottleneck_lead_bytes(&q.stages())
+}
+
+/// From the shapes of the block's input, of the gradient that comes in, and of the depthwise weight.
+fn bottleneck_grad(x: &[u32], gc: &[u32], w: &[u32], size: impl Fn(&str) -> usize) -> BottleneckGrad {
+    let inner = w[2] as usize;
+    let wide = |image: [usize; 4]| [image[0], image[1], image[2], inner];
+    let (x, gc) = (image(x), image(gc));
+    BottleneckGrad { depthwise: dims(wide(x), wide(gc), taps(w), size), in_channels: x[3], out_channels: gc[3] }
+}
+
+/// Operands `bias1, bias2, w1, gc, w3, w2, mask1, scale1, factor1, mask2, scale2, factor2, hyper, rng, x?, factor?,
+/// index?`.
+fn bottleneck_grad_update(c: &mut Call) -> Result<(), KernelError> {
+    let step = c.step;
+    let shape = |i: usize| step.args[i].shape.as_slice();
+    let dims = bottleneck_grad(&step.outs[0].shape, shape(3), shape(5), |name| step.size(name));
+    let (hyper, rng) = (c.arg::<f32>(12), c.arg::<u32>(13));
+    let rng = [rng[0], rng[1], rng[2], rng[3]];
+    let update = |factor, rate: usize, stream: &str| Update {
+        lr: hyper[rate],
+        factor,
+        stream: update_stream(&rng, step.int(stream) as u32),
+    };
+    let mut hidden = |bias: usize, from: usize, stream: &str| Hidden {
+        mask: c.arg(from),
+        scale: c.arg(from + 1),
+        update: update(c.arg(from + 2), 1, stream),
+        bias: c.change(bias),
+    };
+    let (expand, depthwise) = (hidden(0, 6, "stream1"), hidden(1, 9, "stream2"));
+    let expand_w = match step.int("train") == 1 {
+        false => Expand::Frozen(c.arg(2)),
+        true => Expand::Trained {
+            update: update(c.arg(15), 0, "stream_w"),
+            x: c.arg(14),
+            zero: int(step, "zero_x"),
+            index: (step.int("sub") == 1).then(|| c.arg(16)),
+            w: c.change(2),
+        },
+    };
+    let mut layers = BottleneckLayers { project_w: c.arg(4), depthwise_w: c.arg(5), depthwise, expand_w, expand };
+    k::i8_bottleneck_grad_update(&dims, c.arg(3), &mut layers, c.out(0), c.scratch());
     Ok(())
 }
 
@@ -276,37 +348,57 @@ fn update<'a>(c: &Call<'a>, after: usize, is_bias: bool) -> Update<'a> {
     Update { lr: hyper[usize::from(is_bias)], factor: c.arg(after), stream }
 }
 
-type GradWUpdate = fn(&Conv, &WeightGrad, &Update, &mut [i8], &mut [u8]);
+/// What the update keeps of the trained elements: the operands behind the one it moves.
+fn states<'a>(c: &mut Call<'a>) -> Option<States<'a>> {
+    let (momentum, has_error) = (c.step.float("momentum"), c.step.int("accumulate") == 1);
+    let has_sum = momentum != 0.0;
+    if !has_sum && !has_error {
+        return None;
+    }
+    let sum = if has_sum { c.change(1) } else { &mut [] };
+    let error = if has_error { c.change(1 + usize::from(has_sum)) } else { &mut [] };
+    Some(States { momentum, sum, error })
+}
 
-fn grad_w_update(c: &mut Call, kernel: GradWUpdate) -> Result<(), KernelError> {
-    let step = c.step;
-    let dims = step_dims(step, &step.args[2].shape, &step.args[1].shape, taps(&step.args[0].shape));
-    kernel(&dims, &weight_grad(c, 1, 6), &update(c, 3, false), c.change(0), c.scratch());
+type GradWUpdate = fn(&Conv, &WeightGrad, &Update, &mut [i8], &mut [u8]);
+type GradWUpdateWith = fn(&Conv, &WeightGrad, &Update, &mut States, &mut [i8], &mut [u8]);
+
+fn grad_w_update(c: &mut Call, kernel: GradWUpdate, with_states: GradWUpdateWith) -> Result<(), KernelError> {
+    let (step, at) = (c.step, c.step.changes as usize);
+    let dims = step_dims(step, &step.args[at + 1].shape, &step.args[at].shape, taps(&step.args[0].shape));
+    let (from, update) = (weight_grad(c, at, at + 5), update(c, at + 2, false));
+    let (w, states, scratch) = (c.change(0), states(c), c.scratch());
+    match states {
+        Some(mut states) => with_states(&dims, &from, &update, &mut states, w, scratch),
+        None => kernel(&dims, &from, &update, w, scratch),
+    }
     Ok(())
 }
 
 fn conv2d_grad_w_update(c: &mut Call) -> Result<(), KernelError> {
-    grad_w_update(c, k::i8_conv2d_grad_w_update)
+    grad_w_update(c, k::i8_conv2d_grad_w_update, k::i8_conv2d_grad_w_update_with)
 }
 
 fn depthwise_grad_w_update(c: &mut Call) -> Result<(), KernelError> {
-    grad_w_update(c, k::i8_depthwise_grad_w_update)
+    grad_w_update(c, k::i8_depthwise_grad_w_update, k::i8_depthwise_grad_w_update_with)
 }
 
 fn i8_update(c: &mut Call) -> Result<(), KernelError> {
-    let w = &c.step.args[0];
+    let (w, at) = (&c.step.args[0], c.step.changes as usize);
     let shape = match c.step.int("channel_last") == 1 {
         true => Shape::ChannelLast { channels: w.cols() },
         false => {
             Shape::ChannelFirst { channels: w.shape[0] as usize, inner: if w.shape.len() == 1 { 1 } else { w.cols() } }
         }
     };
-    let index = (c.step.int("sub") == 1).then(|| c.arg::<i32>(5));
+    let index = (c.step.int("sub") == 1).then(|| c.arg::<i32>(at + 4));
     let is_bias = w.shape.len() == 1;
-    let (g, update) = (c.arg(1), update(c, 2, is_bias));
-    match is_bias {
-        true => k::i32_update(shape, &update, c.change(0), g, index),
-        false => k::i8_update(shape, &update, c.change(0), g, index),
+    let (g, update, states) = (c.arg(at), update(c, at + 1, is_bias), states(c));
+    match (is_bias, states) {
+        (true, None) => k::i32_update(shape, &update, c.change(0), g, index),
+        (false, None) => k::i8_update(shape, &update, c.change(0), g, index),
+        (true, Some(mut states)) => k::i32_update_with(shape, &update, &mut states, c.change(0), g, index),
+        (false, Some(mut states)) => k::i8_update_with(shape, &update, &mut states, c.change(0), g, index),
     }
     Ok(())
 }

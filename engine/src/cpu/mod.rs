@@ -35,6 +35,16 @@ pub(crate) struct Kernel {
     scratch: fn(&Query) -> Result<usize, String>,
 }
 
+/// Bytes by which the first result must begin before the first operand, at least.
+type Lead = fn(&Query) -> usize;
+
+/// Kernels that may write their first result over their first operand.
+const LEADS: &[(&str, Lead)] = &[("i8_bottleneck", int8::bottleneck_lead)];
+
+fn lead(name: &str) -> Option<Lead> {
+    LEADS.iter().find(|(kernel, _)| *kernel == name).map(|(_, lead)| *lead)
+}
+
 /// A kernel that needs no scratch and takes every shape.
 const fn plain(name: &'static str, run: fn(&mut Call) -> Result<(), KernelError>) -> Kernel {
     Kernel { name, run, scratch: |_| Ok(0) }
@@ -123,6 +133,11 @@ impl Kernels for CpuKernels {
         let query = Query { args, outs, attrs, threads: self.threads.max(1) as usize };
         (found.scratch)(&query).map(|bytes| bytes as u64)
     }
+
+    fn lead_bytes(&self, kernel: &str, args: &[Shape], outs: &[Shape], attrs: &[(String, Number)]) -> Option<u64> {
+        let query = Query { args, outs, attrs, threads: self.threads.max(1) as usize };
+        lead(kernel).map(|lead| lead(&query) as u64)
+    }
 }
 
 /// A step bound to its kernel.
@@ -147,7 +162,9 @@ impl Code {
     pub(crate) fn bind(plan: &Plan, count_times: bool) -> Result<Code, String> {
         let bind = |step: &Step| {
             let kernel = find(&step.kernel).ok_or_else(|| format!("the CPU has no kernel `{}`", step.kernel))?;
-            Ok(Bound { step: step.clone(), cuts: Cuts::of(step, plan.arena_start(), plan.arena_bytes())?, run: kernel.run })
+            let overlays = lead(kernel.name).is_some();
+            let cuts = Cuts::of(step, plan.arena_start(), plan.arena_bytes(), overlays)?;
+            Ok(Bound { step: step.clone(), cuts, run: kernel.run })
         };
         let entries = plan.entries.iter().map(|e| e.steps.iter().map(bind).collect::<Result<Vec<_>, String>>());
         let entries = entries.collect::<Result<Vec<_>, String>>()?;

@@ -34,11 +34,12 @@ pub(super) const KERNELS: &[Kernel] = &[
 
 fn dims(c: &Call, x: &[u32]) -> Pool {
     let [images, channels, height, width] = image(x);
-    let side = c.step.size("kernel");
+    let high = c.step.size("kernel");
+    let wide = if c.step.int("kernel_w") == 0 { high } else { c.step.size("kernel_w") };
     Pool {
         planes: images * channels,
         size: [height, width],
-        window: window([side; 2], c.step.size("stride"), c.step.size("pad")),
+        window: window([high, wide], |name| c.step.int(name)),
         counts_padding: false,
     }
 }

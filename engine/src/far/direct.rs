@@ -59,7 +59,8 @@ impl Direct {
     /// # Errors
     /// The folder cannot be written, or the disk is full.
     pub fn create(path: &Path, bytes: u64) -> Result<Direct, FileError> {
-        let made = Direct::with(path, OpenOptions::new().read(true).write(true).create(true).truncate(true), "cannot make")?;
+        let made =
+            Direct::with(path, OpenOptions::new().read(true).write(true).create(true).truncate(true), "cannot make")?;
         let result = reserve(&made.file, bytes.next_multiple_of(BLOCK_BYTES));
         result.map_err(|source| FileError::new(path, "cannot reserve space for", source))?;
         Ok(made)

@@ -167,7 +167,8 @@ impl Far {
         work: Option<&Path>,
     ) -> Result<Far, RunError> {
         let of_plan = |plan: &Plan| {
-            let of_entry = |entry| EntryMoves { list: mover::moves(plan, entry), residents: mover::residents(plan, entry) };
+            let of_entry =
+                |entry| EntryMoves { list: mover::moves(plan, entry), residents: mover::residents(plan, entry) };
             plan.entries.iter().map(of_entry).collect::<Vec<_>>()
         };
         let moves: Vec<Vec<EntryMoves>> = plans.clone().map(of_plan).collect();
@@ -177,7 +178,8 @@ impl Far {
         let plan = plans.clone().max_by_key(|p| p.arena_start()).expect("a run has a phase");
         let files_of_run = Files::open(plan, files, &work)?;
         let mover = Mover::new(Arc::clone(&files_of_run), most);
-        let mover = mover.map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?;
+        let mover =
+            mover.map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?;
         let paths = files.iter().map(|f| f.path().to_path_buf()).collect();
         let (chunk, numbers) = (Chunk::new(), vec![0; most]);
         Ok(Far { files: files_of_run, mover, chunk, paths, moves, resident: None, numbers })

@@ -14,12 +14,7 @@ pub(super) fn read(path: &Path, shape: [usize; 3]) -> Result<Samples, SampleErro
     for class in list(path)?.into_iter().filter(|p| p.is_dir()) {
         let label = names.len() as u32;
         names.push(class.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned()));
-        let mut images = Vec::new();
-        for file in list(&class)?.into_iter().filter(|p| p.is_file()) {
-            if let Some(kind) = kind_of(&file) {
-                images.push((file, kind));
-            }
-        }
+        let images = images_in(&class)?;
         if images.is_empty() {
             return Err(SampleError::bad(&class, "the class has no .jpg, .jpeg or .png file"));
         }
@@ -33,6 +28,26 @@ pub(super) fn read(path: &Path, shape: [usize; 3]) -> Result<Samples, SampleErro
         return Err(SampleError::bad(path, "the folder has no folder a class"));
     }
     Ok(Samples::new(shape, bytes, labels, names))
+}
+
+/// Reads the images of a folder, or of all classes below it, without labels.
+pub(super) fn read_unlabelled(path: &Path, shape: [usize; 3]) -> Result<Samples, SampleError> {
+    let images = images_in(path)?;
+    if images.is_empty() {
+        return read(path, shape);
+    }
+    let mut bytes = Vec::new();
+    for (file, kind) in &images {
+        let image = decode(file, *kind)?;
+        bytes.extend(pixels::to_input(&image, shape).map_err(|why| SampleError::bad(file, why))?);
+    }
+    Ok(Samples::new(shape, bytes, vec![0; images.len()], Vec::new()))
+}
+
+/// The files of a folder that are images.
+fn images_in(path: &Path) -> Result<Vec<(PathBuf, Kind)>, SampleError> {
+    let files = list(path)?.into_iter().filter(|p| p.is_file());
+    Ok(files.filter_map(|file| kind_of(&file).map(|kind| (file, kind))).collect())
 }
 
 fn list(path: &Path) -> Result<Vec<PathBuf>, SampleError> {

@@ -16,8 +16,23 @@ pub(super) fn is_idx(path: &Path) -> bool {
 
 /// Images and labels.
 pub(super) fn read(images: &Path, labels: &Path, shape: [usize; 3]) -> Result<Samples, SampleError> {
-    let (dims, pixels) = array(images)?;
+    let (count, bytes) = pixels(images, shape)?;
     let (label_dims, label_bytes) = array(labels)?;
+    if label_dims != [count] {
+        return Err(SampleError::bad(labels, format!("{label_dims:?} labels for {count} images")));
+    }
+    Ok(Samples::new(shape, bytes, label_bytes.iter().map(|&l| u32::from(l)).collect(), Vec::new()))
+}
+
+/// Images alone.
+pub(super) fn read_unlabelled(images: &Path, shape: [usize; 3]) -> Result<Samples, SampleError> {
+    let (count, bytes) = pixels(images, shape)?;
+    Ok(Samples::new(shape, bytes, vec![0; count], Vec::new()))
+}
+
+/// How many images there are, and their bytes.
+fn pixels(images: &Path, shape: [usize; 3]) -> Result<(usize, Vec<i8>), SampleError> {
+    let (dims, pixels) = array(images)?;
     let [height, width, channels] = shape;
     let fits = match dims[..] {
         [_, h, w] => [h, w, 1] == shape,
@@ -28,11 +43,7 @@ pub(super) fn read(images: &Path, labels: &Path, shape: [usize; 3]) -> Result<Sa
         let why = format!("samples of {:?}, the network takes {height} x {width} x {channels}", &dims[1..]);
         return Err(SampleError::bad(images, why));
     }
-    if label_dims != [dims[0]] {
-        return Err(SampleError::bad(labels, format!("{label_dims:?} labels for {} images", dims[0])));
-    }
-    let bytes = pixels.iter().map(|&p| (i16::from(p) - 128) as i8).collect();
-    Ok(Samples::new(shape, bytes, label_bytes.iter().map(|&l| u32::from(l)).collect(), Vec::new()))
+    Ok((dims[0], pixels.iter().map(|&p| (i16::from(p) - 128) as i8).collect()))
 }
 
 /// Dimensions and bytes of a file.

@@ -7,6 +7,7 @@ mod folder;
 mod idx;
 mod pixels;
 mod raw;
+pub mod stream;
 
 use crate::files::FileError;
 use std::path::{Path, PathBuf};
@@ -115,6 +116,23 @@ pub fn read(location: &Location, shape: [usize; 3]) -> Result<Samples, SampleErr
         }
         Some(labels) if idx::is_idx(path) => idx::read(path, labels, shape)?,
         Some(labels) => raw::read(path, labels, shape)?,
+    };
+    if samples.is_empty() {
+        return Err(SampleError::bad(path, "there is no sample"));
+    }
+    Ok(samples)
+}
+
+/// Reads samples without labels, for what only looks at them: a folder of images, or of a folder a class, an IDX file,
+/// or raw `i8` arrays. Every label is 0.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_unlabelled(path: &Path, shape: [usize; 3]) -> Result<Samples, SampleError> {
+    let samples = match path.is_dir() {
+        true => folder::read_unlabelled(path, shape)?,
+        false if idx::is_idx(path) => idx::read_unlabelled(path, shape)?,
+        false => raw::read_unlabelled(path, shape)?,
     };
     if samples.is_empty() {
         return Err(SampleError::bad(path, "there is no sample"));

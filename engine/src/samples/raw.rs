@@ -23,3 +23,15 @@ pub(super) fn read(data: &Path, labels: &Path, shape: [usize; 3]) -> Result<Samp
     let bytes = bytes.into_iter().map(|b| b as i8).collect();
     Ok(Samples::new(shape, bytes, marks.into_iter().map(u32::from).collect(), Vec::new()))
 }
+
+/// Samples alone.
+pub(super) fn read_unlabelled(data: &Path, shape: [usize; 3]) -> Result<Samples, SampleError> {
+    let (bytes, len) = (files::read_whole(data)?, shape.iter().product::<usize>());
+    if len == 0 || !bytes.len().is_multiple_of(len) {
+        let [h, w, c] = shape;
+        let why = format!("{} bytes are not whole samples of {h} x {w} x {c} bytes", bytes.len());
+        return Err(SampleError::bad(data, why));
+    }
+    let count = bytes.len() / len;
+    Ok(Samples::new(shape, bytes.into_iter().map(|b| b as i8).collect(), vec![0; count], Vec::new()))
+}

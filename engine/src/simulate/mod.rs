@@ -5,13 +5,20 @@
 //! and `infer`. Inputs: `images`, `labels`, `loss_weights` (1 / batch), `hyper` (learning rates of weights and of
 //! biases) and `rng` (seed, step). Results: `loss`, `logits`.
 
+pub mod contribution;
+mod features;
 mod prefix;
 
 use crate::data::Schedule;
+use crate::files::ReadAt;
 use crate::runner::{RunError, RunOptions, Runner};
 use crate::samples::Samples;
 use crate::train::schedule::LrSchedule;
+use contribution::Start;
+use features::Features;
 use prefix::Prefix;
+use std::sync::Arc;
+use tinyforge_kernels::int8::{CrossEntropy, i8_cross_entropy};
 use tinyforge_plan::Plan;
 
 /// Why a simulation stopped.
@@ -62,6 +69,7 @@ pub struct Simulation {
     update: Option<usize>,
     infer: usize,
     prefix: Prefix,
+    start: Option<Start>,
     visit: u64,
     step: u64,
 }
@@ -102,7 +110,23 @@ impl Simulation {
         let prefix = Prefix::new(plan, &plan.entries[train], "images", samples);
         let (visits, update) =
             (Schedule::new(samples as u64, options.seed, options.is_shuffled), runner.entry("update"));
-        Ok(Simulation { runner, options, visits, train, update, infer, prefix, visit: 0, step: 0 })
+        Ok(Simulation { runner, options, visits, train, update, infer, prefix, start: None, visit: 0, step: 0 })
+    }
+
+    /// Starts every step from features of the samples, as far as they reach.
+    fn start_from(&mut self, features: &Arc<Features>) {
+        self.start = Start::of(self.runner.plan(), self.train, self.prefix.steps, features);
+    }
+
+    /// Begins anew with another seed: the weights of `files`, step 0. What depends on a sample alone stays.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn restart(&mut self, files: &[ReadAt], options: SimulateOptions) -> Result<(), SimulateError> {
+        self.runner.load(files, options.seed)?;
+        self.visits = Schedule::new(self.prefix.samples() as u64, options.seed, options.is_shuffled);
+        (self.options, self.visit, self.step) = (options, 0, 0);
+        Ok(())
     }
 
     /// The runner, with the weights as they are now.
@@ -162,7 +186,8 @@ impl Simulation {
         put(self.runner.input::<i8>(self.train, "images"), samples.sample(sample));
         let all = self.runner.plan().entries[self.train].steps.len();
         if !self.prefix.restore(sample, self.runner.arena_mut()) {
-            self.runner.run_steps(self.train, 0..self.prefix.steps)?;
+            let first = self.start.as_ref().map_or(0, |start| start.restore(sample, &mut self.runner));
+            self.runner.run_steps(self.train, first..self.prefix.steps)?;
             self.prefix.keep(sample, self.runner.arena());
         }
         self.runner.run_steps(self.train, self.prefix.steps..all)?;
@@ -185,7 +210,8 @@ fn put<T: Copy>(to: &mut [T], from: &[T]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
 }
 
-fn largest(logits: &[i8]) -> usize {
+/// The class that logits name: the index of the largest, of equal ones the first.
+pub fn largest<T: PartialOrd>(logits: &[T]) -> usize {
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 
@@ -199,6 +225,9 @@ struct Worker {
     infer: usize,
     first: usize,
     prefix: Prefix,
+    start: Option<Start>,
+    /// How the network's logits become a loss, where the plan trains.
+    loss: Option<CrossEntropy>,
 }
 
 impl Evaluator {
@@ -213,9 +242,16 @@ impl Evaluator {
             let runner = Runner::new(Plan { threads: 1, ..plan.clone() }, RunOptions::default())?;
             let infer = runner.entry("infer").ok_or(SimulateError::Missing { what: "entry", name: "infer" })?;
             let prefix = Prefix::new(plan, &plan.entries[infer], "images", each.min(samples - first));
-            workers.push(Worker { runner, infer, first, prefix });
+            workers.push(Worker { runner, infer, first, prefix, start: None, loss: loss_of(plan) });
         }
         Ok(Evaluator { workers })
+    }
+
+    /// Starts every sample from features of all of them, as far as they reach.
+    fn start_from(&mut self, features: &Arc<Features>) {
+        for w in &mut self.workers {
+            w.start = Start::of(w.runner.plan(), w.infer, w.prefix.steps, features);
+        }
     }
 
     /// Classifies all samples with the weights that `from` has now.
@@ -223,33 +259,61 @@ impl Evaluator {
     /// # Errors
     /// A kernel refused its data.
     pub fn run(&mut self, from: &Runner, samples: &Samples) -> Result<Accuracy, SimulateError> {
+        Ok(self.measure(from, samples)?.0)
+    }
+
+    /// Classifies all samples with the weights that `from` has now; gives the mean loss too, NaN where the plan has
+    /// none. Losses are added in the order of the samples, whatever the number of workers.
+    ///
+    /// # Errors
+    /// A kernel refused its data.
+    pub fn measure(&mut self, from: &Runner, samples: &Samples) -> Result<(Accuracy, f64), SimulateError> {
         let results = std::thread::scope(|scope| {
             let started: Vec<_> = self.workers.iter_mut().map(|w| scope.spawn(move || w.run(from, samples))).collect();
             started.into_iter().map(|t| t.join().expect("a worker does not panic")).collect::<Vec<_>>()
         });
-        let right = results.into_iter().sum::<Result<usize, RunError>>()?;
-        Ok(Accuracy { right, samples: samples.len() })
+        let (mut right, mut loss) = (0, 0.0);
+        for result in results {
+            let (more, losses) = result?;
+            right += more;
+            loss = losses.iter().fold(loss, |sum, &l| sum + f64::from(l));
+        }
+        Ok((Accuracy { right, samples: samples.len() }, loss / samples.len().max(1) as f64))
     }
 }
 
+/// The loss of a plan that trains a classifier.
+fn loss_of(plan: &Plan) -> Option<CrossEntropy> {
+    let step = plan.entry("train")?.steps.iter().find(|s| s.kernel == "i8_cross_entropy")?;
+    let logits = step.args.first()?;
+    Some(CrossEntropy { classes: logits.cols(), scale: step.float("scale"), zero: step.int("zero") as i32 })
+}
+
 impl Worker {
-    fn run(&mut self, from: &Runner, samples: &Samples) -> Result<usize, RunError> {
+    /// How many are right, and the loss of each.
+    fn run(&mut self, from: &Runner, samples: &Samples) -> Result<(usize, Vec<f32>), RunError> {
         for stored in &from.plan().stored {
             self.runner.arena_mut().tensor_mut(&stored.tensor).copy_from_slice(from.arena().tensor(&stored.tensor));
         }
         let all = self.runner.plan().entries[self.infer].steps.len();
-        let mut right = 0;
+        let (mut right, mut losses) = (0, Vec::with_capacity(self.prefix.samples()));
         for i in 0..self.prefix.samples() {
             let sample = self.first + i;
             put(self.runner.input::<i8>(self.infer, "images"), samples.sample(sample));
             if !self.prefix.restore(i, self.runner.arena_mut()) {
-                self.runner.run_steps(self.infer, 0..self.prefix.steps)?;
+                let first = self.start.as_ref().map_or(0, |start| start.restore(sample, &mut self.runner));
+                self.runner.run_steps(self.infer, first..self.prefix.steps)?;
                 self.prefix.keep(i, self.runner.arena());
             }
             self.runner.run_steps(self.infer, self.prefix.steps..all)?;
-            let found = largest(self.runner.result::<i8>(self.infer, "logits"));
-            right += usize::from(found == samples.labels[sample] as usize);
+            let logits = self.runner.result::<i8>(self.infer, "logits");
+            right += usize::from(largest(logits) == samples.labels[sample] as usize);
+            let mut loss = [f32::NAN];
+            if let Some(dims) = &self.loss {
+                i8_cross_entropy(dims, logits, &[samples.labels[sample] as i32], &[1.0], &mut loss);
+            }
+            losses.extend(loss);
         }
-        Ok(right)
+        Ok((right, losses))
     }
 }

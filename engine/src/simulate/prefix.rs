@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use tinyforge_plan::{Entry, Plan, Tensor};
 
 /// Bytes that a cache may take.
-const CACHE_BYTES_MAX: usize = 4 << 30;
+pub(super) const CACHE_BYTES_MAX: usize = 4 << 30;
 
 /// The results of an entry's leading steps for every sample.
 pub(super) struct Prefix {
@@ -37,6 +37,11 @@ impl Prefix {
     /// How many samples it is for.
     pub(super) fn samples(&self) -> usize {
         self.filled.len()
+    }
+
+    /// What is kept of a sample.
+    pub(super) fn kept(&self) -> &[Tensor] {
+        &self.kept
     }
 
     /// Puts a sample's values back; false when they were never kept.

@@ -26,10 +26,15 @@ pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
         Kernel::Conv2d => i8_conv2d_scratch_bytes(dims),
         Kernel::Depthwise => i8_depthwise_scratch_bytes(dims),
         Kernel::Conv2dGradX => i8_conv2d_grad_x_scratch_bytes(dims),
-        Kernel::Conv2dGradW | Kernel::Conv2dGradWUpdate => i8_conv2d_grad_w_scratch_bytes(dims),
+        Kernel::Conv2dGradW | Kernel::Conv2dGradWUpdate | Kernel::Conv2dGradWUpdateWith => {
+            i8_conv2d_grad_w_scratch_bytes(dims)
+        }
         Kernel::DepthwiseGradX => i8_depthwise_grad_x_scratch_bytes(dims),
-        Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate => i8_depthwise_grad_w_scratch_bytes(dims),
+        Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate | Kernel::DepthwiseGradWUpdateWith => {
+            i8_depthwise_grad_w_scratch_bytes(dims)
+        }
         Kernel::Bottleneck | Kernel::BottleneckOverlay => i8_bottleneck_scratch_bytes(&params.bottleneck()),
+        Kernel::BottleneckGradUpdate => i8_bottleneck_grad_update_scratch_bytes(&params.bottleneck_grad()),
         _ => 0,
     }
 }
@@ -42,7 +47,8 @@ pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
 /// | `i8_add` | ra, rb, zero of b (that of a is the input's) |
 /// | `i8_softmax` | scale of x, scale of y |
 /// | cross-entropy | scale |
-/// | updates | learning rate, seed low, seed high, step, tensor; 5: 1 when the channel is the last dimension |
+/// | updates | learning rate, seed low, seed high, step, (first) tensor; 5: 1 when the channel is the last dimension |
+/// | updates with states | 6: momentum |
 /// | bottlenecks | 6, 7: see [`Params::bottleneck`] |
 /// | `f32_scale` | factor |
 ///
@@ -86,9 +92,14 @@ pub fn call(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch:
         (Kernel::BottleneckOverlay, [buffer, w1, b1, s1, w2, b2, s2, w3, b3, s3]) => {
             let stages = [(w1, b1, s1), (w2, b2, s2), (w3, b3, s3)];
             let weights = stages.map(|(w, bias, scale)| Weights { w: read(w), bias: read(bias), scale: read(scale) });
-            i8_bottleneck_overlay(&params.bottleneck(), &weights, write(buffer), scratch);
+            let dims = params.bottleneck();
+            i8_bottleneck_overlay(&dims, i8_bottleneck_lead_bytes(&dims), &weights, write(buffer), scratch);
         }
-        (_, buffers) => return loss(kernel, params, buffers) || learn(kernel, params, buffers, scratch),
+        (_, buffers) => {
+            return loss(kernel, params, buffers)
+                || learn(kernel, params, buffers, scratch)
+                || learn_with_states(kernel, params, buffers, scratch);
+        }
     }
     true
 }
@@ -109,11 +120,20 @@ fn loss(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]]) -> bool {
     true
 }
 
+/// Makes the update that the numbers describe, over these factors.
+fn update_of<'a>(params: &Params, factor: &'a [u8]) -> Update<'a> {
+    let rng = [params.number(1), params.number(2), params.number(3), 0];
+    Update { lr: params.float(0), factor: read(factor), stream: update_stream(&rng, params.number(4)) }
+}
+
+fn shape_of(params: &Params) -> Shape {
+    let Conv { in_channels: inner, out_channels: channels, .. } = params.conv();
+    if params.number(5) == 0 { Shape::ChannelFirst { channels, inner } } else { Shape::ChannelLast { channels } }
+}
+
 /// The calls of the backward pass and of the update.
 fn learn(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &mut [u8]) -> bool {
     let (dims, zero) = (&params.conv(), params.quant().zero_x);
-    let rng = [params.number(1), params.number(2), params.number(3), 0];
-    let update = |factor| Update { lr: params.float(0), factor, stream: update_stream(&rng, params.number(4)) };
     match (kernel, buffers) {
         (Kernel::Conv2dGradX, [gc, w, gx]) => i8_conv2d_grad_x(dims, read(gc), read(w), write(gx), scratch),
         (Kernel::DepthwiseGradX, [gc, w, gx]) => i8_depthwise_grad_x(dims, read(gc), read(w), write(gx), scratch),
@@ -128,22 +148,78 @@ fn learn(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &m
             let from = WeightGrad { zero, gc: read(gc), x: read(x), index: index(at) };
             match kernel {
                 Kernel::Conv2dGradWUpdate => {
-                    i8_conv2d_grad_w_update(dims, &from, &update(read(factor)), write(w), scratch);
+                    i8_conv2d_grad_w_update(dims, &from, &update_of(params, factor), write(w), scratch);
                 }
-                _ => i8_depthwise_grad_w_update(dims, &from, &update(read(factor)), write(w), scratch),
+                _ => i8_depthwise_grad_w_update(dims, &from, &update_of(params, factor), write(w), scratch),
             }
         }
-        (Kernel::GradB, [gc, gb]) => i8_grad_b(read(gc), write(gb)),
-        (Kernel::GradBUpdate, [gc, factor, bias]) => i8_grad_b_update(&update(read(factor)), read(gc), write(bias)),
-        (Kernel::Update | Kernel::Update32, [w, g, factor, at]) => {
-            let channels = dims.out_channels;
-            let shape = match params.number(5) {
-                0 => Shape::ChannelFirst { channels, inner: dims.in_channels },
-                _ => Shape::ChannelLast { channels },
+        (
+            Kernel::BottleneckGradUpdate,
+            [gc, w3, w2, w1, mask1, scale1, factor1, bias1, mask2, scale2, factor2, bias2, x, at, factor, gx],
+        ) => {
+            let rng = [params.number(1), params.number(2), params.number(3), 0];
+            let update = |factor, tensor| Update { lr: params.float(0), factor, stream: update_stream(&rng, tensor) };
+            let expand = Hidden {
+                mask: mask1,
+                scale: read(scale1),
+                bias: write(bias1),
+                update: update(read(factor1), params.number(4)),
             };
+            let depthwise = Hidden {
+                mask: mask2,
+                scale: read(scale2),
+                bias: write(bias2),
+                update: update(read(factor2), params.number(4) + 1),
+            };
+            let weight = update(read(factor), params.number(4) + 2);
+            let expand_w = match factor.is_empty() {
+                true => Expand::Frozen(read(w1)),
+                false => Expand::Trained { w: write(w1), update: weight, x: read(x), zero, index: index(at) },
+            };
+            let (project_w, depthwise_w) = (read(w3), read(w2));
+            let mut layers = BottleneckLayers { project_w, depthwise_w, depthwise, expand_w, expand };
+            i8_bottleneck_grad_update(&params.bottleneck_grad(), read(gc), &mut layers, write(gx), scratch);
+        }
+        (Kernel::GradB, [gc, gb]) => i8_grad_b(read(gc), write(gb)),
+        (Kernel::GradBUpdate, [gc, factor, bias]) => {
+            i8_grad_b_update(&update_of(params, factor), read(gc), write(bias));
+        }
+        (Kernel::Update, [w, g, factor, at]) => {
+            i8_update(shape_of(params), &update_of(params, factor), write(w), read(g), index(at));
+        }
+        (Kernel::Update32, [w, g, factor, at]) => {
+            i32_update(shape_of(params), &update_of(params, factor), write(w), read(g), index(at));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// The calls of updates that keep momentum, the error of rounding, or both: an empty buffer is none.
+fn learn_with_states(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch: &mut [u8]) -> bool {
+    let (dims, zero, momentum) = (&params.conv(), params.quant().zero_x, params.float(6));
+    match (kernel, buffers) {
+        (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, [gc, x, at, factor, w, sum, error]) => {
+            let from = WeightGrad { zero, gc: read(gc), x: read(x), index: index(at) };
+            let mut states = States { momentum, sum: write(sum), error: write(error) };
+            let update = update_of(params, factor);
             match kernel {
-                Kernel::Update => i8_update(shape, &update(read(factor)), write(w), read(g), index(at)),
-                _ => i32_update(shape, &update(read(factor)), write(w), read(g), index(at)),
+                Kernel::Conv2dGradWUpdateWith => {
+                    i8_conv2d_grad_w_update_with(dims, &from, &update, &mut states, write(w), scratch);
+                }
+                _ => i8_depthwise_grad_w_update_with(dims, &from, &update, &mut states, write(w), scratch),
+            }
+        }
+        (Kernel::GradBUpdateWith, [gc, factor, bias, sum, error]) => {
+            let mut states = States { momentum, sum: write(sum), error: write(error) };
+            i8_grad_b_update_with(&update_of(params, factor), &mut states, read(gc), write(bias));
+        }
+        (Kernel::UpdateWith | Kernel::Update32With, [w, g, factor, at, sum, error]) => {
+            let mut states = States { momentum, sum: write(sum), error: write(error) };
+            let (shape, update) = (shape_of(params), update_of(params, factor));
+            match kernel {
+                Kernel::UpdateWith => i8_update_with(shape, &update, &mut states, write(w), read(g), index(at)),
+                _ => i32_update_with(shape, &update, &mut states, write(w), read(g), index(at)),
             }
         }
         _ => return false,

@@ -9,7 +9,7 @@
 mod call;
 
 pub use call::{call, scratch_bytes};
-use tinyforge_kernels::int8::{Bottleneck, Conv, Quant, Stage};
+use tinyforge_kernels::int8::{Bottleneck, BottleneckGrad, Conv, Quant, Stage};
 
 /// What a file of cases begins with, before the number of cases in 4 bytes.
 pub const MAGIC: [u8; 4] = *b"TFCV";
@@ -17,7 +17,7 @@ pub const MAGIC: [u8; 4] = *b"TFCV";
 /// Words of parameters.
 pub const PARAM_WORDS: usize = 26;
 /// Buffers of one call, at most.
-pub const BUFFERS: usize = 11;
+pub const BUFFERS: usize = 16;
 /// Bytes of a label.
 pub const LABEL_BYTES: usize = 48;
 
@@ -62,8 +62,14 @@ kernels! {
     MaxPoolGrad "i8_max_pool_grad",
     Update "i8_update",
     Update32 "i32_update",
+    Conv2dGradWUpdateWith "i8_conv2d_grad_w_update_with",
+    DepthwiseGradWUpdateWith "i8_depthwise_grad_w_update_with",
+    GradBUpdateWith "i8_grad_b_update_with",
+    UpdateWith "i8_update_with",
+    Update32With "i32_update_with",
     Bottleneck "i8_bottleneck",
     BottleneckOverlay "i8_bottleneck_overlay",
+    BottleneckGradUpdate "i8_bottleneck_grad_update",
     AddTo "f32_add_to",
     Scale "f32_scale",
 }
@@ -133,6 +139,12 @@ impl Params {
             depthwise: stage(conv),
             project: stage(point(conv.out_size, conv.out_channels, self.number(7) as usize)),
         }
+    }
+
+    /// The same block's backward pass.
+    pub fn bottleneck_grad(&self) -> BottleneckGrad {
+        let (in_channels, out_channels) = (self.number(6) as usize, self.number(7) as usize);
+        BottleneckGrad { depthwise: self.conv(), in_channels, out_channels }
     }
 
     /// Number `i` of the nine further ones.

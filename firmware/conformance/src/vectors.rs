@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 use tinyforge_conformance::{BUFFERS, Case, Kernel, LABEL_BYTES, MAGIC, Params, Role, call, scratch_bytes};
-use tinyforge_kernels::int8::{Conv, Quant, i8_bottleneck_overlay_bytes, mask_bytes};
+use tinyforge_kernels::int8::{Conv, Quant, i8_bottleneck_lead_bytes, i8_bottleneck_overlay_bytes, mask_bytes};
 use tinyforge_kernels::random::Stream;
 
 /// What the random numbers of cases are for, apart from their place in the file.
@@ -47,6 +47,7 @@ const DEPTHWISE: &[Conv] = &[
 
 /// The depthwise convolutions of bottlenecks.
 const BOTTLENECKS: &[Conv] = &[
+    conv(1, [8, 8], 48, 48, [3, 3], [1, 1], [1, 1], [8, 8]),
     conv(1, [12, 12], 24, 24, [3, 3], [1, 1], [1, 1], [12, 12]),
     conv(1, [10, 10], 20, 20, [5, 5], [2, 2], [2, 2], [5, 5]),
     conv(2, [4, 5], 6, 6, [3, 3], [2, 1], [1, 0], [2, 3]),
@@ -146,6 +147,13 @@ impl Builder {
         self.float(0, 0.01).number(1, 0x1234_5678).number(2, 7).number(3, 41).number(4, 3)
     }
 
+    /// States of so many trained elements: with a twist the error of rounding alone, else momentum too.
+    fn states(self, trained: usize, twist: bool) -> Builder {
+        let momentum = if twist { 0.0f32 } else { 0.9 };
+        let case = self.float(6, momentum);
+        case.f32s(Role::InOut, if twist { 0 } else { trained }, -1.0, 1.0).f32s(Role::InOut, trained, -0.5, 0.5)
+    }
+
     /// Runs it, and appends operands and results.
     fn write(self, file: &mut Vec<u8>) {
         file.extend(self.case.encode());
@@ -180,6 +188,9 @@ impl Builder {
 /// The buffers of a bottleneck: with a 1 x 1 convolution before it, or without.
 fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     use Role::{In, InOut};
+    if case.case.kernel == Kernel::BottleneckGradUpdate {
+        return bottleneck_grad(case, dims, is_narrow);
+    }
     let case = case.number(6, if is_narrow { 0 } else { dims.in_channels as u32 / 3 }).number(7, 9);
     let all = case.case.params.bottleneck();
     let is_over = case.case.kernel == Kernel::BottleneckOverlay;
@@ -189,11 +200,69 @@ fn bottleneck(case: Builder, dims: &Conv, is_narrow: bool) -> Builder {
     let macs = expand.map_or(0, |c| c.y_len() * c.depth()) + dims.y_len() * dims.taps();
     let work = macs + all.project.conv.y_len() * all.project.conv.depth();
     let mut case = case.work(work);
-    case = if is_over { case.bytes(InOut, i8_bottleneck_overlay_bytes(&all)) } else { case.bytes(In, all.x_len()) };
+    case = if is_over {
+        case.bytes(InOut, i8_bottleneck_overlay_bytes(&all, i8_bottleneck_lead_bytes(&all)))
+    } else {
+        case.bytes(In, all.x_len())
+    };
     for (w, o) in weights.into_iter().zip(channels) {
         case = case.i8s(In, w, -127).i32s(In, o, 3000).f32s(In, o, 0.001, 0.01);
     }
     if is_over { case } else { case.out(all.y_len()) }
+}
+
+/// The buffers of a bottleneck's backward pass: with a weight that is trained in part, or that stays.
+fn bottleneck_grad(case: Builder, dims: &Conv, is_frozen: bool) -> Builder {
+    use Role::{In, InOut};
+    let (inner, ins, outs) = (dims.in_channels, dims.in_channels / 3, 9);
+    let case = case.update().number(6, ins as u32).number(7, outs as u32);
+    let pixels = |len: usize| len / inner;
+    let trained = if is_frozen { 0 } else { ins.div_ceil(3) };
+    let (wide, narrow) = (dims.x_len(), dims.y_len());
+    let case = case.work(narrow * (outs + dims.taps()) + wide * (ins + trained));
+    let case = case.f32s(In, pixels(narrow) * outs, -1.0, 1.0).i8s(In, outs * inner, -127);
+    let mut case = case.i8s(In, dims.depthwise_w_len(), -127).i8s(InOut, inner * ins, -127);
+    for len in [wide, narrow] {
+        case = case.bytes(In, mask_bytes(len)).f32s(In, inner, 0.001, 0.01).f32s(In, inner, 0.0, 100.0);
+        case = case.i32s(InOut, inner, 1_000_000);
+    }
+    let case = case.bytes(In, pixels(wide) * ins).index(ins, !is_frozen);
+    case.f32s(In, if is_frozen { 0 } else { inner }, 0.0, 0.2).out(4 * pixels(wide) * ins)
+}
+
+/// The shapes that a kernel is tried on.
+fn shapes(kernel: Kernel, is_depthwise: bool) -> &'static [Conv] {
+    match kernel {
+        Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
+        Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
+        _ if is_depthwise => DEPTHWISE,
+        _ => CONVS,
+    }
+}
+
+/// What a case is tried with beside its shape.
+fn note(kernel: Kernel, twist: bool) -> &'static str {
+    match (kernel, twist) {
+        (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
+        (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
+        (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
+        (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
+        (Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With, true) => " index",
+        _ => "",
+    }
+}
+
+/// The buffers of the loss and of its gradient.
+fn cross_entropy(case: Builder, y: usize, o: usize) -> Builder {
+    use Role::In;
+    let (rows, kernel) = (y / o, case.case.kernel);
+    let labels: Vec<i32> = (0..rows as i32).map(|row| row * 5 % (o as i32 + 1) - 1).collect();
+    let case = case.work(y).float(0, 0.09).bytes(In, y).buffer(In, bytemuck::cast_slice(&labels).to_vec());
+    let case = case.f32s(In, rows, 0.0, 1.0);
+    match kernel {
+        Kernel::CrossEntropy => case.out(4 * rows),
+        _ => case.f32s(In, rows, 0.5, 1.5).out(4 * y),
+    }
 }
 
 /// All cases of one kernel.
@@ -201,25 +270,15 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
     let is_depthwise = matches!(
         kernel,
-        Kernel::Depthwise | Kernel::DepthwiseGradX | Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate
+        Kernel::Depthwise
+            | Kernel::DepthwiseGradX
+            | Kernel::DepthwiseGradW
+            | Kernel::DepthwiseGradWUpdate
+            | Kernel::DepthwiseGradWUpdateWith
     );
-    let shapes = match kernel {
-        Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
-        Kernel::Bottleneck | Kernel::BottleneckOverlay => BOTTLENECKS,
-        _ if is_depthwise => DEPTHWISE,
-        _ => CONVS,
-    };
-    for (dims, twist) in shapes.iter().flat_map(|dims| [(dims, false), (dims, true)]) {
+    for (dims, twist) in shapes(kernel, is_depthwise).iter().flat_map(|dims| [(dims, false), (dims, true)]) {
         let quant = if twist { RELU6 } else { QUANT };
-        let note = match (kernel, twist) {
-            (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
-            (Kernel::Conv2dGradW | Kernel::Conv2dGradWUpdate, true) => " index",
-            (Kernel::DepthwiseGradW | Kernel::DepthwiseGradWUpdate | Kernel::Update | Kernel::Update32, true) => {
-                " index"
-            }
-            _ => "",
-        };
-        let case = Builder::new(*number, kernel, dims, &quant, note);
+        let case = Builder::new(*number, kernel, dims, &quant, note(kernel, twist));
         *number += 1;
         let (x, y, o) = (dims.x_len(), dims.y_len(), dims.out_channels);
         let w = if is_depthwise { dims.depthwise_w_len() } else { dims.w_len() };
@@ -245,16 +304,7 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
             Kernel::AvgPoolGrad => case.work(y * dims.taps()).f32s(In, y, -1.0, 1.0).out(4 * x),
             Kernel::MaxPoolGrad => case.work(y * dims.taps()).f32s(In, y, -1.0, 1.0).bytes(In, x).out(4 * x),
             Kernel::Softmax => case.work(y).float(0, 0.1).float(1, 1.0 / 256.0).bytes(In, y).out(y),
-            Kernel::CrossEntropy | Kernel::CrossEntropyGrad => {
-                let rows = y / o;
-                let labels: Vec<i32> = (0..rows as i32).map(|row| row * 5 % (o as i32 + 1) - 1).collect();
-                let case = case.work(y).float(0, 0.09).bytes(In, y).buffer(In, bytemuck::cast_slice(&labels).to_vec());
-                let case = case.f32s(In, rows, 0.0, 1.0);
-                match kernel {
-                    Kernel::CrossEntropy => case.out(4 * rows),
-                    _ => case.f32s(In, rows, 0.5, 1.5).out(4 * y),
-                }
-            }
+            Kernel::CrossEntropy | Kernel::CrossEntropyGrad => cross_entropy(case, y, o),
             Kernel::ScaleGrad => case.work(y).f32s(InOut, y, -1.0, 1.0).bytes(In, mask).f32s(In, o, 0.001, 0.1),
             Kernel::Conv2dGradX | Kernel::DepthwiseGradX => {
                 case.work(macs).f32s(In, y, -1.0, 1.0).i8s(In, w, -127).out(4 * x)
@@ -265,31 +315,40 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                 .bytes(In, x)
                 .index(columns, twist)
                 .out(4 * w / columns * picked),
-            Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate => case
-                .work(macs / columns * picked)
-                .update()
-                .f32s(In, y, -1.0, 1.0)
-                .bytes(In, x)
-                .index(columns, twist)
-                .f32s(In, o, 0.0, 0.2)
-                .i8s(InOut, w, -127),
+            Kernel::Conv2dGradWUpdate
+            | Kernel::DepthwiseGradWUpdate
+            | Kernel::Conv2dGradWUpdateWith
+            | Kernel::DepthwiseGradWUpdateWith => {
+                let case = case.work(macs / columns * picked).update().f32s(In, y, -1.0, 1.0).bytes(In, x);
+                let case = case.index(columns, twist).f32s(In, o, 0.0, 0.2).i8s(InOut, w, -127);
+                match kernel {
+                    Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate => case,
+                    _ => case.states(w / columns * picked, twist),
+                }
+            }
             Kernel::GradB => case.work(y).f32s(In, y, -1.0, 1.0).out(4 * o),
-            Kernel::GradBUpdate => {
+            Kernel::GradBUpdate | Kernel::GradBUpdateWith => {
                 let case = case.work(y).update().f32s(In, y, -1.0, 1.0);
-                case.f32s(In, o, 0.0, 100.0).i32s(InOut, o, 1_000_000)
+                let case = case.f32s(In, o, 0.0, 100.0).i32s(InOut, o, 1_000_000);
+                if kernel == Kernel::GradBUpdate { case } else { case.states(o, twist) }
             }
-            Kernel::Update | Kernel::Update32 => {
-                let last = twist as u32;
-                let gradient = |case: Builder, columns: usize, picked: usize| {
-                    let case = case.f32s(In, w / columns * picked, -90.0, 90.0).f32s(In, o, 0.0, 1.5);
-                    case.index(columns, twist)
+            Kernel::Update | Kernel::Update32 | Kernel::UpdateWith | Kernel::Update32With => {
+                let (columns, picked) = if twist { (o, o.div_ceil(3)) } else { (columns, columns) };
+                let trained = w / columns * picked;
+                let case = case.work(w).update().number(5, twist as u32);
+                let case = match kernel {
+                    Kernel::Update | Kernel::UpdateWith => case.i8s(InOut, w, -127),
+                    _ => case.i32s(InOut, w, 1 << 30),
                 };
-                let case = case.work(w).update().number(5, last);
-                let case =
-                    if kernel == Kernel::Update { case.i8s(InOut, w, -127) } else { case.i32s(InOut, w, 1 << 30) };
-                if twist { gradient(case, o, o.div_ceil(3)) } else { gradient(case, columns, columns) }
+                let case = case.f32s(In, trained, -90.0, 90.0).f32s(In, o, 0.0, 1.5).index(columns, twist);
+                match kernel {
+                    Kernel::Update | Kernel::Update32 => case,
+                    _ => case.states(trained, twist),
+                }
             }
-            Kernel::Bottleneck | Kernel::BottleneckOverlay => bottleneck(case, dims, twist),
+            Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => {
+                bottleneck(case, dims, twist)
+            }
             Kernel::AddTo => case.work(y).f32s(InOut, y, -1.0, 1.0).f32s(In, y, -1.0, 1.0),
             Kernel::Scale => case.work(y).float(0, 1.25).f32s(In, y, -1.0, 1.0).out(4 * y),
         };

@@ -1,4 +1,8 @@
-/* Learns from a stream of examples, in C: learn-c TRAINING TEST FLASH STEPS
+/* Learns a class that is new to the model from a stream of examples, in C:
+ *
+ *     learn-c TRAINING TEST FLASH STEPS [SEED RATE BIAS_RATE]
+ *
+ * Rates are in millionths.
  *
  * The files of samples and what is printed are those of the Rust example beside this one. The flash is a file of the
  * emulator's host; on a chip the three functions below call its flash controller. */
@@ -8,12 +12,13 @@
 
 #include "tinyforge.h"
 
-#define FLASH_BYTES 2048u
 #define EVERY 50u
 
 struct samples {
     FILE *file;
     uint32_t count;
+    uint32_t next;
+    int is_last; /* whether only the last class is given, or only the others */
 };
 
 static void must(int is_good, const char *what) {
@@ -31,7 +36,7 @@ static void check(uint8_t fault, const char *what) {
 }
 
 static struct samples open_samples(const char *path) {
-    struct samples samples = {fopen(path, "rb"), 0};
+    struct samples samples = {fopen(path, "rb"), 0, 0, 0};
     uint8_t magic[4];
     uint32_t len = 0;
     must(samples.file != NULL, path);
@@ -47,6 +52,26 @@ static int32_t read_sample(struct samples *samples, uint64_t index, int8_t *to) 
     must(fseek(samples->file, at, SEEK_SET) == 0 && fread(&label, 4, 1, samples->file) == 1, "a label");
     must(fread(to, 1, tinyforge_input_len, samples->file) == tinyforge_input_len, "a sample");
     return label;
+}
+
+/* The next sample of the wanted classes; -1 behind the last. */
+static int32_t next_sample(void *context, int8_t *to) {
+    struct samples *samples = context;
+    while (samples->next < samples->count) {
+        int32_t label = read_sample(samples, samples->next++, to);
+        if ((label == (int32_t)tinyforge_classes - 1) == samples->is_last) {
+            return label;
+        }
+    }
+    return -1;
+}
+
+static struct tinyforge_score score_of(struct samples *test, int is_last) {
+    struct tinyforge_score score;
+    test->next = 0;
+    test->is_last = is_last;
+    check(tinyforge_evaluate(next_sample, test, &score), "evaluate");
+    return score;
 }
 
 static int32_t read_flash(void *file, uint32_t at, uint8_t *bytes, uint32_t len) {
@@ -67,42 +92,45 @@ static int32_t erase_flash(void *file, uint32_t at, uint32_t len) {
     return 0;
 }
 
-static struct tinyforge_flash open_flash(const char *path) {
-    struct tinyforge_flash flash = {NULL, 0, FLASH_BYTES, read_flash, write_flash, erase_flash};
+static struct tinyforge_flash open_flash(const char *path, uint32_t len) {
+    struct tinyforge_flash flash = {NULL, 0, len, read_flash, write_flash, erase_flash};
     flash.context = fopen(path, "r+b");
     if (flash.context == NULL) {
         flash.context = fopen(path, "w+b");
-        must(flash.context != NULL && erase_flash(flash.context, 0, FLASH_BYTES) == 0, path);
+        must(flash.context != NULL && erase_flash(flash.context, 0, len) == 0, path);
     }
     return flash;
 }
 
+/* Accuracy of all classes, and of the last, which is new to the model. */
 static void report(const char *word, struct samples *test) {
     struct tinyforge_counters counters;
-    uint32_t right = 0;
-    for (uint32_t i = 0; i < test->count; i++) {
-        uint16_t class_index = 0;
-        int32_t label = read_sample(test, i, tinyforge_input());
-        check(tinyforge_infer(&class_index), "infer");
-        right += class_index == label;
-    }
+    struct tinyforge_score known = score_of(test, 0), new = score_of(test, 1);
     check(tinyforge_counters(&counters), "counters");
-    printf("%s steps=%lu right=%lu of=%lu digest=%08lx\n", word, (unsigned long)counters.steps, (unsigned long)right,
-           (unsigned long)test->count, (unsigned long)counters.digest);
+    printf("%s steps=%lu right=%lu of=%lu new=%lu of=%lu digest=%08lx\n", word, (unsigned long)counters.steps,
+           (unsigned long)(known.right + new.right), (unsigned long)(known.seen + new.seen), (unsigned long)new.right,
+           (unsigned long)new.seen, (unsigned long)counters.digest);
+}
+
+/* Divided as double, so that it is the float next to the decimal number, as on the host. */
+static float rate_of(const char *millionths) {
+    return (float)((double)strtoul(millionths, NULL, 10) / 1e6);
 }
 
 int main(int count, char **words) {
-    must(count == 5, "usage: learn-c TRAINING TEST FLASH STEPS");
+    must(count == 5 || count == 8, "usage: learn-c TRAINING TEST FLASH STEPS [SEED RATE BIAS_RATE]");
     struct samples training = open_samples(words[1]), test = open_samples(words[2]);
-    struct tinyforge_flash flash = open_flash(words[3]);
     uint32_t steps = (uint32_t)strtoul(words[4], NULL, 10);
+    uint64_t seed = count == 8 ? strtoul(words[5], NULL, 10) : 11;
+    float rate = count == 8 ? rate_of(words[6]) : 0.01f, bias_rate = count == 8 ? rate_of(words[7]) : 0.01f;
     struct tinyforge_counters counters;
 
-    must(tinyforge_input() == NULL && tinyforge_infer(NULL) == TINYFORGE_NOT_STARTED, "nothing before the start");
-    check(tinyforge_start(11, 0.01f, 0.01f), "start");
-    must(tinyforge_infer(NULL) == TINYFORGE_NULL && tinyforge_save(NULL) == TINYFORGE_NULL, "null pointers");
+    must(tinyforge_input() == NULL && tinyforge_infer(NULL, NULL) == TINYFORGE_NOT_STARTED, "nothing before the start");
+    check(tinyforge_start(seed, rate, bias_rate), "start");
+    must(tinyforge_infer(NULL, NULL) == TINYFORGE_NULL && tinyforge_save(NULL) == TINYFORGE_NULL, "null pointers");
     check(tinyforge_counters(&counters), "counters");
-    must(2 * counters.slot_bytes <= FLASH_BYTES && tinyforge_batch == 1, "the model fits the example");
+    /* Two checkpoints take turns. */
+    struct tinyforge_flash flash = open_flash(words[3], 2 * counters.slot_bytes);
     uint8_t loaded = tinyforge_load(&flash);
     if (loaded == TINYFORGE_OK) {
         printf("goes on from a checkpoint\n");
@@ -111,10 +139,11 @@ int main(int count, char **words) {
     }
     report("before", &test);
     check(tinyforge_counters(&counters), "counters");
-    for (uint32_t step = counters.steps; step < steps; step++) {
-        int32_t label = read_sample(&training, step, tinyforge_train_input());
-        check(tinyforge_train(&label, 1, NULL), "train");
-        if ((step + 1) % EVERY == 0 || step + 1 == steps) {
+    while (counters.steps < steps) {
+        int32_t label = read_sample(&training, counters.examples, tinyforge_train_input());
+        check(tinyforge_train(NULL, label, NULL), "train");
+        check(tinyforge_counters(&counters), "counters");
+        if (counters.examples % EVERY == 0 || counters.steps == steps) {
             check(tinyforge_save(&flash), "save");
         }
     }

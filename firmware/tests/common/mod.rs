@@ -15,7 +15,7 @@ impl NorFlashError for Dead {
 }
 
 /// A flash in memory: bits go from 1 to 0 by writing, back by erasing whole units; a unit that was written is not
-/// written again before it is erased; and power fails after so many units of writing or bytes of erasing.
+/// written again before it is erased; and power fails at any byte of writing or of erasing.
 #[derive(Clone)]
 pub struct Flash<const WRITE: usize, const ERASE: usize> {
     pub bytes: Vec<u8>,
@@ -116,8 +116,10 @@ impl<const WRITE: usize, const ERASE: usize> NorFlash for &mut Flash<WRITE, ERAS
             let at = offset as usize + i * WRITE;
             assert!(!self.written[at / WRITE], "a unit is written twice");
             self.written[at / WRITE] = true;
-            let cut = !self.work();
+            // The bytes of a unit before the cut are there, those from it on are anything in between.
+            let mut cut = false;
             for (k, byte) in word.iter().enumerate() {
+                cut = cut || !self.work();
                 let keep = if cut { self.noise() as u8 } else { u8::from(self.stuck == Some(at + k)) };
                 self.bytes[at + k] &= byte | keep;
             }

@@ -52,14 +52,25 @@ fn masked(mask: Option<&mut [u8]>, len: usize) -> Option<&mut [u8]> {
     Some(mask)
 }
 
+/// Elements that a variant for the processor does; an operand that is none lies where the result lies.
+fn fast(add: &Add, a: Option<&[i8]>, b: Option<&[i8]>, y: &mut [i8], mask: &mut [u8]) -> usize {
+    #[cfg(all(has_dsp, has_fpu))]
+    return super::dsp::add::add(add, a, b, y, mask);
+    #[cfg(not(all(has_dsp, has_fpu)))]
+    {
+        let _ = (add, a, b, y, mask);
+        0
+    }
+}
+
 /// `y = a + b`, all of one length; `mask`, of `mask_bytes(y)`, gets a bit for each output inside the limits.
 pub fn i8_add(add: &Add, a: &[i8], b: &[i8], y: &mut [i8], mask: Option<&mut [u8]>) {
     if !lengths([(a.len(), y.len()), (b.len(), y.len())]) {
         return;
     }
     let Some(mask) = masked(mask, y.len()) else { return };
-    let rounder = add.rounder();
-    for (at, ((y, a), b)) in y.iter_mut().zip(a).zip(b).enumerate() {
+    let (done, rounder) = (fast(add, Some(a), Some(b), y, mask), add.rounder());
+    for (at, ((y, a), b)) in y.iter_mut().zip(a).zip(b).enumerate().skip(done) {
         let (value, is_inside) = add.one(&rounder, *a, *b);
         *y = value;
         set_bit(mask, at, is_inside);
@@ -72,8 +83,8 @@ pub fn i8_add_to_a(add: &Add, a: &mut [i8], b: &[i8], mask: Option<&mut [u8]>) {
         return;
     }
     let Some(mask) = masked(mask, a.len()) else { return };
-    let rounder = add.rounder();
-    for (at, (a, b)) in a.iter_mut().zip(b).enumerate() {
+    let (done, rounder) = (fast(add, None, Some(b), a, mask), add.rounder());
+    for (at, (a, b)) in a.iter_mut().zip(b).enumerate().skip(done) {
         let (value, is_inside) = add.one(&rounder, *a, *b);
         *a = value;
         set_bit(mask, at, is_inside);
@@ -86,8 +97,8 @@ pub fn i8_add_to_b(add: &Add, a: &[i8], b: &mut [i8], mask: Option<&mut [u8]>) {
         return;
     }
     let Some(mask) = masked(mask, b.len()) else { return };
-    let rounder = add.rounder();
-    for (at, (a, b)) in a.iter().zip(b).enumerate() {
+    let (done, rounder) = (fast(add, Some(a), None, b, mask), add.rounder());
+    for (at, (a, b)) in a.iter().zip(b).enumerate().skip(done) {
         let (value, is_inside) = add.one(&rounder, *a, *b);
         *b = value;
         set_bit(mask, at, is_inside);

@@ -41,7 +41,7 @@ impl Blocks {
     }
 }
 
-/// Bytes of scratch that [`i8_conv2d`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d`] needs, beginning at a multiple of 8.
 pub const fn i8_conv2d_scratch_bytes(dims: &Conv) -> usize {
     let Blocks { depth, groups, columns } = Blocks::of(dims);
     if groups == 0 {

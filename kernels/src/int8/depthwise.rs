@@ -61,7 +61,7 @@ impl Planes {
     }
 }
 
-/// Bytes of scratch that [`i8_depthwise`] needs, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_depthwise`] needs, beginning at a multiple of 8.
 pub const fn i8_depthwise_scratch_bytes(dims: &Conv) -> usize {
     let planes = Planes::of(dims);
     if planes.width == 0 {

@@ -12,14 +12,42 @@ use super::tile::{COLUMNS, DEPTH, add_outer, add_rows, tile_bytes};
 use super::update::{Update, column, moved_i8};
 use super::{Conv, WeightGrad, lengths, part, part_mut};
 
-type Tile = [[f32; COLUMNS]];
+pub(super) type Tile = [[f32; COLUMNS]];
 
-/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 16.
+/// Binds two tiles: on the stack, or of the scratch where the stack is small. No closure gets them, since one has none
+/// of the instructions that the function around it is compiled for.
+macro_rules! tiles {
+    ($scratch:ident, $a:ident, $b:ident) => {
+        #[cfg(feature = "std")]
+        let (mut first, mut second) = (super::grad_conv::NO_TILE, super::grad_conv::NO_TILE);
+        #[cfg(feature = "std")]
+        let ($a, $b, _): (&mut super::grad_conv::Tile, &mut super::grad_conv::Tile, _) =
+            (&mut first, &mut second, $scratch);
+        #[cfg(not(feature = "std"))]
+        let ($a, $b) = {
+            let mut pieces = super::scratch::Scratch::new($scratch);
+            let (a, rest) = (pieces.take::<f32>(super::tile::DEPTH * super::tile::COLUMNS), pieces.rest());
+            let b = if rest.is_empty() {
+                &mut []
+            } else {
+                super::scratch::Scratch::new(rest).take::<f32>(super::tile::DEPTH * super::tile::COLUMNS)
+            };
+            (a.as_chunks_mut().0, b.as_chunks_mut::<{ super::tile::COLUMNS }>().0)
+        };
+    };
+}
+pub(super) use tiles;
+
+/// A tile before anything is in it.
+#[cfg(feature = "std")]
+pub(super) const NO_TILE: [[f32; COLUMNS]; DEPTH] = [[0.0; COLUMNS]; DEPTH];
+
+/// Bytes of scratch that [`i8_conv2d_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_x_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(1)
 }
 
-/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 16.
+/// Bytes of scratch that [`i8_conv2d_grad_w`] and [`i8_conv2d_grad_w_update`] need, beginning at a multiple of 8.
 pub const fn i8_conv2d_grad_w_scratch_bytes(_dims: &Conv) -> usize {
     tile_bytes(2)
 }
@@ -46,26 +74,8 @@ impl Kernel for GradX<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradX { dims, gc, w, gx, scratch } = self;
-        with_tiles(scratch, |wt, _| grad_x(dims, gc, w, gx, wt));
-    }
-}
-
-/// Hands out two tiles: on the stack, or of the scratch where the stack is small.
-#[inline(always)]
-fn with_tiles(scratch: &mut [u8], run: impl FnOnce(&mut Tile, &mut Tile)) {
-    #[cfg(feature = "std")]
-    {
-        let _ = scratch;
-        let mut tiles = [[[0.0; COLUMNS]; DEPTH]; 2];
-        let [a, b] = &mut tiles;
-        run(a, b);
-    }
-    #[cfg(not(feature = "std"))]
-    {
-        let mut pieces = super::scratch::Scratch::new(scratch);
-        let (a, rest) = (pieces.take::<f32>(DEPTH * COLUMNS), pieces.rest());
-        let b = if rest.is_empty() { &mut [] } else { super::scratch::Scratch::new(rest).take::<f32>(DEPTH * COLUMNS) };
-        run(a.as_chunks_mut().0, b.as_chunks_mut().0);
+        tiles!(scratch, wt, _unused);
+        grad_x(dims, gc, w, gx, wt);
     }
 }
 
@@ -100,9 +110,8 @@ fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut Tile) {
             for from in (0..o).step_by(DEPTH) {
                 let count = DEPTH.min(o - from);
                 let wt = part_mut(wt, 0, count);
-                for (k, wt) in wt.iter_mut().enumerate() {
-                    floats(part(w, ((from + k) * dims.taps() + tap) * channels + first, width), wt);
-                }
+                let w = w.get((from * dims.taps() + tap) * channels + first..).unwrap_or(&[]);
+                floats(w, dims.taps() * channels, width, wt);
                 for (p, q, len) in stretches(dims, r, s) {
                     let pitch = channels * dims.stride[1];
                     let sums = gx.get_mut(q * channels + first..).unwrap_or(&mut []);
@@ -114,23 +123,54 @@ fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut Tile) {
     }
 }
 
-/// Weights of a row of a tile as floats, zeros after the last.
+/// One side of a product of matrices: rows of floats, `pitch` elements from one to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) pitch: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+/// `sums[p, i] += sum over o of gc[p, o] w[o w_pitch + i]`, `o` ascending: the gradient of a 1 x 1 convolution's input.
+/// The sums have `columns` in a row.
 #[inline(always)]
-fn floats(w: &[i8], to: &mut [f32; COLUMNS]) {
-    if let Some(w) = w.first_chunk::<COLUMNS>() {
-        *to = w.map(f32::from);
+pub(super) fn add_product(sums: &mut [f32], columns: usize, gc: Matrix, (w, w_pitch): (&[i8], usize), wt: &mut Tile) {
+    for first in (0..columns).step_by(COLUMNS) {
+        let width = COLUMNS.min(columns - first);
+        for from in (0..gc.columns).step_by(DEPTH) {
+            let wt = part_mut(wt, 0, DEPTH.min(gc.columns - from));
+            floats(w.get(from * w_pitch + first..).unwrap_or(&[]), w_pitch, width, wt);
+            let (sums, gc_from) = (sums.get_mut(first..).unwrap_or(&mut []), gc.data.get(from..).unwrap_or(&[]));
+            add_rows(sums, columns, gc.rows, width, gc_from, gc.pitch, wt);
+        }
+    }
+}
+
+/// `width` weights of each row of a tile as floats, then zeros; rows lie `pitch` elements apart.
+#[inline(always)]
+fn floats(w: &[i8], pitch: usize, width: usize, to: &mut Tile) {
+    #[cfg(all(has_dsp, has_fpu, not(feature = "std")))]
+    if width == COLUMNS && super::dsp::floats(w, pitch, to) {
         return;
     }
-    *to = [0.0; COLUMNS];
-    for (to, w) in to.iter_mut().zip(w) {
-        *to = f32::from(*w);
+    for (k, to) in to.iter_mut().enumerate() {
+        let w = part(w, k * pitch, width);
+        if let Some(w) = w.first_chunk::<COLUMNS>() {
+            *to = w.map(f32::from);
+            continue;
+        }
+        *to = [0.0; COLUMNS];
+        for (to, w) in to.iter_mut().zip(w) {
+            *to = f32::from(*w);
+        }
     }
 }
 
 /// The gradient, tile by tile: calls `done` with a row of the weight (output channel and tap), the first of some
 /// columns and their sums.
 #[inline(always)]
-fn grad_w(
+pub(super) fn grad_w(
     dims: &Conv,
     from: &WeightGrad,
     columns: usize,
@@ -220,7 +260,17 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradW { dims, from, columns, scratch, done } = self;
-        with_tiles(scratch, |xt, sums| grad_w(dims, from, columns, xt, sums, done));
+        tiles!(scratch, xt, sums);
+        grad_w(dims, from, columns, xt, sums, done);
+    }
+}
+
+/// Calls `done` with the sums of the gradient, as `grad_w` does.
+#[inline(always)]
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
+    if fits(dims, from) {
+        let columns = from.index.map_or(dims.in_channels, <[i32]>::len);
+        simd::dispatch(GradW { dims, from, columns, scratch, done });
     }
 }
 

@@ -16,18 +16,40 @@ use super::simd::{self, Kernel, Simd};
 use super::update::{Update, column, moved_i8};
 use super::{Conv, WeightGrad, lengths, part, part_mut};
 
-type Lanes = [f32; LANES];
+pub(super) type Lanes = [f32; LANES];
 
 /// Bytes of the input's tile beyond the rows of one window.
 const TILE_BYTES: usize = 4096;
 /// Pixels of the input's tile where it lies on the stack.
 const STACK_TILE: usize = 1024;
 /// Channels side by side on a microcontroller, for which scratch is planned; elsewhere tiles lie on the stack.
-const PLANNED_LANES: usize = 8;
+pub(super) const PLANNED_LANES: usize = 8;
 /// Taps whose weights or sums are held; a larger window goes channel by channel.
 const TAPS_MAX: usize = 64;
 
-/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 16.
+/// Binds so many vectors, on the stack or of the scratch where the stack is small, and what is left of the scratch. No
+/// closure gets them: see `tiles` of `grad_conv`.
+macro_rules! lanes {
+    ($scratch:expr, $len:expr, $tile:ident, $rest:ident) => {
+        #[cfg(feature = "std")]
+        let mut tile = super::grad_depthwise::NO_LANES;
+        #[cfg(feature = "std")]
+        let ($tile, $rest) = (super::part_mut(&mut tile, 0, $len), $scratch);
+        #[cfg(not(feature = "std"))]
+        let ($tile, $rest) = {
+            let mut pieces = super::scratch::Scratch::new($scratch);
+            let tile = pieces.take::<f32>($len * super::lanes::LANES);
+            (tile.as_chunks_mut().0, pieces.rest())
+        };
+    };
+}
+pub(super) use lanes;
+
+/// Vectors for the widest window.
+#[cfg(feature = "std")]
+pub(super) const NO_LANES: [Lanes; TAPS_MAX] = [[0.0; LANES]; TAPS_MAX];
+
+/// Bytes of scratch that [`i8_depthwise_grad_x`] needs, beginning at a multiple of 8.
 pub const fn i8_depthwise_grad_x_scratch_bytes(dims: &Conv) -> usize {
     if is_tiled(dims) { piece_bytes::<f32>(dims.taps() * PLANNED_LANES) } else { 0 }
 }
@@ -42,14 +64,15 @@ pub const fn i8_depthwise_grad_w_scratch_bytes(dims: &Conv) -> usize {
     piece_bytes::<f32>(dims.taps() * PLANNED_LANES) + piece_bytes::<f32>(rows * dims.in_size[1] * PLANNED_LANES)
 }
 
-const fn is_tiled(dims: &Conv) -> bool {
+pub(super) const fn is_tiled(dims: &Conv) -> bool {
     dims.taps() <= TAPS_MAX && dims.in_channels == dims.out_channels && dims.stride[0] > 0 && dims.stride[1] > 0
 }
 
 /// Rows of the output whose inputs are held at a time.
 const fn bands(dims: &Conv) -> usize {
     let fit = TILE_BYTES / (dims.in_size[1] * PLANNED_LANES * size_of::<f32>() + 1);
-    if fit < dims.kernel[0] { 1 } else { (fit - dims.kernel[0]) / dims.stride[0] + 1 }
+    let is_narrow = fit < dims.kernel[0] || dims.stride[0] == 0;
+    if is_narrow { 1 } else { (fit - dims.kernel[0]) / dims.stride[0] + 1 }
 }
 
 /// Gradient with respect to the input: `gc` of `dims.y_len()`, `gx` of `dims.x_len()`.
@@ -79,7 +102,8 @@ impl Kernel for GradX<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let GradX { dims, gc, w, gx, scratch } = self;
-        with_lanes(scratch, dims.taps(), |wt, _| grad_x(dims, gc, w, gx, wt));
+        lanes!(scratch, dims.taps(), wt, _rest);
+        grad_x(dims, gc, (w, dims.in_channels), gx, wt);
     }
 }
 
@@ -102,22 +126,6 @@ impl<F: FnMut(usize, usize, &[f32])> Kernel for GradW<'_, F> {
     }
 }
 
-/// Hands out `len` vectors, on the stack or of the scratch where the stack is small, and what is left of the scratch.
-#[inline(always)]
-fn with_lanes(scratch: &mut [u8], len: usize, run: impl FnOnce(&mut [Lanes], &mut [u8])) {
-    #[cfg(feature = "std")]
-    {
-        let mut tile = [[0.0; LANES]; TAPS_MAX];
-        run(part_mut(&mut tile, 0, len), scratch);
-    }
-    #[cfg(not(feature = "std"))]
-    {
-        let mut pieces = Scratch::new(scratch);
-        let tile = pieces.take::<f32>(len * LANES);
-        run(tile.as_chunks_mut().0, pieces.rest());
-    }
-}
-
 /// The taps of one axis that reach an input pixel: the first, how many, and the output under the first. From one to
 /// the next taps grow by the stride and outputs fall by one.
 #[inline(always)]
@@ -133,14 +141,15 @@ fn reach(dims: &Conv, axis: usize, at: usize) -> (usize, usize, usize) {
     (first, (last - first) / stride + 1, (shifted - first) / stride)
 }
 
+/// The gradient; `w` begins at the first channel's, and its taps lie `pitch` elements apart.
 #[inline(always)]
-fn grad_x(dims: &Conv, gc: &[f32], w: &[i8], gx: &mut [f32], wt: &mut [Lanes]) {
+pub(super) fn grad_x(dims: &Conv, gc: &[f32], (w, pitch): (&[i8], usize), gx: &mut [f32], wt: &mut [Lanes]) {
     let channels = dims.in_channels;
     gx.fill(0.0);
     for first in (0..channels).step_by(LANES) {
         let width = LANES.min(channels - first);
         for (tap, wt) in wt.iter_mut().enumerate() {
-            *wt = floats(part(w, tap * channels + first, width), 0);
+            *wt = floats(part(w, tap * pitch + first, width), 0);
         }
         for n in 0..dims.images {
             for h in 0..dims.in_size[0] {
@@ -340,6 +349,15 @@ pub fn i8_depthwise_grad_w(dims: &Conv, from: &WeightGrad, gw: &mut [f32], scrat
         }
     };
     simd::dispatch(GradW { dims, from, columns, scratch, done });
+}
+
+/// Calls `done` with a tap, the first of some columns and their sums, for all of the gradient.
+#[inline(always)]
+pub(crate) fn each_grad_w(dims: &Conv, from: &WeightGrad, scratch: &mut [u8], done: impl FnMut(usize, usize, &[f32])) {
+    if fits(dims, from.gc.len(), from.x.len()) {
+        let columns = from.index.map_or(dims.out_channels, <[i32]>::len);
+        simd::dispatch(GradW { dims, from, columns, scratch, done });
+    }
 }
 
 /// [`i8_depthwise_grad_w`] and the update of the weight in one: no more than a tile of the gradient is ever held.

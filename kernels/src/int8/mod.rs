@@ -11,6 +11,7 @@
 
 mod add;
 mod bottleneck;
+mod bottleneck_grad;
 mod conv;
 mod depthwise;
 #[cfg(all(has_dsp, has_fpu))]
@@ -26,6 +27,7 @@ pub mod round;
 mod scratch;
 mod simd;
 mod softmax;
+mod states;
 mod tile;
 mod update;
 #[cfg(all(feature = "std", target_arch = "x86_64"))]
@@ -35,6 +37,10 @@ pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};
 pub use bottleneck::{
     Bottleneck, Stage, i8_bottleneck, i8_bottleneck_lead_bytes, i8_bottleneck_overlay, i8_bottleneck_overlay_bytes,
     i8_bottleneck_scratch_bytes,
+};
+pub use bottleneck_grad::{
+    BottleneckGrad, BottleneckLayers, Expand, Hidden, i8_bottleneck_grad_update,
+    i8_bottleneck_grad_update_scratch_bytes, i8_bottleneck_grad_update_supports,
 };
 pub use conv::{i8_conv2d, i8_conv2d_scratch_bytes};
 pub use depthwise::{i8_depthwise, i8_depthwise_scratch_bytes};
@@ -51,6 +57,10 @@ pub use grad_depthwise::{
 pub use loss::{CrossEntropy, i8_cross_entropy, i8_cross_entropy_grad};
 pub use pool::{i8_avg_pool, i8_avg_pool_grad, i8_max_pool, i8_max_pool_grad};
 pub use softmax::{Softmax, i8_softmax};
+pub use states::{
+    States, i8_conv2d_grad_w_update_with, i8_depthwise_grad_w_update_with, i8_grad_b_update_with, i8_update_with,
+    i32_update_with,
+};
 pub use update::{Shape, Update, i8_update, i32_update, update_stream};
 
 use core::ops::Range;

@@ -10,7 +10,7 @@ use super::{lengths, part};
 use crate::random::Stream;
 
 /// Steps beyond this are cut: past every limit of i8, and far from those of i32.
-const MOVE_MAX: f32 = 1_073_741_824.0;
+pub(crate) const MOVE_MAX: f32 = 1_073_741_824.0;
 
 /// One update of one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +123,7 @@ impl Dice {
 
 /// Greatest integer not above `v`, within `MOVE_MAX`; NaN gives 0.
 #[inline(always)]
-fn floor(v: f32) -> i32 {
+pub(crate) fn floor(v: f32) -> i32 {
     let cut = v.clamp(-MOVE_MAX, MOVE_MAX);
     let towards_zero = cut as i32;
     towards_zero - i32::from(towards_zero as f32 > cut)
@@ -138,31 +138,34 @@ pub(crate) fn moved_i8(w: i8, steps: i32) -> i8 {
 /// Moves `w` by its gradient `g`. With `index`, `g` has only these columns of the last dimension; its length is then
 /// `w.len() / last * index.len()`.
 pub fn i8_update(shape: Shape, update: &Update, w: &mut [i8], g: &[f32], index: Option<&[i32]>) {
-    each(shape, w.len(), g, index, update, |at, steps| {
+    let mut dice = update.dice();
+    each(shape, w.len(), g, index, update, |[_, at], step, g| {
         if let Some(w) = w.get_mut(at) {
-            *w = moved_i8(*w, steps);
+            *w = moved_i8(*w, dice.steps(at, step * g));
         }
     });
 }
 
 /// [`i8_update`] for integers of 32 bits, which saturate at their own limits.
 pub fn i32_update(shape: Shape, update: &Update, w: &mut [i32], g: &[f32], index: Option<&[i32]>) {
-    each(shape, w.len(), g, index, update, |at, steps| {
+    let mut dice = update.dice();
+    each(shape, w.len(), g, index, update, |[_, at], step, g| {
         if let Some(w) = w.get_mut(at) {
-            *w = w.saturating_add(steps);
+            *w = w.saturating_add(dice.steps(at, step * g));
         }
     });
 }
 
-/// Calls `change` with the place and the move of every element that has a gradient.
+/// Calls `change` with every element that has a gradient: its place among those and in the tensor, `lr factor`, and the
+/// gradient.
 #[inline(always)]
-fn each(
+pub(crate) fn each(
     shape: Shape,
     len: usize,
     g: &[f32],
     index: Option<&[i32]>,
     update: &Update,
-    mut change: impl FnMut(usize, i32),
+    mut change: impl FnMut([usize; 2], f32, f32),
 ) {
     let (channels, last) = match shape {
         Shape::ChannelFirst { channels, inner } => (channels, inner),
@@ -174,7 +177,6 @@ fn each(
         return;
     }
     let rows_of_channel = (rows / channels.max(1)).max(1);
-    let mut dice = update.dice();
     for (row, g) in g.chunks_exact(columns.max(1)).enumerate() {
         for (j, g) in g.iter().enumerate() {
             let Some(column) = column(index, j).filter(|column| *column < last) else { continue };
@@ -183,7 +185,7 @@ fn each(
                 Shape::ChannelLast { .. } => column,
             };
             let at = row * last + column;
-            change(at, dice.steps(at, update.step(channel) * g));
+            change([row * columns + j, at], update.step(channel), *g);
         }
     }
 }

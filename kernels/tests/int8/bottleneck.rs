@@ -1,7 +1,9 @@
-//! The fused block against its three kernels, apart and in one buffer.
+//! The fused block against its three kernels, apart and in one buffer, and its backward pass against those of the
+//! kernels one after the other.
 
 use super::{Aligned, Dice, conv};
 use tinyforge_kernels::int8::*;
+use tinyforge_kernels::random::Stream;
 
 struct Tensors {
     w: Vec<i8>,
@@ -90,11 +92,12 @@ fn fused_blocks_give_the_same_bits() {
         let mut y = vec![99; dims.y_len()];
         i8_bottleneck(dims, &x, &weights, &mut y, scratch.bytes());
         assert_eq!(y, expected, "{seed}: {dims:?}");
-        let (lead, bytes) = (i8_bottleneck_lead_bytes(dims), i8_bottleneck_overlay_bytes(dims));
-        let mut buffer = vec![77; bytes];
-        buffer[lead..lead + x.len()].copy_from_slice(&x);
-        i8_bottleneck_overlay(dims, &weights, &mut buffer, scratch.bytes());
-        assert_eq!(buffer[..expected.len()], expected, "in one buffer, {lead} before: {seed}: {dims:?}");
+        for lead in [i8_bottleneck_lead_bytes(dims), i8_bottleneck_lead_bytes(dims).next_multiple_of(8)] {
+            let mut buffer = vec![77; i8_bottleneck_overlay_bytes(dims, lead)];
+            buffer[lead..lead + x.len()].copy_from_slice(&x);
+            i8_bottleneck_overlay(dims, lead, &weights, &mut buffer, scratch.bytes());
+            assert_eq!(buffer[..expected.len()], expected, "in one buffer, {lead} before: {seed}: {dims:?}");
+        }
     }
 }
 
@@ -109,6 +112,127 @@ fn a_block_of_the_usual_form_takes_little_more_than_its_input() {
     };
     // An output row is written when the input rows up to the next one are expanded.
     assert_eq!(i8_bottleneck_lead_bytes(&dims), 0);
-    assert_eq!(i8_bottleneck_overlay_bytes(&dims), 16 * 16 * 24);
-    assert!(i8_bottleneck_scratch_bytes(&dims) < 3 * 16 * 120 + 16 * 120 + 6000);
+    assert_eq!(i8_bottleneck_overlay_bytes(&dims, 0), 16 * 16 * 24);
+    // Four rows at a time: six expanded ones under their windows, and four behind the depthwise convolution.
+    assert!(i8_bottleneck_scratch_bytes(&dims) < 6 * 16 * 120 + 4 * 16 * 120 + 6000);
+}
+
+/// All that a backward pass reads and changes.
+#[derive(Clone)]
+struct Backward {
+    gc: Vec<f32>,
+    weights: [Vec<i8>; 3],
+    masks: [Vec<u8>; 2],
+    scales: [Vec<f32>; 2],
+    factors: [Vec<f32>; 3],
+    biases: [Vec<i32>; 2],
+    x: Vec<i8>,
+    /// Trained input channels; absent where the first weight stays.
+    index: Option<Option<Vec<i32>>>,
+}
+
+const ZERO: i32 = -7;
+
+impl Backward {
+    fn new(dice: &mut Dice, dims: &BottleneckGrad, trained: usize) -> Backward {
+        let (conv, ins, outs) = (&dims.depthwise, dims.in_channels, dims.out_channels);
+        let (inner, wide, narrow) = (conv.in_channels, conv.x_len(), conv.y_len());
+        let mut bits = |len: usize| (0..mask_bytes(len)).map(|_| dice.below(256) as u8).collect::<Vec<u8>>();
+        let masks = [bits(wide), bits(narrow)];
+        let factors =
+            |dice: &mut Dice| (0..inner).map(|k| [0.3, 0.0, 2.0][k % 3] * (1 + dice.below(4)) as f32).collect();
+        Backward {
+            gc: dice.f32s(conv.images * conv.out_size[0] * conv.out_size[1] * outs, 1.0),
+            weights: [dice.weights(inner * ins), dice.weights(conv.depthwise_w_len()), dice.weights(outs * inner)],
+            masks,
+            scales: [dice.f32s(inner, 0.01), dice.f32s(inner, 0.01)],
+            factors: [factors(dice), factors(dice), factors(dice)],
+            biases: [dice.i32s(inner, 1000), dice.i32s(inner, 1000)],
+            x: dice.i8s(wide / inner * ins),
+            index: match trained {
+                0 => None,
+                1 => Some(None),
+                _ => Some(Some(dice.some(ins))),
+            },
+        }
+    }
+
+    fn update<'a>(factor: &'a [f32], tensor: u32) -> Update<'a> {
+        Update { lr: 0.05, factor, stream: Stream { seed: 9, step: 4, tensor } }
+    }
+
+    /// The kernels one after the other; gives the gradient of the input.
+    fn apart(&mut self, dims: &BottleneckGrad) -> Vec<f32> {
+        let conv = &dims.depthwise;
+        let point =
+            |size: [usize; 2], ins, outs| super::conv(conv.images, size, ins, outs, [1, 1], [1, 1], [0, 0], size);
+        let project = point(conv.out_size, conv.in_channels, dims.out_channels);
+        let expand = point(conv.in_size, dims.in_channels, conv.in_channels);
+        let mut scratch =
+            Aligned::new(i8_conv2d_grad_w_scratch_bytes(&expand).max(i8_depthwise_grad_x_scratch_bytes(conv)));
+        let mut narrow = vec![0.0; conv.y_len()];
+        i8_conv2d_grad_x(&project, &self.gc, &self.weights[2], &mut narrow, scratch.bytes());
+        i8_scale_grad(&mut narrow, Some(&self.masks[1]), &self.scales[1]);
+        let mut wide = vec![0.0; conv.x_len()];
+        i8_depthwise_grad_x(conv, &narrow, &self.weights[1], &mut wide, scratch.bytes());
+        i8_grad_b_update(&Backward::update(&self.factors[1], 2), &narrow, &mut self.biases[1]);
+        i8_scale_grad(&mut wide, Some(&self.masks[0]), &self.scales[0]);
+        i8_grad_b_update(&Backward::update(&self.factors[0], 1), &wide, &mut self.biases[0]);
+        let mut gx = vec![0.0; expand.x_len()];
+        i8_conv2d_grad_x(&expand, &wide, &self.weights[0], &mut gx, scratch.bytes());
+        if let Some(index) = &self.index {
+            let from = WeightGrad { zero: ZERO, gc: &wide, x: &self.x, index: index.as_deref() };
+            let update = Backward::update(&self.factors[2], 3);
+            i8_conv2d_grad_w_update(&expand, &from, &update, &mut self.weights[0], scratch.bytes());
+        }
+        gx
+    }
+
+    /// The same in one.
+    fn fused(&mut self, dims: &BottleneckGrad) -> Vec<f32> {
+        let Backward { gc, weights: [w1, w2, w3], masks, scales, factors, biases: [first, second], x, index } = self;
+        let hidden = |k: usize, bias| Hidden {
+            mask: &masks[k],
+            scale: &scales[k],
+            bias,
+            update: Backward::update(&factors[k], 1 + k as u32),
+        };
+        let (expand, depthwise) = (hidden(0, first), hidden(1, second));
+        let expand_w = match index {
+            None => Expand::Frozen(w1),
+            Some(index) => {
+                let update = Backward::update(&factors[2], 3);
+                Expand::Trained { w: w1, update, x, zero: ZERO, index: index.as_deref() }
+            }
+        };
+        let mut layers = BottleneckLayers { project_w: w3, depthwise_w: w2, depthwise, expand_w, expand };
+        let mut gx = vec![9.0; x.len()];
+        let mut scratch = Aligned::new(i8_bottleneck_grad_update_scratch_bytes(dims));
+        i8_bottleneck_grad_update(dims, gc, &mut layers, &mut gx, scratch.bytes());
+        gx
+    }
+}
+
+#[test]
+fn fused_backward_passes_give_the_same_bits() {
+    super::each_instruction_set(|| {
+        for seed in 0..120 {
+            let mut dice = Dice::new(seed);
+            let mut dims = block(&mut dice, true);
+            while dims.depthwise.conv.in_channels != dims.depthwise.conv.out_channels {
+                dims = block(&mut dice, true);
+            }
+            // Sometimes whole bytes of a mask, and more than one group of channels.
+            let inner = if seed % 2 == 0 { 8 * (1 + dice.below(20)) } else { dims.depthwise.conv.in_channels };
+            let depthwise = Conv { in_channels: inner, out_channels: inner, ..dims.depthwise.conv };
+            let (in_channels, out_channels) = (1 + dice.below(40), dims.project.conv.out_channels);
+            let dims = BottleneckGrad { depthwise, in_channels, out_channels };
+            assert!(i8_bottleneck_grad_update_supports(&dims));
+            let mut expected = Backward::new(&mut dice, &dims, seed as usize % 3);
+            let mut found = expected.clone();
+            assert_eq!(found.fused(&dims), expected.apart(&dims), "{seed}: {dims:?}");
+            assert_eq!(found.biases, expected.biases, "{seed}: {dims:?}");
+            assert_eq!(found.weights, expected.weights, "{seed}: {dims:?}");
+        }
+    });
 }

@@ -6,6 +6,7 @@ mod bottleneck;
 mod forward;
 mod loss;
 mod naive;
+mod states;
 mod update;
 
 use tinyforge_kernels::int8::Conv;

@@ -10,20 +10,51 @@ pub fn family(op: Op, z: Size) -> Vec<Sample> {
     [convolutions(op, z), channels(op, z), pools(op, z)].concat()
 }
 
-/// A convolution: channels, groups, output channels, kernel, stride, padding.
+/// A convolution: channels, groups, output channels, kernel, and how it moves.
 #[derive(Clone, Copy)]
 struct Conv {
     channels: u32,
     groups: u32,
     outs: u32,
     kernel: [u32; 2],
-    stride: u32,
-    pad: u32,
+    moves: Moves,
 }
 
-fn out_len(len: u32, kernel: u32, stride: u32, pad: u32) -> u32 {
-    (len + 2 * pad - kernel) / stride + 1
+/// Strides, zeros before and zeros behind, down and across.
+#[derive(Clone, Copy)]
+struct Moves {
+    stride: [u32; 2],
+    pad: [u32; 2],
+    end: [u32; 2],
 }
+
+impl Moves {
+    /// Alike in both directions and at both ends.
+    fn even(stride: u32, pad: u32) -> Moves {
+        Moves { stride: [stride; 2], pad: [pad; 2], end: [pad; 2] }
+    }
+
+    fn out_len(&self, d: usize, len: u32, kernel: u32) -> u32 {
+        (len + self.pad[d] + self.end[d] - kernel) / self.stride[d] + 1
+    }
+
+    fn attrs(&self) -> Vec<(&'static str, Attr)> {
+        let (stride, pad) = (self.stride, self.pad);
+        let extra = [0, 1].map(|d| i64::from(self.end[d]) - i64::from(pad[d]));
+        let is_even = (stride[0] == stride[1], pad[0] == pad[1]);
+        vec![
+            ("stride", stride[0].into()),
+            ("stride_w", if is_even.0 { 0 } else { stride[1] }.into()),
+            ("pad", pad[0].into()),
+            ("pad_w", if is_even.1 { -1 } else { i64::from(pad[1]) }.into()),
+            ("extra_h", extra[0].into()),
+            ("extra_w", extra[1].into()),
+        ]
+    }
+}
+
+/// Different in everything.
+const UNEVEN: Moves = Moves { stride: [2, 1], pad: [0, 1], end: [1, 0] };
 
 /// Height and width of the images: not square, and wide enough for the kernels below.
 fn sides(z: Size) -> (u32, u32) {
@@ -35,7 +66,10 @@ fn convolutions(op: Op, z: Size) -> Vec<Sample> {
         return vec![];
     }
     let (c, o) = (z.k.min(16), z.n.min(17));
-    let conv = |channels, groups, outs, kernel, stride, pad| Conv { channels, groups, outs, kernel, stride, pad };
+    let conv = |channels, groups, outs, kernel, stride, pad| {
+        let moves = Moves::even(stride, pad);
+        Conv { channels, groups, outs, kernel, moves }
+    };
     let all = [
         conv(c, 1, o, [1, 1], 1, 0),
         conv(c, 1, o, [3, 3], 1, 1),
@@ -44,6 +78,8 @@ fn convolutions(op: Op, z: Size) -> Vec<Sample> {
         conv(c, c, c, [3, 3], 1, 1),
         conv(c, c, c, [3, 3], 2, 1),
         conv(2, 1, 3, [4, 4], 3, 2),
+        Conv { channels: c, groups: c, outs: c, kernel: [3, 2], moves: UNEVEN },
+        Conv { channels: 2, groups: 1, outs: 3, kernel: [2, 3], moves: UNEVEN },
     ];
     all.iter().flat_map(|&c| [convolution(op, z, c, false), convolution(op, z, c, true)]).collect()
 }
@@ -53,9 +89,8 @@ fn convolution(op: Op, z: Size, c: Conv, optional: bool) -> Sample {
     let (h, w) = sides(z);
     let x = [z.rows, c.channels, h, w];
     let weight = [c.outs, c.channels / c.groups, c.kernel[0], c.kernel[1]];
-    let y_sides = [(h, c.kernel[0]), (w, c.kernel[1])].map(|(len, kernel)| out_len(len, kernel, c.stride, c.pad));
-    let y = [z.rows, c.outs, y_sides[0], y_sides[1]];
-    let shared = [("stride", Attr::from(c.stride)), ("pad", c.pad.into()), ("groups", c.groups.into())];
+    let y = [z.rows, c.outs, c.moves.out_len(0, h, c.kernel[0]), c.moves.out_len(1, w, c.kernel[1])];
+    let shared = [c.moves.attrs(), vec![("groups", c.groups.into())]].concat();
     match op {
         Op::Conv2d => one(op, z, &shared, |m| {
             let mut args = vec![m.real(&x), m.real(&weight)];
@@ -109,10 +144,17 @@ fn pools(op: Op, z: Size) -> Vec<Sample> {
     let (h, w) = sides(z);
     let x = [z.rows, z.k.min(5), h, w];
     let side = [("h", Attr::from(h)), ("w", w.into())];
-    let windows = [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0)];
-    let make = |(kernel, stride, pad): (u32, u32, u32)| {
-        let y = [x[0], x[1], out_len(h, kernel, stride, pad), out_len(w, kernel, stride, pad)];
-        let shared = [("kernel", Attr::from(kernel)), ("stride", stride.into()), ("pad", pad.into())];
+    let windows = [
+        ([2, 2], Moves::even(2, 0)),
+        ([3, 3], Moves::even(2, 1)),
+        ([3, 3], Moves::even(1, 1)),
+        ([2, 2], Moves::even(3, 0)),
+        ([3, 2], UNEVEN),
+    ];
+    let make = |(kernel, moves): ([u32; 2], Moves)| {
+        let y = [x[0], x[1], moves.out_len(0, h, kernel[0]), moves.out_len(1, w, kernel[1])];
+        let sides = vec![("kernel", Attr::from(kernel[0])), ("kernel_w", kernel[1].into())];
+        let shared = [moves.attrs(), sides].concat();
         let all = [&shared[..], &side].concat();
         match op {
             Op::MaxPool | Op::AvgPool => one(op, z, &shared, |m| vec![m.real(&x)]),

@@ -9,8 +9,8 @@ use tinyforge_plan::DType;
 
 /// Samples of this family's ops.
 pub fn family(op: Op, z: Size) -> Vec<Sample> {
-    [convolutions(op, z), scaled(op, z), bottleneck(op, z), sums(op, z), pools(op, z), losses(op, z), updates(op, z)]
-        .concat()
+    let bottlenecks = [bottleneck(op, z), bottleneck_grad(op, z)].concat();
+    [convolutions(op, z), scaled(op, z), bottlenecks, sums(op, z), pools(op, z), losses(op, z), updates(op, z)].concat()
 }
 
 /// A convolution: what moves over the image, and its channels.
@@ -122,7 +122,48 @@ fn convolutions(op: Op, z: Size) -> Vec<Sample> {
         Op::I8Depthwise | Op::I8DepthwiseGradX | Op::I8DepthwiseGradW | Op::I8DepthwiseGradWUpdate => true,
         _ => return vec![],
     };
-    all(z, is_depthwise).iter().flat_map(|&c| [convolution(op, z, c, false), convolution(op, z, c, true)]).collect()
+    let convs = all(z, is_depthwise);
+    let plain = convs.iter().flat_map(|&c| [convolution(op, z, c, false), convolution(op, z, c, true)]);
+    let is_update = matches!(op, Op::I8Conv2dGradWUpdate | Op::I8DepthwiseGradWUpdate);
+    let kept = convs.iter().zip(KEPT.iter().cycle()).filter(|_| is_update);
+    plain.chain(kept.map(|(&c, &kept)| fused_update(op, z, c, true, kept))).collect()
+}
+
+/// What an update keeps: momentum, and whether the error of rounding.
+type Kept = (f64, bool);
+
+const NOTHING: Kept = (0.0, false);
+const KEPT: [Kept; 3] = [(0.0, true), (0.75, false), (0.75, true)];
+
+fn kept_attrs((momentum, has_error): Kept) -> Attrs {
+    vec![("momentum", momentum.into()), ("accumulate", has_error.into())]
+}
+
+/// The states of a tensor whose trained elements have this shape.
+fn states(m: &mut Maker, (momentum, has_error): Kept, trained: &[u32]) -> Vec<Value> {
+    let sum = (momentum != 0.0).then(|| m.state(Type::f32(trained), Fill::Real));
+    let error = has_error.then(|| m.state(Type::f32(trained), Fill::Within(-0.5, 0.5)));
+    sum.into_iter().chain(error).collect()
+}
+
+/// The update of a convolution's weight with the gradient in it, of some of the columns with `sub`.
+fn fused_update(op: Op, z: Size, c: Conv, sub: bool, kept: Kept) -> Sample {
+    let mut attrs = [c.window(), vec![("zero_x", Attr::Int(-3))], c.multiplier(), kept_attrs(kept)].concat();
+    attrs.extend([("sub", sub.into()), ("stream", 7u32.into())]);
+    let columns = some_columns(*c.weight().last().expect("a weight has dimensions"));
+    one(op, z, &attrs, |m| {
+        let w = m.state(Type::new(DType::I8, &c.weight()), Fill::Whole(-127, 127));
+        let mut trained = c.weight();
+        if sub {
+            *trained.last_mut().expect("a weight has dimensions") = columns.len() as u32;
+        }
+        let mut args = vec![w];
+        args.extend(states(m, kept, &trained));
+        args.extend([m.real(&c.y(z.rows)), image(m, &c.x(z.rows))]);
+        args.extend(update_operands(m, c.out_channels()));
+        args.extend(sub.then(|| m.ints(columns.len() as u32, Fill::Values(columns))));
+        args
+    })
 }
 
 /// Some of the columns of a weight, in no order.
@@ -158,16 +199,7 @@ fn convolution(op: Op, z: Size, c: Conv, optional: bool) -> Sample {
                 args
             })
         }
-        _ => {
-            attrs.extend([("sub", optional.into()), ("stream", 7u32.into())]);
-            one(op, z, &attrs, |m| {
-                let w = m.state(Type::new(DType::I8, &c.weight()), Fill::Whole(-127, 127));
-                let mut args = vec![w, m.real(&c.y(z.rows)), image(m, &c.x(z.rows))];
-                args.extend(update_operands(m, c.out_channels()));
-                list(m, &mut args);
-                args
-            })
-        }
+        _ => fused_update(op, z, c, optional, NOTHING),
     }
 }
 
@@ -199,11 +231,16 @@ fn scaled(op: Op, z: Size) -> Vec<Sample> {
             vec![make(false), make(true)]
         }
         Op::I8GradB => vec![one(op, z, &[], |m| vec![m.real(&shape)])],
-        Op::I8GradBUpdate => vec![one(op, z, &[("stream", 2u32.into())], |m| {
-            let bias = m.state(Type::i32(&[z.n]), Fill::Whole(-5000, 5000));
-            let gc = m.real(&shape);
-            [vec![bias, gc], update_operands(m, z.n).to_vec()].concat()
-        })],
+        Op::I8GradBUpdate => {
+            let make = |kept: Kept| {
+                one(op, z, &[kept_attrs(kept), vec![("stream", 2u32.into())]].concat(), |m| {
+                    let bias = m.state(Type::i32(&[z.n]), Fill::Whole(-5000, 5000));
+                    let kept = states(m, kept, &[z.n]);
+                    [vec![bias], kept, vec![m.real(&shape)], update_operands(m, z.n).to_vec()].concat()
+                })
+            };
+            vec![make(NOTHING), make(KEPT[0]), make(KEPT[1]), make(KEPT[2])]
+        }
         _ => vec![],
     }
 }
@@ -239,6 +276,42 @@ fn bottleneck(op: Op, z: Size) -> Vec<Sample> {
         make(Conv::new(image_sides, [c, wide], [1, 1], [1, 1], [0, 0]), 5, 2, 2),
         make(Conv::new(image_sides, [3, wide], [3, 3], [2, 2], [1, 1]), 3, 1, 1),
     ]
+}
+
+/// The backward pass of three convolutions, the first of which trains all, some or none of its weight.
+fn bottleneck_grad(op: Op, z: Size) -> Vec<Sample> {
+    if op != Op::I8BottleneckGradUpdate {
+        return vec![];
+    }
+    let (c, inner, o, image_sides) = (z.k.min(17), z.n.min(40), z.n.min(9), sides(z));
+    let make = |kernel: u32, stride: u32, train: bool, sub: bool| {
+        let b = Conv::new(image_sides, [inner, 1], [kernel; 2], [stride; 2], [kernel / 2; 2]).depthwise(1);
+        let (x, wide, narrow) = ([z.rows, b.image[0], b.image[1], c], b.x(z.rows), b.y(z.rows));
+        let gc = [narrow[0], narrow[1], narrow[2], o];
+        let elems = |dims: &[u32]| dims.iter().product::<u32>();
+        let mut attrs = b.window();
+        attrs.extend([("h", b.image[0].into()), ("w", b.image[1].into()), ("zero_x", Attr::Int(-3))]);
+        attrs.extend([("stream1", 4u32.into()), ("stream2", 5u32.into()), ("stream_w", 6u32.into())]);
+        attrs.extend([("train", Attr::from(train)), ("sub", sub.into())]);
+        one(op, z, &attrs, |m| {
+            let bias = |m: &mut Maker| m.state(Type::i32(&[inner]), Fill::Whole(-5000, 5000));
+            let w1 = Type::new(DType::I8, &[inner, 1, 1, c]);
+            let mut args = vec![bias(m), bias(m), m.state(w1, Fill::Whole(-127, 127)), m.real(&gc)];
+            args.push(image(m, &[o, 1, 1, inner]));
+            args.push(image(m, &b.weight()));
+            let [factor, hyper, rng] = update_operands(m, inner);
+            for dims in [&wide, &narrow] {
+                args.extend([mask(m, elems(dims)), m.given(&[inner], Fill::Positive), factor]);
+            }
+            args.extend([hyper, rng]);
+            args.extend(train.then(|| image(m, &x)));
+            args.extend(train.then_some(factor));
+            let columns = some_columns(c);
+            args.extend(sub.then(|| m.ints(columns.len() as u32, Fill::Values(columns))));
+            args
+        })
+    };
+    vec![make(3, 1, false, false), make(3, 2, true, false), make(5, 1, true, true)]
 }
 
 fn sums(op: Op, z: Size) -> Vec<Sample> {
@@ -325,8 +398,9 @@ fn updates(op: Op, z: Size) -> Vec<Sample> {
     if op != Op::I8Update {
         return vec![];
     }
-    let make = |shape: &[u32], is_last: bool, sub: bool| {
+    let make = |shape: &[u32], is_last: bool, sub: bool, kept: Kept| {
         let attrs = [("stream", Attr::from(3u32)), ("sub", sub.into()), ("channel_last", is_last.into())];
+        let attrs = [&attrs[..], &kept_attrs(kept)].concat();
         let columns = some_columns(*shape.last().expect("it has dimensions"));
         let channels = if is_last { shape[shape.len() - 1] } else { shape[0] };
         let dtype = if shape.len() == 1 { DType::I32 } else { DType::I8 };
@@ -335,8 +409,9 @@ fn updates(op: Op, z: Size) -> Vec<Sample> {
             *trained.last_mut().expect("it has dimensions") = columns.len() as u32;
         }
         one(op, z, &attrs, |m| {
-            let w = m.state(Type::new(dtype, shape), Fill::Whole(-127, 127));
-            let mut args = vec![w, m.wide(&trained)];
+            let mut args = vec![m.state(Type::new(dtype, shape), Fill::Whole(-127, 127))];
+            args.extend(states(m, kept, &trained));
+            args.push(m.wide(&trained));
             args.extend(update_operands(m, channels));
             args.extend(sub.then(|| m.ints(columns.len() as u32, Fill::Values(columns))));
             args
@@ -344,10 +419,14 @@ fn updates(op: Op, z: Size) -> Vec<Sample> {
     };
     let (full, depthwise) = ([z.n, 3, 3, z.k], [3, 3, z.k]);
     vec![
-        make(&full, false, false),
-        make(&full, false, true),
-        make(&depthwise, true, false),
-        make(&depthwise, true, true),
-        make(&[z.n], false, false),
+        make(&full, false, false, NOTHING),
+        make(&full, false, true, NOTHING),
+        make(&depthwise, true, false, NOTHING),
+        make(&depthwise, true, true, NOTHING),
+        make(&[z.n], false, false, NOTHING),
+        make(&full, false, true, KEPT[2]),
+        make(&full, false, false, KEPT[0]),
+        make(&depthwise, true, true, KEPT[1]),
+        make(&[z.n], false, false, KEPT[2]),
     ]
 }

@@ -1,21 +1,28 @@
 //! The example in C: a program of the C compiler with the model as a static library.
 
 use super::{BOARDS, Bench, TARGET, check_program, output};
-use crate::tasks::{Outcome, run as run_command};
+use crate::tasks::{Outcome, cargo, run as run_command};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const COMPILER: &str = "arm-none-eabi-gcc";
 const STEPS: u32 = 300;
 
-/// Compiles, links, runs until half of the steps, and again to the end.
-pub fn run(bench: &Bench) -> Outcome {
+/// Links the program with the library around a model: a file of generated code, or the one of the examples.
+pub fn build(bench: &Bench, model: Option<&Path>, program: &Path) -> Result<PathBuf, String> {
     if output(Command::new(COMPILER).arg("--version")).is_err() {
         return Err(format!(
             "{COMPILER} is missing: on Debian `apt-get install --no-remove gcc-arm-none-eabi libnewlib-arm-none-eabi`"
         ));
     }
+    let mut library = cargo(&["build", "--locked", "--release", "--manifest-path", "firmware/boards/Cargo.toml"]);
+    library.args(["-p", "learn-c", "--target", TARGET]);
+    if let Some(model) = model {
+        library.env("TINYFORGE_MODEL", model);
+    }
+    bench.toolchain.apply(&mut library);
+    run_command(library)?;
     let folder = crate::tree::root().join("firmware/examples/learn-c");
-    let program = bench.place.join("learn-c.elf");
     let mut command = Command::new(COMPILER);
     command.args(["-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16", "-std=c11", "-O2"]);
     command.args([
@@ -29,9 +36,15 @@ pub fn run(bench: &Bench) -> Outcome {
     command.arg("-I").arg(crate::tree::root().join("firmware/include")).arg("-T").arg(folder.join("link.ld"));
     command.args([folder.join("start.c"), folder.join("main.c")]);
     command.arg(bench.toolchain.target_dir.join(TARGET).join("release/libtinyforge_model.a"));
-    command.arg("-o").arg(&program);
+    command.arg("-o").arg(program);
     run_command(command)?;
-    check_program("learn-c", &program)?;
+    check_program("learn-c", program)?;
+    Ok(program.to_path_buf())
+}
+
+/// Compiles, links, runs until half of the steps, and again to the end.
+pub fn run(bench: &Bench) -> Outcome {
+    let program = build(bench, None, &bench.place.join("learn-c.elf"))?;
     let flash = bench.place.join("c.flash");
     if flash.exists() {
         std::fs::remove_file(&flash).map_err(|e| format!("{}: {e}", flash.display()))?;

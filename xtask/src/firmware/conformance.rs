@@ -1,8 +1,9 @@
 //! The int8 kernels on the boards: bit for bit what the host computes, and how many instructions that takes.
 
-use super::{BOARDS, Bench};
-use crate::tasks::{self, Outcome, cargo};
+use super::{BOARDS, Bench, output};
+use crate::tasks::Outcome;
 use std::collections::BTreeMap;
+use std::process::Command;
 
 /// One line of the board's report.
 struct Row<'a> {
@@ -24,9 +25,7 @@ impl<'a> Row<'a> {
 
 /// Writes the cases, runs them on every board, and prints a table.
 pub fn run(bench: &Bench) -> Outcome {
-    let mut command = cargo(&["run", "--quiet", "-p", "tinyforge-conformance", "--features", "std", "--"]);
-    command.arg(bench.place.join("vectors.bin"));
-    tasks::run(command)?;
+    output(Command::new(bench.host("conformance-vectors")).arg(bench.place.join("vectors.bin")))?;
     for board in BOARDS {
         let program = bench.program("conformance");
         let run = bench.emulator.run(board, &program, &bench.place, &["vectors.bin".to_string()])?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 const COMMAND: &str = "qemu-system-arm";
 /// A program that runs so long hangs.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// The emulator.
 pub struct Emulator {

@@ -2,8 +2,9 @@
 //! after losses of power at many places of its checkpoints.
 
 use super::{BOARDS, Bench, emulator::Run, output};
-use crate::tasks::{Outcome, cargo};
+use crate::tasks::Outcome;
 use std::path::Path;
+use std::process::Command;
 
 const STEPS: u32 = 300;
 /// A checkpoint every so many steps.
@@ -40,11 +41,14 @@ pub fn run(bench: &Bench) -> Outcome {
     Ok(())
 }
 
-/// The files of samples, and the line that every run must end with.
+/// The files of samples, and the line that every run must end with; prints the one before.
 pub fn on_host(bench: &Bench) -> Result<String, String> {
-    let mut command = cargo(&["run", "--quiet", "-p", "tinyforge-firmware", "--example", "on_host", "--"]);
+    let mut command = Command::new(bench.host("examples/on_host"));
     command.arg(bench.place.join("training.samples")).arg(bench.place.join("test.samples")).arg(STEPS.to_string());
-    Ok(output(&mut command)?.trim_end().to_string())
+    let text = output(&mut command)?;
+    let (before, after) = text.trim_end().split_once('\n').ok_or_else(|| format!("two lines, not {text}"))?;
+    println!("host: {before}");
+    Ok(after.to_string())
 }
 
 /// Starts with a new flash.

@@ -3,11 +3,15 @@
 //! Everything it makes lies in `firmware` of the target folder. What is missing is named with what brings it.
 
 mod c_example;
+mod checkpoint;
 mod conformance;
 mod elf;
 mod emulator;
+mod families;
+mod inputs;
 mod learning;
 mod network;
+mod stack;
 mod toolchain;
 
 use crate::tasks::{Outcome, cargo, words};
@@ -22,6 +26,17 @@ const TARGET: &str = "thumbv7em-none-eabihf";
 /// The boards as QEMU names them.
 const BOARDS: [&str; 2] = ["mps2-an386", "mps2-an500"];
 
+/// What is done, in this order; told whether all is asked for.
+type Part = fn(&Bench, bool) -> Outcome;
+const PARTS: [(&str, Part); 6] = [
+    ("lints", |bench, _| lints(bench)),
+    ("sizes", |bench, _| sizes(bench)),
+    ("conformance", |bench, _| conformance::run(bench)),
+    ("learning", |bench, _| learning::run(bench)),
+    ("c", |bench, _| c_example::run(bench)),
+    ("networks", network::run),
+];
+
 /// What all parts need.
 struct Bench {
     toolchain: Toolchain,
@@ -31,14 +46,25 @@ struct Bench {
 }
 
 impl Bench {
+    /// A program of this computer that was built.
+    fn host(&self, name: &str) -> PathBuf {
+        target_dir().join("debug").join(name)
+    }
+
     /// An ELF that was built.
     fn program(&self, name: &str) -> PathBuf {
         self.toolchain.target_dir.join(TARGET).join("release").join(name)
     }
 }
 
-/// Builds and runs everything.
-pub fn run() -> Outcome {
+/// Builds, and runs the parts whose names are given, or all. `--all` takes every network and counts every layer.
+pub fn run(args: &[&str]) -> Outcome {
+    let is_all = args.contains(&"--all");
+    let named: Vec<&str> = args.iter().copied().filter(|arg| *arg != "--all").collect();
+    if let Some(unknown) = named.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
+        let parts: Vec<&str> = PARTS.iter().map(|(part, _)| *part).collect();
+        return Err(format!("there is no part `{unknown}`: {}", parts.join(", ")));
+    }
     let place = target_dir().join("firmware");
     std::fs::create_dir_all(&place).map_err(|e| format!("{}: {e}", place.display()))?;
     let emulator = Emulator::find(&place)?;
@@ -46,21 +72,13 @@ pub fn run() -> Outcome {
     println!("{}\n{}", toolchain.name, emulator.name);
     let bench = Bench { toolchain, emulator, place };
     build(&bench)?;
-    let results = [
-        ("formatting and lints", lints(&bench)),
-        ("sizes", sizes(&bench)),
-        ("conformance", conformance::run(&bench)),
-        ("learning", learning::run(&bench)),
-        ("C example", c_example::run(&bench)),
-        ("network", network::run(&bench)),
-    ];
     let mut failed = Vec::new();
-    for (name, result) in results {
-        match result {
+    for (name, part) in PARTS.iter().filter(|(name, _)| named.is_empty() || named.contains(name)) {
+        match part(&bench, is_all) {
             Ok(()) => println!("{name}: ok"),
             Err(why) => {
                 eprintln!("{name}: FAILED: {why}");
-                failed.push(name);
+                failed.push(*name);
             }
         }
     }
@@ -85,6 +103,10 @@ fn output(command: &mut Command) -> Result<String, String> {
 }
 
 fn build(bench: &Bench) -> Outcome {
+    // In one command, so that what they have in common is built once, and as the tests have it.
+    let mut command = cargo(&["build", "--bin", "tinyforge", "--bin", "conformance-vectors"]);
+    command.args(["--example", "published", "--example", "on_host"]);
+    crate::tasks::run(command)?;
     let mut command = cargo(&["build", "--locked", "--release", "--manifest-path", "firmware/boards/Cargo.toml"]);
     command.args(["--target", TARGET]);
     bench.toolchain.apply(&mut command);

@@ -7,14 +7,22 @@ use tinyforge_plan::{Step, Tensor};
 /// Collects the slots of a step.
 pub(super) struct Slots<'a> {
     pub(super) step: &'a Step,
+    number: usize,
     base: u64,
+    consts: String,
     bound: Vec<(String, bool, String)>,
 }
 
 impl<'a> Slots<'a> {
-    /// For a step of a plan whose SRAM starts at `base`.
-    pub(super) fn new(step: &'a Step, base: u64) -> Slots<'a> {
-        Slots { step, base, bound: Vec::new() }
+    /// For step `number` of a plan whose SRAM starts at `base`.
+    pub(super) fn new(step: &'a Step, number: usize, base: u64) -> Slots<'a> {
+        Slots { step, number, base, consts: String::new(), bound: Vec::new() }
+    }
+
+    /// A reference to a constant of type `k::<of>` that holds the kernel's dimensions.
+    pub(super) fn dims(&mut self, of: &str, value: &str) -> String {
+        let _ = writeln!(self.consts, "    const DIMS_{}: k::{of} = k::{value};", self.number);
+        format!("&DIMS_{}", self.number)
     }
 
     /// What reads a tensor: a bound name, or the place in flash.
@@ -58,12 +66,15 @@ impl<'a> Slots<'a> {
         if i < self.step.args.len() { format!("Some({})", self.arg(i, name)) } else { "None".to_string() }
     }
 
-    /// The scratch, or nothing.
-    pub(super) fn scratch(&mut self) -> String {
-        if self.step.scratch_bytes == 0 {
+    /// The scratch, or nothing; that it is enough for the kernel of the dimensions before, by its function `bytes`, is
+    /// checked while the code compiles.
+    pub(super) fn scratch(&mut self, bytes: &str) -> String {
+        let (number, len) = (self.number, self.step.scratch_bytes);
+        let _ = writeln!(self.consts, "    const _: () = assert!(k::{bytes}(&DIMS_{number}) <= {len});");
+        if len == 0 {
             return "&mut []".to_string();
         }
-        let place = format!("Slot<u8, {}, {}>", self.step.scratch_offset - self.base, self.step.scratch_bytes);
+        let place = format!("Slot<u8, {}, {len}>", self.step.scratch_offset - self.base);
         self.bound.push(("scratch".to_string(), true, place));
         "scratch".to_string()
     }
@@ -73,9 +84,23 @@ impl<'a> Slots<'a> {
         self.step.args[i].offset == self.step.outs[0].offset
     }
 
-    /// The `let` that binds all slots.
+    /// How many bytes before operand 0 result 0 begins, where it lies over it.
+    pub(super) fn lies_over(&self) -> Option<u64> {
+        let (x, y) = (&self.step.args[0], &self.step.outs[0]);
+        (y.offset <= x.offset && x.offset < y.end()).then(|| x.offset - y.offset)
+    }
+
+    /// The bytes of result 0 and of operand 0, which it lies over, under one name.
+    pub(super) fn out_over(&mut self, name: &str) -> String {
+        let (x, y) = (&self.step.args[0], &self.step.outs[0]);
+        let len = y.end().max(x.end()) - y.offset;
+        self.bound.push((name.to_string(), true, format!("Slot<i8, {}, {len}>", y.offset - self.base)));
+        name.to_string()
+    }
+
+    /// The constants, and the `let` that binds all slots.
     pub(super) fn binding(&self) -> String {
-        let mut out = String::new();
+        let mut out = self.consts.clone();
         if self.bound.is_empty() {
             return out;
         }

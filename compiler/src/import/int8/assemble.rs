@@ -47,8 +47,60 @@ pub struct ConvSpec<'a> {
     pub output: Image,
     /// The fused activation.
     pub limits: Limits,
+    /// How its effective scales are computed.
+    pub effective: Effective,
     /// Whether it has parameters.
     pub is_trainable: bool,
+    /// Whether it takes stored numbers as they are: both zero points are 0 for it.
+    pub is_stored: bool,
+}
+
+/// `x_scale * w_scale / y_scale`, by the arithmetic of whoever made the file.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Effective {
+    /// In f64, rounded once.
+    Once,
+    /// In f32, each of the two operations rounded, in this order.
+    Each,
+    /// This number instead.
+    Given(f32),
+}
+
+impl Effective {
+    fn of(self, x: f64, w: f32, y: f64) -> f32 {
+        match self {
+            Effective::Once => (x * f64::from(w) / y) as f32,
+            Effective::Each => x as f32 * w / y as f32,
+            Effective::Given(scale) => scale,
+        }
+    }
+}
+
+/// An image with another scale, zero point or limits, or the means of its windows: `y = nearest(scale Σ x)`.
+pub struct Rescale {
+    /// Index of the image that it reads.
+    pub input: u32,
+    /// What it sums over.
+    pub window: Window,
+    /// The factor of the sum.
+    pub scale: f32,
+    /// The image that it gives.
+    pub output: Image,
+    /// The fused activation.
+    pub limits: Limits,
+    /// Whether the sum is of stored numbers as they are, and gives one.
+    pub is_stored: bool,
+}
+
+/// What a pool gives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pool {
+    /// The largest.
+    Max,
+    /// The mean, ties to an even number of steps from zero.
+    Mean,
+    /// The mean, ties to an even stored number.
+    StoredMean,
 }
 
 /// A model being put together.
@@ -135,22 +187,24 @@ impl Assembly {
         Ok(output)
     }
 
-    /// Adds the sum of two images.
-    pub fn add(&mut self, a: u32, b: u32, output: Image, limits: Limits) -> Result<u32> {
+    /// Scales of two images over that of their sum, each computed in f64 and rounded once.
+    pub fn ratios(&self, operands: [u32; 2], sum: &Image) -> [f32; 2] {
+        operands.map(|x| (self.at(x).quant.scale / sum.quant.scale) as f32)
+    }
+
+    /// Adds the sum of two images, each times its factor: its scale over the sum's.
+    pub fn add(&mut self, [a, b]: [u32; 2], factors: [f32; 2], output: Image, limits: Limits) -> Result<u32> {
         let shapes = [self.at(a).shape, self.at(b).shape];
         if shapes != [output.shape; 2] {
             let why =
                 format!("a sum of {:?} and {:?} gives {:?}; shapes must be equal", shapes[0], shapes[1], output.shape);
             return Err(Int8Error::Layer { layer: output.name, why });
         }
-        for x in [a, b] {
-            let ratio = self.at(x).quant.scale / output.quant.scale;
-            if !(ratio as f32).is_normal() {
-                let why = format!("a scale is {ratio} times the sum's, outside of f32");
-                return Err(Int8Error::Layer { layer: output.name, why });
-            }
+        if let Some(factor) = factors.iter().find(|f| !f.is_normal()) {
+            let why = format!("a scale is {factor} times the sum's, outside of f32");
+            return Err(Int8Error::Layer { layer: output.name, why });
         }
-        self.push(LayerOp::Add(limits), &[a, b], output)
+        self.push(LayerOp::Add { factors, limits }, &[a, b], output)
     }
 
     /// Adds a softmax over the channels.
@@ -175,15 +229,19 @@ impl Assembly {
         self.push(LayerOp::Reshape, &[x], output)
     }
 
-    /// Adds a pool: the mean, or the largest. Input and output have one quantisation.
-    pub fn pool(&mut self, x: u32, is_mean: bool, window: Window, output: Image, limits: Limits) -> Result<u32> {
+    /// Adds a pool. Input and output have one quantisation.
+    pub fn pool(&mut self, x: u32, kind: Pool, window: Window, output: Image, limits: Limits) -> Result<u32> {
         let image = self.at(x);
         if image.quant != output.quant || image.shape[2] != output.shape[2] {
             let why = "a pool keeps channels, scale and zero point".to_owned();
             return Err(Int8Error::Layer { layer: output.name, why });
         }
         check_window(image, &output, window)?;
-        let op = if is_mean { LayerOp::AvgPool(window, limits) } else { LayerOp::MaxPool(window, limits) };
+        let op = match kind {
+            Pool::Max => LayerOp::MaxPool(window, limits),
+            Pool::Mean => LayerOp::AvgPool { window, limits, is_stored: false },
+            Pool::StoredMean => LayerOp::AvgPool { window, limits, is_stored: true },
+        };
         self.push(op, &[x], output)
     }
 
@@ -211,7 +269,7 @@ impl Assembly {
         self.work_left = left.ok_or_else(|| refuse("the file describes more weights than it holds".into()))?;
         let biases = bias_values(&spec, cout).map_err(refuse)?;
         let w_scales = per_channel(&spec, cout).map_err(refuse)?;
-        let scale = effective(&x, y, &w_scales).map_err(refuse)?;
+        let scale = effective(&spec, &x, &w_scales).map_err(refuse)?;
         let reach = reaches(&spec, &x, cout as usize);
         let (dead, bias_used) = dead_channels(&spec, &w_scales, &biases, &reach)?;
         let bias = match (bias_used == biases, spec.bias) {
@@ -237,27 +295,28 @@ impl Assembly {
             limits: spec.limits,
             dead,
             is_trainable: spec.is_trainable,
+            is_stored: spec.is_stored,
         };
         self.push(LayerOp::Conv(Box::new(conv)), &[spec.input], spec.output)
     }
 
-    /// The image with another scale, zero point or limits: a depthwise 1x1 convolution (or one over `window`, whose
-    /// mean it takes) with weights of 1, exact up to its one rounding.
-    pub fn rescale(&mut self, x: u32, window: Window, output: Image, limits: Limits) -> Result<u32> {
-        let area = f64::from(window.size[0]) * f64::from(window.size[1]);
-        let spec = ConvSpec {
+    /// Adds a depthwise convolution with weights of 1, exact up to its one rounding.
+    pub fn rescale(&mut self, rescale: Rescale) -> Result<u32> {
+        let Rescale { input, window, scale, output, limits, is_stored } = rescale;
+        self.conv(ConvSpec {
             name: output.name.clone(),
-            input: x,
+            input,
             window,
             multiplier: Some(1),
             weights: Weights { source: Source::Zero, bytes: &[], channel_last: true },
             bias: None,
-            w_scales: vec![(1.0 / area) as f32],
+            w_scales: vec![1.0],
             output,
             limits,
+            effective: Effective::Given(scale),
             is_trainable: false,
-        };
-        self.conv(spec)
+            is_stored,
+        })
     }
 }
 
@@ -268,6 +327,8 @@ fn check_window(x: &Image, y: &Image, window: Window) -> Result<()> {
         let last = u64::from(y.shape[d]).saturating_sub(1) * u64::from(stride);
         // Every position must have at least one tap inside, so that means and maxima are of something.
         let outside = pad >= size || last >= u64::from(x.shape[d]) + u64::from(pad);
+        // What the rows of the op table take: padding at the end is at most one more than at the start.
+        let outside = outside || u64::from(size) > u64::from(x.shape[d]) + 2 * u64::from(pad) + 1;
         if size == 0 || stride == 0 || outside || i32::try_from(size).is_err() || i32::try_from(stride).is_err() {
             let why = format!(
                 "a window of {side} {size}, step {stride} and padding {pad} cannot make {} of {}",
@@ -299,8 +360,9 @@ fn per_channel(spec: &ConvSpec, channels: u32) -> std::result::Result<Vec<f32>, 
     }
 }
 
-fn effective(x: &Image, y: &Image, w_scales: &[f32]) -> std::result::Result<Vec<f32>, String> {
-    let scales: Vec<f32> = w_scales.iter().map(|&s| (x.quant.scale * f64::from(s) / y.quant.scale) as f32).collect();
+fn effective(spec: &ConvSpec, x: &Image, w_scales: &[f32]) -> std::result::Result<Vec<f32>, String> {
+    let (x, y) = (x.quant.scale, spec.output.quant.scale);
+    let scales: Vec<f32> = w_scales.iter().map(|&w| spec.effective.of(x, w, y)).collect();
     match scales.iter().find(|s| !(s.is_normal() && **s > 0.0)) {
         Some(bad) => Err(format!("an effective scale is {bad}, outside of f32")),
         None => Ok(scales),
@@ -309,7 +371,8 @@ fn effective(x: &Image, y: &Image, w_scales: &[f32]) -> std::result::Result<Vec<
 
 /// Least and greatest `Σ (x - zero) w` of every output channel, over all inputs.
 fn reaches(spec: &ConvSpec, x: &Image, channels: usize) -> Vec<(i64, i64)> {
-    let (low, high) = (i64::from(-128 - x.quant.zero), i64::from(127 - x.quant.zero));
+    let zero = if spec.is_stored { 0 } else { i64::from(x.quant.zero) };
+    let (low, high) = (-128 - zero, 127 - zero);
     let mut reach = vec![(0i64, 0i64); channels];
     if spec.weights.bytes.is_empty() {
         let taps = i64::from(spec.window.size[0]) * i64::from(spec.window.size[1]);

@@ -26,7 +26,7 @@ pub enum Int8Error {
          (a representative data set, int8 operators, int8 input and output)"
     )]
     Float { layer: String, dtype: String },
-    #[error("the model has {} that cannot be imported: {}", count(.0.len()), list(.0))]
+    #[error("the model has {}", refusals(.0))]
     Unsupported(Vec<Refusal>),
     #[error("the structure is not JSON of the expected form: {0}")]
     Json(String),
@@ -48,12 +48,22 @@ pub enum Int8Error {
          classifier; give `--classes N` for a new head"
     )]
     NoHead { ends_in: String },
+    #[error(
+        "the model gives {results} numbers for the {inputs} of its input, without a softmax: it reconstructs or predicts \
+         numbers and names no classes, so labels cannot teach it; give `--classes N` for a new head"
+    )]
+    NoClasses { inputs: u64, results: u64 },
     #[error("a batch of {batch} images of {elems} elements is more than {most} elements")]
     Batch { batch: u32, elems: u64, most: u64 },
 }
 
 /// How many refusals are told.
 const TOLD: usize = 8;
+
+/// What an importer cannot take, in words.
+pub(crate) fn refusals(refusals: &[Refusal]) -> String {
+    format!("{} that cannot be imported: {}", count(refusals.len()), list(refusals))
+}
 
 fn count(n: usize) -> String {
     if n == 1 { "one part".to_owned() } else { format!("{n} parts") }

@@ -28,7 +28,8 @@ impl Int8Model {
     /// The program of an entry for `batch` images at a time.
     ///
     /// # Errors
-    /// The batch is empty or too large; for [`Entry::Infer`] and [`Entry::Train`], the model has no classifier.
+    /// The batch is empty or too large; for [`Entry::Infer`] and [`Entry::Train`], the model has no classifier; for
+    /// [`Entry::Train`], its results are no classes.
     pub fn graph(&self, entry: Entry, batch: u32) -> Result<Graph, Int8Error> {
         let elems = self.images.iter().map(|i| i.elems()).max().unwrap_or(0);
         if batch == 0 || elems.saturating_mul(u64::from(batch)) > ELEMS_MAX {
@@ -36,7 +37,13 @@ impl Int8Model {
         }
         let result = match entry {
             Entry::Whole => self.output,
-            Entry::Infer | Entry::Train => self.layers[self.head()?].output,
+            Entry::Infer | Entry::Train => {
+                let head = self.head()?;
+                if entry == Entry::Train {
+                    self.check_classes(head)?;
+                }
+                self.layers[head].output
+            }
         };
         let needed = self.needed(result);
         let mut graph = Graph::new(batch);
@@ -105,16 +112,19 @@ impl Writer<'_> {
         let (x, y) = (layer.inputs[0], layer.output);
         let out = match &layer.op {
             LayerOp::Conv(conv) => self.conv(conv, layer, args[0]),
-            LayerOp::Add(limits) => {
-                let ratio = |i: usize| f64::from((self.scale(layer.inputs[i]) / self.scale(y)) as f32);
-                let mut attrs: Attrs = vec![("ra", ratio(0).into()), ("rb", ratio(1).into())];
+            LayerOp::Add { factors, limits } => {
+                let [ra, rb] = factors.map(f64::from);
+                let mut attrs: Attrs = vec![("ra", ra.into()), ("rb", rb.into())];
                 attrs.extend([("zero_a", self.zero(x)), ("zero_b", self.zero(layer.inputs[1]))]);
                 attrs.push(("zero_y", self.zero(y)));
                 attrs.extend(limit_attrs(*limits));
                 self.builder.push1(name, Op::I8Add, &args, &attrs)
             }
-            LayerOp::AvgPool(window, limits) => self.pool(Op::I8AvgPool, layer, *window, *limits),
-            LayerOp::MaxPool(window, limits) => self.pool(Op::I8MaxPool, layer, *window, *limits),
+            LayerOp::AvgPool { window, limits, is_stored } => {
+                let zero = if *is_stored { 0.into() } else { self.zero(y) };
+                self.pool(Op::I8AvgPool, layer, (*window, *limits), zero)
+            }
+            LayerOp::MaxPool(window, limits) => self.pool(Op::I8MaxPool, layer, (*window, *limits), self.zero(y)),
             LayerOp::Softmax => {
                 let mut attrs: Attrs = vec![("scale_x", self.scale(x).into()), ("zero_x", self.zero(x))];
                 attrs.extend([("scale_y", self.scale(y).into()), ("zero_y", self.zero(y))]);
@@ -136,7 +146,8 @@ impl Writer<'_> {
         let scale = self.builder.declare(Kind::Const, &conv.scale_name(), Type::f32(&[conv.channels()]));
         let (x_image, y) = (layer.inputs[0], layer.output);
         let mut attrs = self.window_attrs(conv.window, y);
-        attrs.extend([("zero_x", self.zero(x_image)), ("zero_y", self.zero(y))]);
+        let zero = |image| if conv.is_stored { 0.into() } else { self.zero(image) };
+        attrs.extend([("zero_x", zero(x_image)), ("zero_y", zero(y))]);
         attrs.extend(limit_attrs(conv.limits));
         let op = match conv.multiplier {
             Some(m) => {
@@ -148,10 +159,10 @@ impl Writer<'_> {
         self.builder.push1(&self.model.images[y as usize].name, op, &[x, weight, bias, scale], &attrs)
     }
 
-    fn pool(&mut self, op: Op, layer: &Layer, window: Window, limits: Limits) -> Value {
+    fn pool(&mut self, op: Op, layer: &Layer, (window, limits): (Window, Limits), zero: Attr) -> Value {
         let mut attrs = self.window_attrs(window, layer.output);
         attrs.extend([("kh", window.size[0].into()), ("kw", window.size[1].into())]);
-        attrs.push(("zero", self.zero(layer.output)));
+        attrs.push(("zero", zero));
         attrs.extend(limit_attrs(limits));
         let x = self.value(layer.inputs[0]);
         self.builder.push1(&self.model.images[layer.output as usize].name, op, &[x], &attrs)

@@ -28,10 +28,38 @@ impl Int8Model {
                     let [h, w, _] = self.images[image as usize].shape;
                     return if (h, w) == (1, 1) { Ok(at) } else { no_head("a convolution over an image") };
                 }
-                LayerOp::Conv(_) => return no_head("a depthwise convolution"),
-                LayerOp::Add(_) => return no_head("a sum"),
-                LayerOp::AvgPool(..) | LayerOp::MaxPool(..) => return no_head("a pool"),
+                LayerOp::Conv(conv) if conv.is_trainable => return no_head("a depthwise convolution"),
+                LayerOp::Conv(conv) if conv.window.area() == 1 => return no_head("a change of scale"),
+                LayerOp::Add { .. } => return no_head("a sum"),
+                LayerOp::AvgPool { .. } | LayerOp::MaxPool(..) | LayerOp::Conv(_) => return no_head("a pool"),
             }
+        }
+    }
+
+    /// Refuses a network whose results are no classes: fewer than two, or, without a softmax, as many as the input has
+    /// elements, as those of an autoencoder. A new head always has classes.
+    pub(super) fn check_classes(&self, head: usize) -> Result<(), Int8Error> {
+        let (inputs, results) = (self.input().elems(), self.images[self.layers[head].output as usize].elems());
+        let is_new = match &self.layers[head].op {
+            LayerOp::Conv(conv) => matches!(conv.weight, Source::Uniform { .. }),
+            _ => false,
+        };
+        let has_softmax = self.layers[head..].iter().any(|l| l.op == LayerOp::Softmax);
+        if !is_new && (results < 2 || (results == inputs && !has_softmax)) {
+            return Err(Int8Error::NoClasses { inputs, results });
+        }
+        Ok(())
+    }
+
+    /// Calls the layer that gives the logits, and all behind it, the head.
+    pub(crate) fn name_head(&mut self, at: usize) {
+        for layer in &mut self.layers[at..] {
+            layer.block = HEAD.to_owned();
+        }
+        let image = self.layers[at].output as usize;
+        self.images[image].name = format!("{HEAD}.y");
+        if let LayerOp::Conv(conv) = &mut self.layers[at].op {
+            conv.name = HEAD.to_owned();
         }
     }
 
@@ -79,6 +107,7 @@ impl Int8Model {
             limits: Limits::ALL,
             dead: Vec::new(),
             is_trainable: true,
+            is_stored: false,
         };
         let quant = Quant { scale: y_scale, zero: 0 };
         let output = Image { name: format!("{HEAD}.y"), shape: [1, 1, classes], quant };
@@ -116,9 +145,9 @@ impl Int8Model {
         if (h, w) == (1, 1) {
             return self.output;
         }
-        let window = Window { size: [h, w], stride: [1, 1], pad: [0, 0] };
+        let window = Window::whole(x.shape);
         let output = Image { name: "features.mean".to_owned(), shape: [1, 1, c], quant: x.quant };
-        self.push(LayerOp::AvgPool(window, Limits::ALL), self.output, output)
+        self.push(LayerOp::AvgPool { window, limits: Limits::ALL, is_stored: false }, self.output, output)
     }
 
     fn push(&mut self, op: LayerOp, input: u32, output: Image) -> u32 {

@@ -16,7 +16,8 @@ mod graph;
 mod head;
 mod reference;
 
-pub use assemble::{Assembly, ConvSpec, Weights};
+pub use assemble::{Assembly, ConvSpec, Effective, Pool, Rescale, Weights};
+pub(crate) use error::refusals;
 pub use error::{Int8Error, Refusal};
 pub use graph::Entry;
 pub use head::{CLASSES_MAX, HEAD};
@@ -70,6 +71,16 @@ pub struct Window {
 impl Window {
     /// One element at a time.
     pub const POINT: Window = Window { size: [1, 1], stride: [1, 1], pad: [0, 0] };
+
+    /// One window over all of an image of this shape.
+    pub fn whole(shape: [u32; 3]) -> Window {
+        Window { size: [shape[0], shape[1]], stride: [1, 1], pad: [0, 0] }
+    }
+
+    /// Elements under one window.
+    pub fn area(&self) -> u64 {
+        u64::from(self.size[0]) * u64::from(self.size[1])
+    }
 }
 
 /// The limits of a fused activation, as stored numbers.
@@ -118,7 +129,7 @@ pub struct Conv {
     pub w_scales: Vec<f32>,
     /// Scale of the input.
     pub x_scale: f64,
-    /// `x_scale * w_scale / y_scale` of every output channel.
+    /// `x_scale * w_scale / y_scale` of every output channel, as [`Effective`] says.
     pub scale: Vec<f32>,
     /// The fused activation.
     pub limits: Limits,
@@ -126,6 +137,8 @@ pub struct Conv {
     pub dead: Vec<DeadChannel>,
     /// Whether it has parameters: false for one that only changes scales.
     pub is_trainable: bool,
+    /// Whether it takes stored numbers as they are: both zero points are 0 for it, whatever its images say.
+    pub is_stored: bool,
 }
 
 impl Conv {
@@ -175,10 +188,22 @@ pub enum LayerOp {
     /// A convolution of any kind.
     Conv(Box<Conv>),
     /// The sum of two images.
-    Add(Limits),
+    Add {
+        /// Each operand's scale over the sum's.
+        factors: [f32; 2],
+        /// The fused activation.
+        limits: Limits,
+    },
     /// The mean of a window; input and output have one quantisation.
-    AvgPool(Window, Limits),
-    /// The largest of a window; likewise.
+    AvgPool {
+        /// Where it reads.
+        window: Window,
+        /// The fused activation.
+        limits: Limits,
+        /// Whether ties go to an even stored number; else to one that is even steps from zero.
+        is_stored: bool,
+    },
+    /// The largest of a window; input and output have one quantisation.
     MaxPool(Window, Limits),
     /// `exp` over its sum, along the channels.
     Softmax,

@@ -1,8 +1,11 @@
-//! Contents of an int8 program's tensors for the reference interpreter: the naive twin of the engine's loader.
+//! An int8 program by the op table's definitions: contents of its tensors, the naive twin of the engine's loader, and
+//! its layers one by one, for comparison with other interpreters.
+
+use std::collections::HashMap;
 
 use tinyforge_plan::{DType, Source};
 
-use super::Int8Model;
+use super::{Entry, Int8Error, Int8Model};
 use crate::ir::graph::{Graph, Value};
 use crate::ir::ops::Tensor;
 use crate::ir::reference::mix;
@@ -35,6 +38,44 @@ impl Int8Model {
             _ => return None,
         }
         (tensor.data.len() as u64 == ty.elems()).then_some(tensor)
+    }
+
+    /// Every layer by itself. `given` holds all images of the network, in the order of [`Int8Model::images`], of one
+    /// example; so does the result: the input as it was given, and of every layer what it computes from the given
+    /// images that it reads. `file` is all bytes of the model's file.
+    ///
+    /// # Errors
+    /// [`Int8Error::Layer`] when `given` has another length, an image is no part of the program, or a tensor has no
+    /// contents.
+    pub fn layerwise(&self, file: &[u8], given: &[i8]) -> Result<Vec<i8>, Int8Error> {
+        let refuse = |layer: &str, why: &str| Int8Error::Layer { layer: layer.to_owned(), why: why.to_owned() };
+        let elems: u64 = self.images.iter().map(|i| i.elems()).sum();
+        if given.len() as u64 != elems {
+            let why = format!("{} numbers are given, all images together have {elems}", given.len());
+            return Err(refuse("the network", &why));
+        }
+        let graph = self.graph(Entry::Whole, 1)?;
+        let (mut images, mut values, mut rest) = (HashMap::new(), Vec::new(), given);
+        for image in &self.images {
+            let v = graph.find(&image.name).ok_or_else(|| refuse(&image.name, "no result depends on it"))?;
+            let (data, more) = rest.split_at(image.elems() as usize);
+            let data = data.iter().map(|&x| f64::from(x)).collect();
+            images.insert(v, Tensor { data, ..Tensor::zeros(graph.ty(v)) });
+            values.push(v);
+            rest = more;
+        }
+        let mut computed = images.clone();
+        for node in &graph.nodes {
+            let operand = |&v: &Value| match images.get(&v) {
+                Some(image) => Ok(image.clone()),
+                None => self.contents(&graph, v, file, 0).ok_or_else(|| refuse(&graph.info(v).name, "has no source")),
+            };
+            let mut operands = node.args.iter().map(operand).collect::<Result<Vec<Tensor>, Int8Error>>()?;
+            let mut outs = vec![Tensor::zeros(graph.ty(node.outs[0]))];
+            (node.op.def().eval)(&mut operands, &mut outs, &node.attrs);
+            computed.insert(node.outs[0], outs.remove(0));
+        }
+        Ok(values.iter().flat_map(|v| computed[v].data.iter().map(|&y| y as i8)).collect())
     }
 }
 

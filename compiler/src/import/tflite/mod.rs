@@ -6,11 +6,13 @@
 //! | `schema` | the file's tables: tensors, operators, places of weights |
 //! | `ops` | each operator to layers |
 //! | `window` | operators' options: windows, padding, activations |
+//! | `litert` | factors by which layers round as LiteRT does |
 //!
 //! Invariant: hostile input gives an error; work and memory are bounded by a multiple of the file's length. Not for
 //! float models: those are refused with the way out.
 
 mod flat;
+mod litert;
 mod ops;
 mod schema;
 mod window;

@@ -4,10 +4,11 @@
 
 use tinyforge_plan::{DType, Source};
 
+use super::litert;
 use super::schema::{File, Operator, Range, Tensor, TensorType};
 use super::window::{Padding, fused, window};
 use crate::import::int8::{
-    Assembly, ConvSpec, Image, Int8Error, Int8Model, LayerOp, Limits, Quant, Refusal, Weights, Window,
+    Assembly, ConvSpec, Effective, Image, Int8Error, Int8Model, Limits, Pool, Quant, Refusal, Rescale, Weights, Window,
 };
 
 /// Why one operator cannot be taken.
@@ -220,7 +221,7 @@ impl<'a> Converter<'a> {
         };
         let mut model = self.assembly.finish(output);
         if let Ok(at) = model.head() {
-            name_head(&mut model, at);
+            model.name_head(at);
         }
         Ok(model)
     }
@@ -317,19 +318,6 @@ impl<'a> Converter<'a> {
     }
 }
 
-/// Calls the layer that gives the logits, and all behind it, the head.
-fn name_head(model: &mut Int8Model, at: usize) {
-    let head = crate::import::int8::HEAD;
-    for layer in &mut model.layers[at..] {
-        layer.block = head.to_owned();
-    }
-    let image = model.layers[at].output as usize;
-    model.images[image].name = format!("{head}.y");
-    if let LayerOp::Conv(conv) = &mut model.layers[at].op {
-        conv.name = head.to_owned();
-    }
-}
-
 fn conv(c: &mut Converter, op: &Operator) -> Refused<()> {
     convolution(c, op, false)
 }
@@ -369,7 +357,9 @@ fn convolution(c: &mut Converter, op: &Operator, is_depthwise: bool) -> Refused<
         w_scales: tensor.scales.clone(),
         output,
         limits,
+        effective: Effective::Each,
         is_trainable: true,
+        is_stored: false,
     };
     let y = c.assembly.conv(spec)?;
     c.hold(t, y);
@@ -405,7 +395,9 @@ fn fully_connected(c: &mut Converter, op: &Operator) -> Refused<()> {
         w_scales: tensor.scales.clone(),
         output,
         limits,
+        effective: Effective::Each,
         is_trainable: true,
+        is_stored: false,
         name: name.clone(),
     };
     let y = c.assembly.conv(spec)?;
@@ -423,20 +415,22 @@ fn add(c: &mut Converter, op: &Operator) -> Refused<()> {
     let (a, b) = (c.image(op, 0)?, c.image(op, 1)?);
     let (output, t) = c.output(op, format!("op{}.sum", c.at))?;
     let limits = fused_only(op, output.quant)?;
-    let y = c.assembly.add(a, b, output, limits)?;
+    let [scale_a, scale_b] = [a, b].map(|x| c.assembly.at(x).quant.scale);
+    let factors = litert::sum_factors(scale_a, scale_b, output.quant.scale);
+    let y = c.assembly.add([a, b], factors, output, limits)?;
     c.hold(t, y);
     Ok(())
 }
 
 fn average_pool(c: &mut Converter, op: &Operator) -> Refused<()> {
-    pool(c, op, true)
+    pool(c, op, Pool::StoredMean)
 }
 
 fn max_pool(c: &mut Converter, op: &Operator) -> Refused<()> {
-    pool(c, op, false)
+    pool(c, op, Pool::Max)
 }
 
-fn pool(c: &mut Converter, op: &Operator, is_mean: bool) -> Refused<()> {
+fn pool(c: &mut Converter, op: &Operator, kind: Pool) -> Refused<()> {
     let input = c.image(op, 0)?;
     let x = c.assembly.at(input).clone();
     let (output, t) = c.output(op, format!("op{}.pool", c.at))?;
@@ -444,9 +438,19 @@ fn pool(c: &mut Converter, op: &Operator, is_mean: bool) -> Refused<()> {
     let size = super::window::pool_size(options)?;
     let window = window(options, size, &x, &output, Padding::Named)?;
     let limits = super::window::fused_at(options, 5, output.quant)?;
-    let y = c.assembly.pool(input, is_mean, window, output, limits)?;
+    let has_equal_windows = kind == Pool::StoredMean && x.quant == output.quant && is_inside(window, &x, &output);
+    let y = match litert::away_factor(window.area()).filter(|_| has_equal_windows) {
+        Some(scale) => c.assembly.rescale(Rescale { input, window, scale, output, limits, is_stored: true })?,
+        None => c.assembly.pool(input, kind, window, output, limits)?,
+    };
     c.hold(t, y);
     Ok(())
+}
+
+/// Whether every window lies inside the image.
+fn is_inside(window: Window, x: &Image, y: &Image) -> bool {
+    let end = |d: usize| u64::from(y.shape[d] - 1) * u64::from(window.stride[d]) + u64::from(window.size[d]);
+    window.pad == [0, 0] && [0, 1].iter().all(|&d| end(d) <= u64::from(x.shape[d]))
 }
 
 /// A mean over height and width: a pool over the whole image.
@@ -464,12 +468,13 @@ fn mean(c: &mut Converter, op: &Operator) -> Refused<()> {
     }
     let (mut output, t) = c.output(op, format!("op{}.mean", c.at))?;
     let shape = output.shape;
-    let [h, w, channels] = x.shape;
-    output.shape = [1, 1, channels];
-    let window = Window { size: [h, w], stride: [1, 1], pad: [0, 0] };
-    let y = match x.quant == output.quant {
-        true => c.assembly.pool(input, true, window, output, Limits::ALL)?,
-        false => c.assembly.rescale(input, window, output, Limits::ALL)?,
+    output.shape = [1, 1, x.shape[2]];
+    let (window, limits) = (Window::whole(x.shape), Limits::ALL);
+    let y = if x.quant == output.quant {
+        c.assembly.pool(input, Pool::StoredMean, window, output, limits)?
+    } else {
+        let scale = litert::mean_factor(x.quant.scale, window.area(), output.quant.scale);
+        c.assembly.rescale(Rescale { input, window, scale, output, limits, is_stored: false })?
     };
     let y = c.assembly.reshape(y, shape, &format!("op{}.out", c.at))?;
     c.hold(t, y);
@@ -503,17 +508,21 @@ fn softmax(c: &mut Converter, op: &Operator) -> Refused<()> {
 fn relu(c: &mut Converter, op: &Operator) -> Refused<()> {
     let (output, _) = c.output(op, String::new())?;
     let lo = output.quant.zero.max(-128);
-    change(c, op, Limits { lo, hi: 127 })
+    change(c, op, Limits { lo, hi: 127 }, ratio)
 }
 
 fn relu6(c: &mut Converter, op: &Operator) -> Refused<()> {
     let (output, _) = c.output(op, String::new())?;
     let limits = super::window::limits(3, output.quant)?;
-    change(c, op, limits)
+    change(c, op, limits, ratio)
 }
 
-/// The image clamped to limits and rescaled to the result's quantisation.
-fn change(c: &mut Converter, op: &Operator, limits: Limits) -> Refused<()> {
+fn ratio(x: f64, y: f64) -> f32 {
+    x as f32 / y as f32
+}
+
+/// The image clamped to limits and rescaled to the result's quantisation, by the factor of both scales.
+fn change(c: &mut Converter, op: &Operator, limits: Limits, factor: fn(f64, f64) -> f32) -> Refused<()> {
     let input = c.image(op, 0)?;
     let (output, t) = c.output(op, format!("op{}.rescaled", c.at))?;
     let x = c.assembly.at(input);
@@ -522,7 +531,10 @@ fn change(c: &mut Converter, op: &Operator, limits: Limits) -> Refused<()> {
     }
     let y = match x.quant == output.quant && limits == Limits::ALL {
         true => input,
-        false => c.assembly.rescale(input, Window::POINT, output, limits)?,
+        false => {
+            let scale = factor(x.quant.scale, output.quant.scale);
+            c.assembly.rescale(Rescale { input, window: Window::POINT, scale, output, limits, is_stored: false })?
+        }
     };
     c.hold(t, y);
     Ok(())
@@ -530,7 +542,7 @@ fn change(c: &mut Converter, op: &Operator, limits: Limits) -> Refused<()> {
 
 /// int8 to int8 of another scale; float to int8 only at the input, where it is taken away.
 fn quantize(c: &mut Converter, op: &Operator) -> Refused<()> {
-    change(c, op, Limits::ALL)
+    change(c, op, Limits::ALL, litert::requantize_factor)
 }
 
 /// Only at the end: the int8 numbers are the result.

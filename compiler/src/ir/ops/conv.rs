@@ -1,7 +1,8 @@
 //! 2-dimensional convolutions and their gradients.
 //!
-//! Shapes: images `[B,C,H,W]`, weights `[O,C/groups,R,S]`; a depthwise convolution has `groups = C = O`.
-//! Zero padding `pad` on every side, one `stride` in both directions.
+//! Shapes: images `[B,C,H,W]`, weights `[O,C/groups,R,S]`; a depthwise convolution has `groups = C`.
+//! Zero padding `pad` on every side, one `stride` in both directions, unless `stride_w`, `pad_w`, `extra_h` and
+//! `extra_w` say otherwise ([`Moves`]).
 
 use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect};
 use super::elementwise::{accumulates, start_from};
@@ -13,29 +14,59 @@ fn dims(ty: &Type, what: &str) -> Result<[u32; 4], String> {
     ty.shape[..].try_into().map_err(|_| format!("{what} must have 4 dimensions, found {ty}"))
 }
 
-/// Length of one side of the result.
-pub fn out_len(len: u32, kernel: u32, stride: u32, pad: u32) -> Result<u32, String> {
-    let padded = u64::from(len) + 2 * u64::from(pad);
-    if kernel == 0 || stride == 0 || padded < u64::from(kernel) {
-        return Err(format!("window {kernel}/{stride} does not fit length {len} padded by {pad}"));
+/// How a window moves over an image, `[down, across]`: strides, zeros before the first pixel and behind the last.
+///
+/// Down it is `stride`, `pad` and `pad + extra_h`; across `stride_w` (0: `stride`), `pad_w` (-1: `pad`) and that with
+/// `extra_w` more. Padding that is more at the end, or less, comes from other conventions than one number a side.
+pub struct Moves {
+    /// Pixels from one result to the next.
+    pub stride: [u32; 2],
+    /// Zeros before the first pixel.
+    pub pad: [u32; 2],
+    /// Zeros behind the last.
+    pub pad_end: [u32; 2],
+}
+
+impl Moves {
+    /// The moves of a node's attributes.
+    pub fn of(a: &Attrs) -> Result<Moves, String> {
+        let (stride, pad) = (a.size("stride") as u32, a.size("pad") as u32);
+        let stride_w = if a.int("stride_w") == 0 { stride } else { a.size("stride_w") as u32 };
+        let pad_w = if a.int("pad_w") < 0 { pad } else { a.size("pad_w") as u32 };
+        let end = |pad: u32, extra: &str| {
+            let end = i64::from(pad) + a.int(extra);
+            u32::try_from(end).map_err(|_| format!("padding {pad} and {extra} {} are no length", a.int(extra)))
+        };
+        let pad_end = [end(pad, "extra_h")?, end(pad_w, "extra_w")?];
+        Ok(Moves { stride: [stride, stride_w], pad: [pad, pad_w], pad_end })
     }
-    let len = (padded - u64::from(kernel)) / u64::from(stride) + 1;
-    u32::try_from(len).map_err(|_| format!("padding {pad} is too wide"))
+
+    /// Length of one side of the result, down (0) or across (1).
+    pub fn out_len(&self, d: usize, len: u32, kernel: u32) -> Result<u32, String> {
+        let (stride, pad, end) = (self.stride[d], self.pad[d], self.pad_end[d]);
+        let padded = u64::from(len) + u64::from(pad) + u64::from(end);
+        if kernel == 0 || stride == 0 || padded < u64::from(kernel) {
+            return Err(format!("window {kernel}/{stride} does not fit length {len} padded by {pad} and {end}"));
+        }
+        let len = (padded - u64::from(kernel)) / u64::from(stride) + 1;
+        u32::try_from(len).map_err(|_| format!("padding {pad} and {end} is too wide"))
+    }
 }
 
 fn out_type(x: &Type, w: &Type, a: &Attrs) -> Result<Type, String> {
     let ([b, c, h, width], [o, ci, r, s]) = (dims(x, "x")?, dims(w, "w")?);
-    let (groups, stride, pad) = (a.size("groups") as u32, a.size("stride") as u32, a.size("pad") as u32);
+    let (groups, moves) = (a.size("groups") as u32, Moves::of(a)?);
     if groups == 0 || c % groups != 0 || o % groups != 0 {
         return Err(format!("{groups} groups do not divide {c} input and {o} output channels"));
     }
     expect("input channels of w", ci, c / groups)?;
-    Ok(Type::f32(&[b, o, out_len(h, r, stride, pad)?, out_len(width, s, stride, pad)?]))
+    Ok(Type::f32(&[b, o, moves.out_len(0, h, r)?, moves.out_len(1, width, s)?]))
 }
 
 /// Calls `f(index in y, index in x, index in w)` for every product of the convolution.
 fn for_products(x: &[usize], w: &[usize], y: &[usize], a: &Attrs, mut f: impl FnMut(usize, usize, usize)) {
-    let (groups, stride, pad) = (a.size("groups"), a.size("stride"), a.size("pad"));
+    let (groups, moves) = (a.size("groups"), Moves::of(a).expect("the shape rule has read them"));
+    let ([down, across], [top, left]) = (moves.stride.map(|d| d as usize), moves.pad.map(|d| d as usize));
     let at = |s: &[usize], i: [usize; 4]| ((i[0] * s[1] + i[1]) * s[2] + i[2]) * s[3] + i[3];
     for b in 0..y[0] {
         for o in 0..y[1] {
@@ -43,9 +74,9 @@ fn for_products(x: &[usize], w: &[usize], y: &[usize], a: &Attrs, mut f: impl Fn
             for (i, j) in (0..y[2]).flat_map(|i| (0..y[3]).map(move |j| (i, j))) {
                 for c in 0..w[1] {
                     for (r, s) in (0..w[2]).flat_map(|r| (0..w[3]).map(move |s| (r, s))) {
-                        let (h, v) = (i * stride + r, j * stride + s);
-                        if h >= pad && v >= pad && h - pad < x[2] && v - pad < x[3] {
-                            let xi = at(x, [b, first + c, h - pad, v - pad]);
+                        let (h, v) = (i * down + r, j * across + s);
+                        if h >= top && v >= left && h - top < x[2] && v - left < x[3] {
+                            let xi = at(x, [b, first + c, h - top, v - left]);
                             f(at(y, [b, o, i, j]), xi, at(w, [o, c, r, s]));
                         }
                     }
@@ -59,9 +90,20 @@ fn conv_flops(w: &Type, y: &Type) -> u64 {
     2 * y.elems() * w.elems() / u64::from(w.shape[0])
 }
 
-const ATTRS: &[AttrDef] = &[int("stride", 1), int("pad", 0), int("groups", 1)];
+/// Attributes of windows, with `$stride` as the default stride, and `$extra`.
+macro_rules! move_attrs {
+    ($stride:expr; $($extra:expr),*) => {
+        &[
+            int("stride", $stride), int("stride_w", 0), int("pad", 0), int("pad_w", -1), int("extra_h", 0),
+            int("extra_w", 0), $($extra),*
+        ]
+    };
+}
+pub(super) use move_attrs;
 
-/// `y[b,o,i,j] = bias[o] + Σ_{c,r,s} x[b, g+c, i·stride+r-pad, j·stride+s-pad] w[o,c,r,s]`.
+const ATTRS: &[AttrDef] = move_attrs![1; int("groups", 1)];
+
+/// `y[b,o,i,j] = bias[o] + Σ_{c,r,s} x[b, g+c, i·stride+r-pad, j·stride_w+s-pad_w] w[o,c,r,s]`.
 /// Operands `x, w`, and `bias[O]` or none.
 pub const CONV2D: OpDef = OpDef {
     name: "conv2d",
@@ -110,7 +152,7 @@ pub const CONV2D: OpDef = OpDef {
 pub const CONV2D_GRAD_X: OpDef = OpDef {
     name: "conv2d_grad_x",
     arity: (2, 2),
-    attrs: &[int("stride", 1), int("pad", 0), int("groups", 1), int("h", 1), int("w", 1)],
+    attrs: move_attrs![1; int("groups", 1), int("h", 1), int("w", 1)],
     infer: |x, a| {
         let ([b, ..], [_, ci, ..]) = (dims(&x[0], "dy")?, dims(&x[1], "w")?);
         let channels = ci.checked_mul(a.size("groups") as u32).ok_or("the groups have too many channels")?;
@@ -131,7 +173,7 @@ pub const CONV2D_GRAD_X: OpDef = OpDef {
 pub const CONV2D_GRAD_W: OpDef = OpDef {
     name: "conv2d_grad_w",
     arity: (2, 3),
-    attrs: &[int("stride", 1), int("pad", 0), int("groups", 1), int("kh", 1), int("kw", 1)],
+    attrs: move_attrs![1; int("groups", 1), int("kh", 1), int("kw", 1)],
     infer: |x, a| {
         let ([_, o, ..], [_, c, ..]) = (dims(&x[0], "dy")?, dims(&x[1], "x")?);
         let groups = a.size("groups").max(1) as u32;

@@ -17,6 +17,7 @@ mod norm;
 mod pool;
 mod update;
 
+pub use conv::Moves;
 pub use def::{Acc, Eval, OpDef, Saves, Tensor, Vjp};
 
 macro_rules! op_table {
@@ -119,6 +120,7 @@ op_table! {
     I8DepthwiseGradX => int8::conv::DEPTHWISE_GRAD_X,
     I8DepthwiseGradW => int8::conv::DEPTHWISE_GRAD_W,
     I8Bottleneck => int8::bottleneck::BOTTLENECK,
+    I8BottleneckGradUpdate => int8::bottleneck::BOTTLENECK_GRAD_UPDATE,
     I8Add => int8::elementwise::ADD,
     I8Softmax => int8::elementwise::SOFTMAX,
     I8AvgPool => int8::pool::AVG_POOL,

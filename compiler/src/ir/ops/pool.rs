@@ -1,13 +1,20 @@
-//! Pooling over windows of images `[B,C,H,W]`, `kernel x kernel`, zero padding that no window counts.
+//! Pooling over windows of images `[B,C,H,W]`, `kernel` high and `kernel_w` wide (0: `kernel`), that move as those of
+//! convolutions do; padding is counted by no window.
 
-use super::conv::out_len;
+use super::conv::{Moves, move_attrs};
 use super::def::{OpDef, ROW, Saves, Tensor, Vjp, expect_shape, matrix};
 use crate::ir::attrs::{AttrDef, Attrs, int};
 use crate::ir::graph::Value;
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 
-const ATTRS: &[AttrDef] = &[int("kernel", 2), int("stride", 2), int("pad", 0)];
+const ATTRS: &[AttrDef] = move_attrs![2; int("kernel", 2), int("kernel_w", 0)];
+
+/// Height and width of the window.
+fn kernel(a: &Attrs) -> [u32; 2] {
+    let kernel = a.size("kernel") as u32;
+    [kernel, if a.int("kernel_w") == 0 { kernel } else { a.size("kernel_w") as u32 }]
+}
 
 fn image(ty: &Type) -> Result<[u32; 4], String> {
     ty.shape[..].try_into().map_err(|_| format!("images must be [B,C,H,W], found {ty}"))
@@ -15,22 +22,29 @@ fn image(ty: &Type) -> Result<[u32; 4], String> {
 
 fn pooled(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
     let [b, c, h, w] = image(&x[0])?;
-    let (kernel, stride, pad) = (a.size("kernel") as u32, a.size("stride") as u32, a.size("pad") as u32);
-    if pad >= kernel {
-        return Err(format!("padding {pad} leaves windows of {kernel} empty"));
+    let (moves, kernel) = (Moves::of(a)?, kernel(a));
+    let mut sides = [h, w];
+    for (d, side) in sides.iter_mut().enumerate() {
+        let (len, pad) = (*side, moves.pad[d]);
+        *side = moves.out_len(d, len, kernel[d])?;
+        let last = u64::from(*side - 1) * u64::from(moves.stride[d]);
+        if pad >= kernel[d] || last >= u64::from(len) + u64::from(pad) {
+            return Err(format!("padding {pad} and {} leaves windows of {} empty", moves.pad_end[d], kernel[d]));
+        }
     }
-    Ok(vec![Type::f32(&[b, c, out_len(h, kernel, stride, pad)?, out_len(w, kernel, stride, pad)?])])
+    Ok(vec![Type::f32(&[b, c, sides[0], sides[1]])])
 }
 
 /// Calls `f(index in y, indices in x of the window)`.
 fn for_windows(x: &[usize], y: &[usize], a: &Attrs, mut f: impl FnMut(usize, &[usize])) {
-    let (kernel, stride, pad) = (a.size("kernel"), a.size("stride"), a.size("pad"));
+    let (moves, kernel) = (Moves::of(a).expect("the shape rule has read them"), kernel(a).map(|d| d as usize));
+    let ([down, across], [top, left]) = (moves.stride.map(|d| d as usize), moves.pad.map(|d| d as usize));
     for (plane, i, j) in (0..y[0] * y[1]).flat_map(|p| (0..y[2]).flat_map(move |i| (0..y[3]).map(move |j| (p, i, j)))) {
         let mut window = Vec::new();
-        for (r, s) in (0..kernel).flat_map(|r| (0..kernel).map(move |s| (r, s))) {
-            let (h, w) = (i * stride + r, j * stride + s);
-            if h >= pad && w >= pad && h - pad < x[2] && w - pad < x[3] {
-                window.push((plane * x[2] + h - pad) * x[3] + w - pad);
+        for (r, s) in (0..kernel[0]).flat_map(|r| (0..kernel[1]).map(move |s| (r, s))) {
+            let (h, w) = (i * down + r, j * across + s);
+            if h >= top && w >= left && h - top < x[2] && w - left < x[3] {
+                window.push((plane * x[2] + h - top) * x[3] + w - left);
             }
         }
         f((plane * y[2] + i) * y[3] + j, &window);
@@ -65,7 +79,7 @@ fn first_max(x: &Tensor, window: &[usize]) -> usize {
     window[1..].iter().fold(window[0], |best, &i| if x.data[i] > x.data[best] { i } else { best })
 }
 
-const GRAD_ATTRS: &[AttrDef] = &[int("kernel", 2), int("stride", 2), int("pad", 0), int("h", 1), int("w", 1)];
+const GRAD_ATTRS: &[AttrDef] = move_attrs![2; int("kernel", 2), int("kernel_w", 0), int("h", 1), int("w", 1)];
 
 fn unpooled(x: &[Type], a: &Attrs) -> Result<Vec<Type>, String> {
     let [b, c, ..] = image(&x[0])?;

@@ -31,6 +31,9 @@ const ATTRS: &[AttrDef] = &[
 /// Where the operands behind the gradient stand: `hyper, rng, clip, index`, counted from the operand after it.
 fn check(args: &[Type], after: usize, grad: &Type, a: &Attrs) -> Result<Vec<Type>, String> {
     let rule = RULES.get(a.size("rule")).ok_or_else(|| format!("there is no rule {}", a.size("rule")))?;
+    if rule.eval.is_none() {
+        return Err(format!("rule {} is for whole numbers", rule.name));
+    }
     let (w, clip, sub) = (&args[0], a.size("clip"), a.size("sub"));
     if a.size("states") != (rule.states)(a).len() || args.len() != after + 2 + clip + sub || clip > 1 || sub > 1 {
         return Err(format!("{} operands do not suit rule {}", args.len(), rule.name));
@@ -73,8 +76,9 @@ fn apply(x: &mut [Tensor], grad: &[f64], after: usize, a: &Attrs) {
     };
     let (w, rest) = x.split_at_mut(1);
     let states = &mut rest[..a.size("states")];
+    let eval = RULES[a.size("rule")].eval.expect("`check` asks for it");
     for (i, g) in grad.iter().enumerate() {
-        (RULES[a.size("rule")].eval)(&mut w[0].data[at(i)], states, i, g * scale, &hyper, a);
+        eval(&mut w[0].data[at(i)], states, i, g * scale, &hyper, a);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::Common;
 use crate::error::CommandError;
+use crate::int8::float;
+use crate::int8::model::is_onnx;
 use crate::knobs::Knobs;
 use crate::request;
 use crate::sizes::show;
@@ -9,6 +11,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use tinyforge::data::{self, DataOptions};
 use tinyforge::train::checkpoint;
+use tinyforge_compiler::ir::graph::Kind;
+use tinyforge_compiler::passes::quantize;
 use tinyforge_plan::{Part, Plan, encode};
 
 /// Says what is in a file
@@ -42,6 +46,7 @@ pub fn run(args: &InspectArgs) -> Result<(), CommandError> {
     match &start[..] {
         b"TFPL" => inspect_plan(path, &args.common),
         b"TFCK" => inspect_checkpoint(path),
+        _ if is_onnx(path) => inspect_onnx(path, &args.common),
         _ if path.join("config.json").exists() || start == *b"GGUF" => inspect_model(path, &args.knobs, &args.common),
         _ if name.ends_with(".jsonl") || name.ends_with(".txt") => {
             Err(CommandError::request("data is tokenised by a model: add --model MODEL"))
@@ -131,6 +136,31 @@ fn inspect_model(path: &Path, knobs: &Knobs, common: &Common) -> Result<(), Comm
     }
     if common.json {
         println!("{}", serde_json::json!({ "family": c.family.name(), "parameters": model.parameter_count() }));
+    }
+    Ok(())
+}
+
+/// The input, every layer with its ops, and whether it can become int8.
+fn inspect_onnx(path: &Path, common: &Common) -> Result<(), CommandError> {
+    let model = float::read(path, &tinyforge::files::read_whole(path)?)?;
+    let graph = &model.graph;
+    let weights: u64 = graph.declared(Kind::Weight).map(|v| graph.ty(v).elems()).sum();
+    let [h, w, c] = model.shape;
+    println!("float network of {weights} numbers over samples of {h} x {w} x {c}");
+    for node in &graph.nodes {
+        let given: Vec<String> = node.outs.iter().map(|&v| graph.ty(v).to_string()).collect();
+        println!("  {:<12} {:<16} {}", graph.blocks[node.block as usize], node.op.name(), given.join(", "));
+    }
+    model.files[1..].iter().for_each(|file| println!("  data in {file}"));
+    model.notes.iter().for_each(|note| println!("  note: {note}"));
+    let layers = quantize::observed(graph);
+    match &layers {
+        Ok(values) => println!("can become int8: {} values are measured", values.len()),
+        Err(why) => println!("cannot become int8: {why}"),
+    }
+    if common.json {
+        let ops = graph.nodes.len();
+        println!("{}", serde_json::json!({ "parameters": weights, "ops": ops, "int8": layers.is_ok() }));
     }
     Ok(())
 }

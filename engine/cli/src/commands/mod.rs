@@ -6,6 +6,7 @@ pub mod generate;
 pub mod inspect;
 pub mod plan;
 pub mod resume;
+pub mod search;
 pub mod simulate;
 pub mod train;
 

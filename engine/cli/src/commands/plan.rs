@@ -7,6 +7,7 @@ use crate::planning::Wanted;
 use crate::report;
 use crate::request;
 use std::path::PathBuf;
+use tinyforge_compiler::export::html;
 
 /// Prints what training would take
 #[derive(clap::Args, Debug)]
@@ -21,6 +22,9 @@ pub struct PlanArgs {
     /// Write the plan to this file
     #[arg(long)]
     emit: Option<PathBuf>,
+    /// Write a page to this file that shows memory over the steps
+    #[arg(long)]
+    html: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -44,6 +48,13 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     if let Some(out) = &args.emit {
         let bytes = tinyforge_plan::encode::encode(&largest.compiled.plan);
         tinyforge::files::write_atomic(out, |file| file.write_all(&bytes))?;
+    }
+    if let Some(out) = &args.html {
+        let plan = &largest.compiled.plan;
+        let near = plan.spaces.last().map_or("", |s| s.name.as_str());
+        let limits: Vec<(&str, u64)> = settings.memory.iter().map(|&bytes| (near, bytes)).collect();
+        let page = html::export(&html::Request { plan, hash: None, limits: &limits });
+        tinyforge::files::write_atomic(out, |file| file.write_all(page.as_bytes()))?;
     }
     if args.common.json {
         let plan = &largest.compiled.plan;

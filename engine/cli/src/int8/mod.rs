@@ -1,20 +1,24 @@
 //! Int8 networks on their way to a microcontroller: opened, planned, reported.
 
-pub mod model;
-pub mod planning;
+pub mod compare;
+pub mod float;
+pub mod learning;
 pub mod report;
 
 use crate::error::CommandError;
-use crate::sizes;
 use std::path::PathBuf;
-use tinyforge_compiler::scheme::Scheme;
-use tinyforge_compiler::target::Target;
+pub use tinyforge_build::settings::Int8Settings;
+use tinyforge_build::settings::{Rounding, momentum, scheme, size, target};
+pub use tinyforge_build::{model, planning};
 
 /// What every command on int8 networks takes.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Int8Args {
-    /// A model: a TFLite file with int8 tensors, or the .json of a network beside its .safetensors
+    /// A model: a TFLite file with int8 tensors, the .json of a network beside its .safetensors, or a float .onnx file
     pub model: PathBuf,
+    /// How a float network becomes int8.
+    #[command(flatten)]
+    pub float: FloatArgs,
     /// Replace the head by a new one of so many classes
     #[arg(long)]
     pub classes: Option<u32>,
@@ -39,28 +43,58 @@ pub struct Int8Args {
     /// Plain descent on the stored integers, without quantisation-aware scaling
     #[arg(long)]
     pub no_qas: bool,
+    /// How steps below one unit count: rounded at random, or added up in 4 bytes of SRAM for each trained element
+    #[arg(long, default_value = "stochastic")]
+    pub update: Rounding,
+    /// Momentum of the gradients, below 1; takes 4 bytes of SRAM for each trained element
+    #[arg(long, default_value_t = 0.0)]
+    pub momentum: f64,
     /// Seed of a new head and of rounding
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
 
-/// The same, read.
-#[derive(Clone, Debug)]
-pub struct Int8Settings {
-    /// What is trained.
-    pub scheme: Scheme,
-    /// What is planned for.
-    pub target: Target,
-    /// Bytes of SRAM.
-    pub memory: u64,
-    /// Bytes of flash.
-    pub flash: u64,
-    /// Bytes of stack.
-    pub stack: u64,
-    /// Samples a step.
-    pub batch: u32,
-    /// Whether gradients are scaled by the quantisation.
-    pub is_scaled: bool,
+/// How a float network becomes int8.
+#[derive(clap::Args, Clone, Debug)]
+pub struct FloatArgs {
+    /// Samples that a float network is quantised with: images, an IDX file or raw int8 arrays; labels are not needed
+    #[arg(long)]
+    pub calibrate: Option<PathBuf>,
+    /// How many of them at most, evenly spread
+    #[arg(long, default_value_t = 256)]
+    pub calibrate_samples: usize,
+    /// Where the ranges of a float network's values are cut
+    #[arg(long, default_value = "mse")]
+    pub ranges: Ranges,
+    /// A float network takes (pixel * scale - mean) / std of a pixel of 0 to 255: the scale
+    #[arg(long, default_value = "1/255", value_parser = fraction)]
+    pub input_scale: f64,
+    /// The mean: one number, or one a channel
+    #[arg(long, default_value = "0", value_delimiter = ',', allow_hyphen_values = true)]
+    pub input_mean: Vec<f64>,
+    /// The deviation: one number, or one a channel
+    #[arg(long, default_value = "1", value_delimiter = ',')]
+    pub input_std: Vec<f64>,
+}
+
+/// Where ranges are cut.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ranges {
+    /// Not at all
+    MinMax,
+    /// Where the mean squared error is least
+    Mse,
+    /// At 99.99 % of the values
+    Percentile,
+}
+
+/// A number, or one over another.
+fn fraction(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().map_err(|e| format!("`{text}`: {e}"));
+    match text.split_once('/') {
+        Some((over, under)) => Ok(number(over)? / number(under)?),
+        None => number(text),
+    }
 }
 
 impl Int8Args {
@@ -69,31 +103,19 @@ impl Int8Args {
     /// # Errors
     /// One of them says nothing that can be done.
     pub fn settings(&self) -> Result<Int8Settings, CommandError> {
-        let size = |text: &str| sizes::parse(text).map_err(CommandError::request);
-        let target = Target::from_name(&self.target).filter(|t| t.fixed.is_some()).ok_or_else(|| {
-            CommandError::request(format!("`{}` is no microcontroller: cortex-m4 or cortex-m7", self.target))
-        })?;
         if self.batch == 0 {
             return Err(CommandError::request("--batch must be at least 1"));
         }
         Ok(Int8Settings {
             scheme: scheme(&self.scheme)?,
-            target,
+            target: target(&self.target)?,
             memory: size(&self.memory)?,
             flash: size(&self.flash)?,
             stack: size(&self.stack)?,
             batch: self.batch,
             is_scaled: !self.no_qas,
+            update: self.update,
+            momentum: momentum(self.momentum)?,
         })
     }
-}
-
-/// A scheme by name, or from a file.
-fn scheme(text: &str) -> Result<Scheme, CommandError> {
-    if !text.ends_with(".toml") {
-        return Ok(Scheme::parse(text)?);
-    }
-    let bytes = tinyforge::files::read_whole(text.as_ref())?;
-    let toml = String::from_utf8(bytes).map_err(|e| CommandError::request(format!("scheme file {text}: {e}")))?;
-    Ok(Scheme::parse_file(&toml)?)
 }

@@ -5,15 +5,17 @@ use crate::sizes::show;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use tinyforge_compiler::import::int8::Int8Model;
-use tinyforge_plan::{Plan, StoredKind};
+use tinyforge_plan::{Plan, Stored, StoredKind};
 
 /// Bytes of SRAM by use: `(use, bytes)`, the arena's rest last.
 fn uses(plan: &Plan) -> Vec<(&'static str, u64)> {
     let near = plan.spaces.last().map_or(0, |s| s.first_byte);
-    let of = |kind| plan.stored_bytes(|s| s.kind == kind && s.tensor.offset >= near);
-    let (weights, states) = (of(StoredKind::Weight) + of(StoredKind::Const), of(StoredKind::State));
-    let rest = plan.near_bytes() - weights - states;
-    vec![("trained weights", weights), ("gradient sums", states), ("activations", rest)]
+    let of = |is: &dyn Fn(&Stored) -> bool| plan.stored_bytes(|s| s.tensor.offset >= near && is(s));
+    let weights = of(&|s| s.kind != StoredKind::State);
+    let sums = of(&|s| s.kind == StoredKind::State && s.name.contains(".grad_sum"));
+    let states = of(&|s| s.kind == StoredKind::State) - sums;
+    let rest = plan.near_bytes() - weights - states - sums;
+    vec![("trained weights", weights), ("optimizer state", states), ("gradient sums", sums), ("activations", rest)]
 }
 
 /// A plan in words.

@@ -28,13 +28,13 @@ impl Line {
     }
 
     /// Adds text.
-    pub fn text(mut self, text: &str) -> Line {
+    pub fn text(&mut self, text: &str) -> &mut Line {
         text.bytes().for_each(|byte| self.push(byte));
         self
     }
 
     /// Adds an integer.
-    pub fn number(mut self, number: u64) -> Line {
+    pub fn number(&mut self, number: u64) -> &mut Line {
         let mut digits = [0u8; 20];
         let mut rest = number;
         let mut count = 0;
@@ -50,7 +50,7 @@ impl Line {
     }
 
     /// Adds an integer of 32 bits with eight hexadecimal digits.
-    pub fn hex(mut self, number: u32) -> Line {
+    pub fn hex(&mut self, number: u32) -> &mut Line {
         for digit in (0..8).rev() {
             let value = (number >> (4 * digit) & 15) as u8;
             self.push(if value < 10 { b'0' + value } else { b'a' + value - 10 });
@@ -59,20 +59,19 @@ impl Line {
     }
 
     /// Adds a number that is not negative, with six decimals.
-    pub fn decimal(self, number: f32) -> Line {
+    pub fn decimal(&mut self, number: f32) -> &mut Line {
         let millionths = (f64::from(number) * 1e6) as u64;
-        let line = self.number(millionths / 1_000_000).text(".");
+        self.number(millionths / 1_000_000).text(".");
         let mut below = millionths % 1_000_000;
-        let mut line = line;
         for _ in 0..6 {
-            line.push(b'0' + (below / 100_000) as u8);
+            self.push(b'0' + (below / 100_000) as u8);
             below = below % 100_000 * 10;
         }
-        line
+        self
     }
 
     /// Writes it out.
-    pub fn print(mut self) {
+    pub fn print(&mut self) {
         if let Some(end) = self.bytes.get_mut(self.len) {
             *end = b'\n';
         }

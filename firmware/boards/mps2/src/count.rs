@@ -4,8 +4,11 @@
 //! tick is 40 instructions. These are instructions, never cycles: there is no pipeline, no wait state, no cache.
 
 use core::sync::atomic::{AtomicU32, Ordering};
-use cortex_m::peripheral::{SYST, syst::SystClkSource};
+pub use cortex_m::peripheral::SYST;
+use cortex_m::peripheral::syst::SystClkSource;
 use cortex_m_rt::exception;
+use tinyforge_firmware::Probe;
+use tinyforge_firmware::model::DONE;
 
 /// Instructions of one tick.
 pub const TICK_INSTRUCTIONS: u64 = 40;
@@ -41,6 +44,36 @@ pub fn instructions() -> u64 {
             return ticks * TICK_INSTRUCTIONS;
         }
     }
+}
+
+/// Instructions of every step of a plan, where [`Steps`] is its probe.
+static STEPS: [AtomicU32; STEPS_MAX] = [const { AtomicU32::new(0) }; STEPS_MAX];
+/// More than any plan has.
+pub const STEPS_MAX: usize = 1024;
+/// The step that runs, and what had been counted when it began.
+static NOW: [AtomicU32; 2] = [AtomicU32::new(DONE), AtomicU32::new(0)];
+
+/// A probe that adds up the instructions of every step; counting must have been started.
+pub struct Steps;
+
+impl Probe for Steps {
+    fn at(step: u32) {
+        // Differences only, so that it may wrap.
+        let now = instructions() as u32;
+        let [running, since] = &NOW;
+        if let Some(sum) = STEPS.get(running.load(Ordering::Relaxed) as usize) {
+            let new = now.wrapping_sub(since.load(Ordering::Relaxed));
+            sum.store(sum.load(Ordering::Relaxed).wrapping_add(new), Ordering::Relaxed);
+        }
+        running.store(step, Ordering::Relaxed);
+        since.store(now, Ordering::Relaxed);
+    }
+}
+
+/// Numbers and instructions of the steps that ran since the last call.
+pub fn take_steps() -> impl Iterator<Item = (usize, u32)> {
+    let sums = STEPS.iter().map(|sum| sum.swap(0, Ordering::Relaxed));
+    sums.enumerate().filter(|(_, sum)| *sum != 0)
 }
 
 /// The timer, for the one who asks first.

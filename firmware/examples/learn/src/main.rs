@@ -1,10 +1,12 @@
 //! Learns from a stream of examples, on an emulated board:
 //!
 //! ```text
-//! learn train=FILE test=FILE flash=FILE steps=N [every=N] [rate=MILLIONTHS] [bias=MILLIONTHS] [seed=N]
+//! learn train=FILE test=FILE flash=FILE steps=N [every=N] [tests=N] [rate=MILLIONTHS] [bias=MILLIONTHS] [seed=N]
 //!       [power=N] [reset=N]
 //! ```
 //!
+//! It says how many of the test's examples are classified right, and how many of its last class: that one is new to the
+//! model that comes with this example. `tests=N` takes N of them, spread over the file.
 //! A file of samples is `TFSM`, the number of samples, the length of each, then each label (i32) and its numbers (i8);
 //! all little-endian. Every `every` steps a checkpoint goes to the flash; a program that starts and finds one goes on
 //! from there. `power=N` cuts the power at the Nth piece of work of the flash, `reset=N` sets the board back at step N.
@@ -13,7 +15,11 @@
 
 include!(concat!(env!("OUT_DIR"), "/model.rs"));
 
+#[cfg(not(feature = "steps"))]
 use model::Net;
+#[cfg(feature = "steps")]
+type Net = model::Probed<count::Steps>;
+
 use tinyforge_firmware::{Fault, Learner, Model, Place, Score};
 use tinyforge_mps2::flash::{ERASE_BYTES, HostFlash};
 use tinyforge_mps2::host::{Arguments, File, Mode, exit};
@@ -30,8 +36,6 @@ enum Stop {
 
 static NET: Place<Net> = Place::new(Net::new());
 
-/// More than any model has classes in one step.
-const BATCH_MAX: usize = 64;
 const HEAD_BYTES: usize = 12;
 /// What memory holds that nothing has written.
 const POISON: u8 = 0xa5;
@@ -83,33 +87,51 @@ impl Samples {
     }
 }
 
-fn evaluate(learner: &mut Learner<'_, Net>, test: &mut Samples) -> Score {
-    test.seek(0);
-    let mut left = test.count;
+/// How those of `tests` test examples are classified that are of the last class, or of the others.
+fn evaluate(learner: &mut Learner<'_, Net>, test: &mut Samples, tests: u32, is_last: bool) -> Score {
+    let mut indices = 0..tests.min(test.count);
+    let (count, of) = (u64::from(test.count), u64::from(indices.end).max(1));
     learner.evaluate(|input| {
-        left = left.checked_sub(1)?;
-        Some(test.read(input))
+        loop {
+            test.seek(u64::from(indices.next()?) * count / of);
+            let label = test.read(input);
+            if (label == Net::CLASSES as i32 - 1) == is_last {
+                return Some(label);
+            }
+        }
     })
 }
 
-fn report(word: &str, learner: &mut Learner<'_, Net>, test: &mut Samples) {
-    let score = evaluate(learner, test);
-    let line = Line::new().text(word).text(" steps=").number(learner.counters().steps.into());
-    let line = line.text(" right=").number(score.right.into()).text(" of=").number(score.seen.into());
+#[inline(never)]
+fn report(word: &str, learner: &mut Learner<'_, Net>, test: &mut Samples, tests: u32) {
+    let [known, new] = [false, true].map(|is_last| evaluate(learner, test, tests, is_last));
+    let mut line = Line::new();
+    line.text(word).text(" steps=").number(learner.counters().steps.into());
+    line.text(" right=").number((known.right + new.right).into()).text(" of=").number((known.seen + new.seen).into());
+    line.text(" new=").number(new.right.into()).text(" of=").number(new.seen.into());
     line.text(" digest=").hex(learner.digest()).print();
 }
 
-/// One step on the next examples of the stream.
-fn step(learner: &mut Learner<'_, Net>, training: &mut Samples) -> f32 {
-    let mut labels = [0; BATCH_MAX];
-    let labels = labels.get_mut(..Net::BATCH).unwrap_or(&mut []);
-    let first = learner.counters().examples;
-    let inputs = learner.model().train_input().chunks_exact_mut(Net::INPUT_LEN);
-    for ((input, label), index) in inputs.zip(labels.iter_mut()).zip(first..) {
-        training.seek(index);
-        *label = training.read(input);
+/// Learns from the next example of the stream; gives its loss.
+fn learn(learner: &mut Learner<'_, Net>, training: &mut Samples) -> f32 {
+    training.seek(learner.counters().examples);
+    let label = training.read(learner.model().train_input());
+    learner.train_in_place(label).unwrap_or_else(|fault| stop_at(fault))
+}
+
+/// A line for every step of the plan that ran since the last call, where they are counted.
+fn print_steps() {
+    #[cfg(feature = "steps")]
+    for (number, instructions) in count::take_steps() {
+        Line::new().text("plan step ").number(number as u64).text("=").number(instructions.into()).print();
     }
-    learner.train_in_place(labels).unwrap_or_else(|fault| stop_at(fault))
+}
+
+/// Counts are from here on.
+fn start_counting(timer: &mut count::SYST) {
+    count::start(timer);
+    #[cfg(feature = "steps")]
+    count::take_steps().for_each(drop);
 }
 
 #[entry]
@@ -133,16 +155,23 @@ fn main() -> ! {
         Err(Fault::Empty) => {}
         Err(fault) => stop_at(fault),
     }
-    report("before", &mut learner, &mut test);
+    let tests = arguments.number("tests", u32::MAX);
+    report("before", &mut learner, &mut test, tests);
 
     let (steps, every) = (arguments.number("steps", 100), arguments.number("every", 50).max(1));
     let (reset_at, started) = (arguments.number("reset", 0), learner.counters().steps);
     let mut instructions = 0;
     while learner.counters().steps < steps {
-        count::start(&mut timer);
-        let loss = step(&mut learner, &mut training);
-        instructions = count::instructions();
+        let before = learner.counters().steps;
+        if learner.counters().examples.is_multiple_of((Net::BATCH as u64).max(1)) {
+            start_counting(&mut timer);
+        }
+        let loss = learn(&mut learner, &mut training);
         let done = learner.counters().steps;
+        if done == before {
+            continue;
+        }
+        instructions = count::instructions();
         if done.is_multiple_of(every) || done == steps {
             if let Err(fault) = learner.save(&mut checkpoints) {
                 stop_at(fault);
@@ -153,12 +182,20 @@ fn main() -> ! {
             reset();
         }
     }
-    report("after", &mut learner, &mut test);
+    print_steps();
+    report("after", &mut learner, &mut test, tests);
     let arena = learner.model().memory();
     let touched = arena.len() - arena.iter().rev().take_while(|byte| **byte == POISON).count();
-    let line = Line::new().text("instructions of a step=").number(instructions);
-    line.text(" erase unit=").number(ERASE_BYTES as u64).text(" flash of checkpoints=").number(len.into()).print();
-    let line = Line::new().text("arena=").number(arena.len() as u64).text(" touched=").number(touched as u64);
+    start_counting(&mut timer);
+    learner.model().infer();
+    let forward = count::instructions();
+    print_steps();
+    let mut line = Line::new();
+    line.text("instructions of a step=").number(instructions).text(" of an inference=").number(forward).print();
+    let mut line = Line::new();
+    line.text("flash of checkpoints=").number(len.into()).text(" erase unit=").number(ERASE_BYTES as u64).print();
+    let mut line = Line::new();
+    line.text("arena=").number(learner.model().memory().len() as u64).text(" touched=").number(touched as u64);
     line.text(" stack=").number(stack::used_bytes() as u64).text(" of=").number(stack::size_bytes() as u64).print();
     exit(0)
 }

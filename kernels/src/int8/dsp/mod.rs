@@ -5,6 +5,7 @@
 //! checks every length; integers are exact, and f32 sums keep the order of the portable kernels.
 #![expect(unsafe_code, reason = "assembly: the instructions have no stable name")]
 
+pub(crate) mod add;
 pub(crate) mod conv;
 pub(crate) mod depthwise;
 mod dot;
@@ -102,6 +103,17 @@ pub(crate) fn add_outer(sums: &mut [[f32; 4]], gc: &[f32], gc_pitch: usize, xt: 
         unsafe { sums::add_outer4(&job) };
     }
     channels
+}
+
+/// Rows of four weights as floats, `pitch` elements from one to the next; false where they are not all there.
+pub(crate) fn floats(w: &[i8], pitch: usize, to: &mut [[f32; 4]]) -> bool {
+    if to.is_empty() || w.len() < (to.len() - 1) * pitch + 4 {
+        return false;
+    }
+    let range = to.as_mut_ptr_range();
+    // SAFETY: `to` has rows, and of each four weights were found to be there.
+    unsafe { sums::floats4(w.as_ptr(), pitch, range.start.cast(), range.end.cast()) };
+    true
 }
 
 /// Bytes 0 and 2 of `x`, widened to 16 bits.

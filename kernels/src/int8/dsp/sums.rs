@@ -287,3 +287,33 @@ pub(super) unsafe extern "C" fn add_lanes8(job: &mut Lanes8) {
         "pop {{r4-r11, pc}}",
     )
 }
+
+/// Turns rows of four weights into floats, up to `end`.
+///
+/// # Safety
+/// `w` must reach over as many rows of `pitch` bytes as there are fours from `to` to `end`, of which there is one at
+/// least.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn floats4(w: *const i8, pitch: usize, to: *mut f32, end: *mut f32) {
+    naked_asm!(
+        ".fpu fpv4-sp-d16",
+        "push {{r4-r6, lr}}",
+        "2:",
+        "ldr r12, [r0]",
+        "add r0, r1",
+        "sxtb r4, r12",
+        "sxtb r5, r12, ror #8",
+        "sxtb r6, r12, ror #16",
+        "asr r12, r12, #24",
+        "vmov s0, s1, r4, r5",
+        "vmov s2, s3, r6, r12",
+        "vcvt.f32.s32 s0, s0",
+        "vcvt.f32.s32 s1, s1",
+        "vcvt.f32.s32 s2, s2",
+        "vcvt.f32.s32 s3, s3",
+        "vstmia r2!, {{s0-s3}}",
+        "cmp r2, r3",
+        "bne 2b",
+        "pop {{r4-r6, pc}}",
+    )
+}

@@ -54,8 +54,9 @@ fn main() -> ! {
 
 fn report(case: &Case, instructions: u64, same: bool) {
     let label = case.label.split(|byte| *byte == 0).next().unwrap_or(&[]);
-    let line = Line::new().text("case ").text(case.kernel.name()).text(" ");
-    let line = line.text(core::str::from_utf8(label).unwrap_or("?")).text(" work=").number(case.work.into());
+    let mut line = Line::new();
+    line.text("case ").text(case.kernel.name()).text(" ");
+    line.text(core::str::from_utf8(label).unwrap_or("?")).text(" work=").number(case.work.into());
     line.text(" instructions=").number(instructions).text(if same { " same" } else { " DIFFERENT" }).print();
 }
 

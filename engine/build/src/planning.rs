@@ -1,28 +1,29 @@
 //! From an int8 network and settings to a plan that fits SRAM and flash.
 
-use super::Int8Settings;
-use crate::error::CommandError;
+use crate::error::BuildError;
+use crate::settings::{Int8Settings, Rounding};
 use crate::sizes::show;
 use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::int8::{self, Int8Model};
-use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_plan::{DType, Fixed, Plan, Source};
 
-/// Compiles the entries `train` and `infer` for one sample at a time.
+/// Compiles the entries `train` and `infer` for one sample at a time. A step of several samples is as many
+/// micro-batches of one, whatever the budget: sums of a weight's gradient run over a micro-batch's images, so another
+/// size would round otherwise.
 ///
 /// # Errors
 /// The scheme does not suit the network, or SRAM or flash are too small: with numbers and what would fit.
-pub fn plan(name: &str, model: &Int8Model, settings: &Int8Settings) -> Result<Compiled, CommandError> {
+pub fn plan(name: &str, model: &Int8Model, settings: &Int8Settings) -> Result<Compiled, BuildError> {
     let compiled = attempt(name, model, settings, Some(settings.memory.saturating_sub(settings.stack)));
     let mut compiled = compiled.map_err(|error| refuse(&error, settings))?;
     let plan = &mut compiled.plan;
     plan.fixed.push(Fixed { name: "stack".to_string(), bytes: settings.stack });
     let flash = flash_bytes(plan);
     if flash > settings.flash {
-        return Err(CommandError::request(format!(
+        return Err(BuildError::request(format!(
             "weights take {flash} bytes of flash, {} are there ({} over)",
             settings.flash,
             flash - settings.flash
@@ -52,14 +53,11 @@ fn attempt(
         Entry { name: "train".to_string(), graph: graph(int8::Entry::Train)?, role },
         Entry { name: "infer".to_string(), graph: graph(int8::Entry::Infer)?, role: Role::Forward },
     ];
-    let optimizer = Optimizer {
-        rule: rule_index("sgd").expect("the table has it"),
-        beta1: 0.0,
-        beta2: 0.0,
-        eps: 0.0,
-        weight_decay: 0.0,
-        clip: None,
+    let rule = match settings.update {
+        Rounding::Stochastic => "sgd",
+        Rounding::Accumulate => "sgd-accumulate",
     };
+    let optimizer = Optimizer { beta1: settings.momentum, ..Optimizer::plain(rule) };
     let source = |tensor: &str| model.source(tensor, settings.is_scaled).unwrap_or(Source::Zero);
     compile::compile(&Request {
         name: format!("{name} {}", settings.scheme),
@@ -84,12 +82,12 @@ fn attempt(
 }
 
 /// What to say of a plan that does not fit.
-fn refuse(error: &CompileError, settings: &Int8Settings) -> CommandError {
+fn refuse(error: &CompileError, settings: &Int8Settings) -> BuildError {
     let CompileError::Budget { need, entry, peak, at, stored, .. } = error else {
-        return CommandError::request(error);
+        return BuildError::request(error);
     };
     let holders: Vec<String> = peak.holders.iter().take(4).map(|h| format!("{} {}", h.name, show(h.bytes))).collect();
-    CommandError::request(format!(
+    BuildError::request(format!(
         "plan needs {} of SRAM with {} of stack, the budget is {} ({} over)\n  peak at {at} of {entry}: {}; stored tensors \
          {}\n  help: a smaller --scheme, or `--memory {}KiB`",
         show(need + settings.stack),
