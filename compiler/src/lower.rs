@@ -422,7 +422,8 @@ fn moves(lowering: &Lowering, step_of: &[u32]) -> (Vec<Transfer>, Vec<Resident>)
             }
         }
     }
-    transfers.sort_by_key(|t: &Transfer| (t.begins, t.direction == Direction::In, t.ends, t.stored));
+    // Stable: the tensors of a parcel stay neighbours.
+    transfers.sort_by_key(|t: &Transfer| (t.begins, t.direction == Direction::In, t.ends));
     (transfers, residents)
 }
 

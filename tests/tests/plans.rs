@@ -116,7 +116,6 @@ fn snapshot() -> String {
                 clip: None,
                 recompute: Recompute::Nothing,
                 arena_bytes_max: None,
-                window: None,
             };
             let plan = case.compile().expect("it compiles").plan;
             let _ = writeln!(out, "{name}, {scheme}, {seq}: {}", line(&plan));
@@ -166,7 +165,6 @@ fn what_is_not_trained_costs_nothing() {
             clip: Some(1.0),
             recompute: Recompute::Nothing,
             arena_bytes_max: None,
-            window: None,
         };
         for (clip, micro_batches) in [(None, 1), (Some(1.0), 1), (Some(1.0), 2)] {
             let plan = Case { clip, micro_batches, ..case }.compile().expect("it compiles").plan;
@@ -215,7 +213,6 @@ fn recomputation_saves_memory() {
                 clip: None,
                 recompute: Recompute::Nothing,
                 arena_bytes_max: None,
-                window: None,
             };
             let most = case.compile().expect("it compiles").plan.arena_bytes();
             let least = Case { recompute: Recompute::All, ..case }.compile().expect("it compiles").plan.arena_bytes();

@@ -98,14 +98,17 @@ impl<'a> Moves<'a> {
 
     /// Ends and begins what is due before step `i`.
     pub(crate) fn before(&mut self, i: usize, contents: &mut Contents, faults: &mut Vec<String>) {
-        // One that begins and ends here as well is waited for at once.
         self.end(i, contents, faults);
-        for t in 0..self.entry.transfers.len() {
-            if self.entry.transfers[t].begins as usize == i {
-                self.begin(t, contents, faults);
+        for (t, transfer) in self.entry.transfers.iter().enumerate() {
+            if transfer.begins as usize != i {
+                continue;
+            }
+            self.begin(t, contents, faults);
+            if transfer.ends as usize == i {
+                // Waited for at once.
+                self.end(i, contents, faults);
             }
         }
-        self.end(i, contents, faults);
     }
 
     fn begin(&mut self, t: usize, contents: &mut Contents, faults: &mut Vec<String>) {
@@ -173,7 +176,8 @@ impl<'a> Moves<'a> {
             let reads = step.args.iter().any(|x| overlap(span(x), place));
             let is_in = self.entry.transfers[t].direction == Direction::In;
             if writes || (reads && is_in) {
-                faults.push(format!("{at}: touches the place of transfer {t}, which is on its way"));
+                let name = self.name(&self.entry.transfers[t]);
+                faults.push(format!("{at}: touches the place of transfer {t} of `{name}`, which is on its way"));
             }
         }
         // A result may lie where a stored tensor lies that it was added to.

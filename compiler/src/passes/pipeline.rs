@@ -68,19 +68,23 @@ pub struct Pipeline {
 pub fn run(graphs: &[&Graph], window: Window) -> Pipeline {
     let mut parcels = parcels(graphs);
     let Some(&train) = graphs.first() else { return Pipeline::default() };
-    let all = visits(train, &parcels, false);
-    let changes = |p: u32| all.iter().any(|v| v.parcel == p && v.changed.is_some());
-    // What is changed and never leaves has no use for a place elsewhere.
-    let mut stays_near: Vec<u32> = permanent(&all, window).into_iter().filter(|&p| changes(p)).collect();
-    let forever = stays_near.len() as u32;
-    stays_near.extend(near_states(&parcels, window));
-    let mut p = 0;
-    parcels.retain(|_| {
-        p += 1;
-        !stays_near.contains(&(p - 1))
-    });
-    let weights = Window { blocks: window.blocks.saturating_sub(forever).max(1), ..window };
-    let states = Window { blocks: window.blocks.clamp(1, 2), prefetch: 1 };
+    let states_near = near_states(&parcels, window);
+    remove(&mut parcels, &states_near);
+    let mut weights = window;
+    let mut states = Window { blocks: window.blocks.clamp(1, 2), prefetch: 1 };
+    // What is changed and never leaves has no use for a place elsewhere. With fewer blocks to come and go, more may stay.
+    for (is_state, places) in [(false, &mut weights), (true, &mut states)] {
+        loop {
+            let all = visits(train, &parcels, is_state);
+            let changes = |p: &u32| all.iter().any(|v| v.parcel == *p && v.changed.is_some());
+            let stays_near: Vec<u32> = permanent(&all, *places).into_iter().filter(changes).collect();
+            if stays_near.is_empty() {
+                break;
+            }
+            places.blocks = places.blocks.saturating_sub(stays_near.len() as u32).max(1);
+            remove(&mut parcels, &stays_near);
+        }
+    }
     let of_graph = |graph: &&Graph| {
         let nodes = graph.nodes.len() as u32;
         let mut found = stays(&visits(graph, &parcels, false), weights, nodes);
@@ -89,6 +93,14 @@ pub fn run(graphs: &[&Graph], window: Window) -> Pipeline {
     };
     let stays = graphs.iter().map(of_graph).collect();
     Pipeline { parcels, stays }
+}
+
+fn remove(parcels: &mut Vec<Parcel>, gone: &[u32]) {
+    let mut next = 0;
+    parcels.retain(|_| {
+        next += 1;
+        !gone.contains(&(next - 1))
+    });
 }
 
 /// Of the optimizer's states those that stay: all but what two places are for, spread over the blocks so that the
@@ -462,7 +474,8 @@ impl Frame<'_> {
             let to = if round == *rounds.end() { self.end(copy.until - 1) } else { self.nodes };
             [from, to - 1]
         });
-        let changes = (copy.uses[0]..=copy.uses[1]).filter_map(|t| Some((t, self.visits[t % n].changed?)));
+        let own = (copy.uses[0]..=copy.uses[1]).filter(|t| self.visits[t % n].parcel == copy.parcel);
+        let changes = own.filter_map(|t| Some((t, self.visits[t % n].changed?)));
         let leaves = changes.map(|(t, node)| {
             let last = (copy.until - 1).min(t + 1);
             [node + 1, if last / n > t / n { self.nodes } else { self.end(last) }]

@@ -105,36 +105,22 @@ impl Direct {
         Ok(())
     }
 
-    /// Writes `data` at `offset`, a multiple of [`BLOCK_BYTES`]; what lies behind it up to the next multiple is lost.
-    ///
-    /// # Errors
-    /// The disk is full, or the system fails.
-    pub fn write(&self, offset: u64, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
-        debug_assert!(offset.is_multiple_of(BLOCK_BYTES));
-        let err = |source| FileError::new(&self.path, "cannot write", source);
-        for (i, part) in data.chunks(CHUNK_BYTES).enumerate() {
-            let bytes = chunk.bytes(part.len().next_multiple_of(BLOCK_BYTES as usize));
-            bytes[..part.len()].copy_from_slice(part);
-            bytes[part.len()..].fill(0);
-            write_all(&self.file, offset + (i * CHUNK_BYTES) as u64, bytes).map_err(err)?;
-        }
-        Ok(())
-    }
-
     /// Writes `data` at `offset`; what lies around it stays.
     ///
     /// # Errors
     /// The disk is full, or the system fails.
-    pub fn write_part(&self, offset: u64, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
+    pub fn write(&self, offset: u64, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
         let err = |source| FileError::new(&self.path, "cannot write", source);
+        let block = BLOCK_BYTES as usize;
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
-            let first = at - at % BLOCK_BYTES;
-            let skip = (at - first) as usize;
-            let len = (data.len() - done).min(CHUNK_BYTES - skip);
-            let bytes = chunk.bytes((skip + len).next_multiple_of(BLOCK_BYTES as usize));
-            if bytes.len() > len {
+            let (first, skip) = (at - at % BLOCK_BYTES, (at % BLOCK_BYTES) as usize);
+            let left = data.len() - done;
+            let is_whole = skip == 0 && left >= block;
+            let len = if is_whole { (left - left % block).min(CHUNK_BYTES) } else { left.min(block - skip) };
+            let bytes = chunk.bytes(len.max(block));
+            if !is_whole {
                 read_all(&self.file, first, bytes).map_err(err)?;
             }
             bytes[skip..skip + len].copy_from_slice(&data[done..done + len]);

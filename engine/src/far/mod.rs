@@ -92,18 +92,10 @@ impl Files {
         }
     }
 
-    /// Writes to the work file, from a place that begins a block of it.
+    /// Writes a part of the work file; what lies around it stays.
     pub(crate) fn write(&self, place: Place, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
         match place {
             Place::Work(offset) => self.work_file().write(offset, data, chunk),
-            Place::Model(..) => unreachable!("the model's files are only read"),
-        }
-    }
-
-    /// Writes a part of the work file that need not begin or end with a block: what lies around it stays.
-    pub(crate) fn write_part(&self, place: Place, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
-        match place {
-            Place::Work(offset) => self.work_file().write_part(offset, data, chunk),
             Place::Model(..) => unreachable!("the model's files are only read"),
         }
     }
@@ -286,7 +278,7 @@ impl Far {
         self.resident = None;
         let there = borrowed(plan, tensor);
         let result = set(arena.tensor_mut(&there));
-        self.files.write_part(place_of(plan, tensor), arena.tensor(&there), &mut self.chunk)?;
+        self.files.write(place_of(plan, tensor), arena.tensor(&there), &mut self.chunk)?;
         Ok(result)
     }
 

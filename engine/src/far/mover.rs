@@ -186,7 +186,24 @@ impl Drop for Mover {
     }
 }
 
+/// Tells who waits when the thread ends by a panic, so that nobody waits for ever.
+struct Farewell<'a>(&'a Shared);
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let mut queue = self.0.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let why = std::io::Error::other("the moving thread ended by a panic");
+        queue.failed.get_or_insert(FileError::new(std::path::Path::new("work file"), "cannot move", why));
+        queue.finished = u64::MAX;
+        self.0.finished.notify_all();
+    }
+}
+
 fn work(shared: &Shared, files: &Files, chunk: &mut Chunk) {
+    let _farewell = Farewell(shared);
     let mut queue = shared.queue.lock().expect("nobody panics with the queue");
     loop {
         let Some(job) = queue.jobs.pop_front() else {

@@ -1,0 +1,53 @@
+//! Superpipeline: every window of every scheme leads to a plan that the checker accepts.
+
+mod made;
+
+use made::{Llama, Scratch, TIED, knobs};
+use tinyforge_cli::model::Model;
+use tinyforge_cli::planning::Wanted;
+use tinyforge_cli::request;
+use tinyforge_plan::check;
+
+const LAYERS: u32 = 6;
+
+fn model() -> (Scratch, Model) {
+    let scratch = Scratch::new("windows");
+    Llama { layers: LAYERS, ..TIED }.write(scratch.path());
+    let model = Model::open(scratch.path()).expect("opens");
+    (scratch, model)
+}
+
+#[test]
+fn every_window_gives_a_plan_that_holds() {
+    let (_scratch, model) = model();
+    let mut faults = Vec::new();
+    for base in [
+        &["scheme=\"full\""][..],
+        &["scheme=\"full\"", "optimizer=\"sgd\"", "micro_batch=2"],
+        &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""],
+        &["scheme=\"full\"", "clip=0.05", "clip_by=\"second\""],
+        &["scheme=\"lora\""],
+        &["scheme=\"last:2\"", "micro_batch=1"],
+        &["scheme=\"last:4+head\""],
+        &["scheme=\"sparse\""],
+        &["scheme=\"bias\""],
+    ] {
+        for window in 1..=LAYERS {
+            for prefetch in 1..=window.min(3) {
+                for recompute in ["nothing", "all"] {
+                    let more = [
+                        format!("window=\"{window}\""),
+                        format!("prefetch={prefetch}"),
+                        format!("recompute=\"{recompute}\""),
+                    ];
+                    let pairs: Vec<&str> = base.iter().copied().chain(more.iter().map(String::as_str)).collect();
+                    let settings = knobs(&pairs).settings().expect("settings");
+                    let plans = request::plan_phases(&model, &settings, Wanted::Train, &[]).expect("plans");
+                    let found = plans.iter().flat_map(|p| check::check(&p.compiled.plan));
+                    faults.extend(found.take(1).map(|fault| format!("{pairs:?}: {fault}")));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} plans have faults:\n{}", faults.len(), faults.join("\n"));
+}
