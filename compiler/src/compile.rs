@@ -19,8 +19,8 @@ use crate::passes::pipeline::{Pipeline, Stay, Window};
 use crate::passes::place::{Guest, Needs, Placement};
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
-    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, order, parameterize, pipeline, place, prune, quantize,
-    recompute, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, order, parameterize, pipeline, place,
+    prune, quantize, recompute, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
@@ -173,7 +173,7 @@ pub enum CompileError {
         at: String,
         /// How many steps the entry has.
         steps: u32,
-        /// Bytes of stored tensors, below everything.
+        /// Bytes of the near memory's stored tensors, below everything.
         stored: u64,
     },
 }
@@ -299,6 +299,14 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
         if let Role::Train { micro_batches } = entry.role {
             let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
+            let finish = match finish {
+                // A window's blocks are visited once for all micro-batches.
+                Some(update) if request.window.is_some() => {
+                    stage.pass(request, "layer_major", |g| *g = layer_major::run(g, &update, micro_batches));
+                    None
+                }
+                finish => finish,
+            };
             stage.pass(request, "fuse_update", fuse_update::run);
             // Updates must stand where they will run before it is known where a recomputed value is first read.
             stage.pass(request, "order", order::run);
@@ -347,7 +355,8 @@ fn ladder_steps(graph: &Graph) -> u32 {
 fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result<Plan, CompileError> {
     let stages: Vec<Stage> = stages.iter().map(|stage| arrange(request, stage, step)).collect();
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
-    let pipeline = request.window.map_or(Pipeline::default(), |window| pipeline::run(&graphs, window));
+    let rotates = matches!(request.scheme.kind, SchemeKind::Cycle(_));
+    let pipeline = request.window.map_or(Pipeline::default(), |window| pipeline::run(&graphs, window, rotates));
     let mut placed: Vec<(Needs, Vec<Guest>, Placement)> = Vec::new();
     for (i, stage) in stages.iter().enumerate() {
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
@@ -434,6 +443,6 @@ fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
         peak: Box::new(fullest.peak.clone()),
         at: step.map_or(String::new(), |s| format!("{} {}", s.kernel, s.label)),
         steps: fullest.steps.len() as u32,
-        stored: plan.stored_bytes(|_| true),
+        stored: plan.stored_bytes(|s| !plan.is_far(s)),
     })
 }

@@ -204,8 +204,10 @@ fn lay_out(found: &mut [Stored], input: &Input) -> Sections {
     let streamed: HashMap<&str, (usize, usize)> = lists
         .flat_map(|(p, list)| list.tensors.iter().enumerate().map(move |(i, name)| (name.as_str(), (p, i))))
         .collect();
+    let changes =
+        |s: &Stored| s.changes || streamed.get(s.name.as_str()).is_some_and(|&(p, _)| input.parcels[p].rotates);
     let section = |s: &Stored| match streamed.get(s.name.as_str()) {
-        Some(_) if !s.changes && is_as_stored(s) => Section::Model,
+        Some(_) if !changes(s) && is_as_stored(s) => Section::Model,
         Some(_) => Section::Work,
         None if !is_near(s) => Section::Fixed,
         None if s.kind == StoredKind::State => Section::NearState,
@@ -218,7 +220,7 @@ fn lay_out(found: &mut [Stored], input: &Input) -> Sections {
     let (mut offset, mut ends, mut before) = (0u64, [0; 3], None);
     for i in order {
         let (section, parcel) = key(&found[i]);
-        let group = (section, parcel.map(|(p, _)| (p, found[i].changes)));
+        let group = (section, parcel.map(|(p, _)| (p, changes(&found[i]))));
         if before != Some(group) {
             let last = before.map_or(Section::Model, |(section, _)| section);
             if last == Section::Work || section == Section::Work {

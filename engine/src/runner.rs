@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tinyforge_kernels::par::Par;
-use tinyforge_plan::{Plan, Step, Stored, StoredKind, Tensor, check};
+use tinyforge_plan::{Named, Plan, Step, Stored, StoredKind, Tensor, check};
 
 /// Stack of a worker thread; kernels use little.
 pub const STACK_BYTES: usize = 1 << 20;
@@ -156,8 +156,9 @@ impl Runner {
     /// # Errors
     /// The work file cannot be written.
     pub fn clear_states(&mut self) -> Result<(), RunError> {
-        let tensors: Vec<Tensor> = states(self.plan()).map(|s| s.tensor.clone()).collect();
-        self.clear(&tensors)
+        let Runner { phases, active, far, arena, .. } = self;
+        let plan = &phases[*active].plan;
+        states(plan).try_for_each(|s| change(plan, far.as_mut(), arena, &s.tensor, |bytes| bytes.fill(0)))
     }
 
     /// Sets the states of the active phase to zero that are not in every phase's plan: those have kept their bytes.
@@ -165,12 +166,9 @@ impl Runner {
     /// # Errors
     /// The work file cannot be written.
     pub fn clear_own_states(&mut self) -> Result<(), RunError> {
-        let tensors = self.phases[self.active].own_states.clone();
-        self.clear(&tensors)
-    }
-
-    fn clear(&mut self, tensors: &[Tensor]) -> Result<(), RunError> {
-        tensors.iter().try_for_each(|t| self.change(t, |bytes| bytes.fill(0)))
+        let Runner { phases, active, far, arena, .. } = self;
+        let Phase { plan, own_states, .. } = &phases[*active];
+        own_states.iter().try_for_each(|t| change(plan, far.as_mut(), arena, t, |bytes| bytes.fill(0)))
     }
 
     /// The bytes of a stored tensor, wherever it lives; of a far one in the part of the arena that steps use.
@@ -195,11 +193,7 @@ impl Runner {
     /// The tensor lives in the model's file.
     pub fn change<R>(&mut self, tensor: &Tensor, set: impl FnOnce(&mut [u8]) -> R) -> Result<R, RunError> {
         let Runner { phases, active, far, arena, .. } = self;
-        let plan = &phases[*active].plan;
-        match far {
-            Some(far) if far::is_far(plan, tensor) => Ok(far.change(plan, tensor, arena, set)?),
-            _ => Ok(set(arena.tensor_mut(tensor))),
-        }
+        change(&phases[*active].plan, far.as_mut(), arena, tensor, set)
     }
 
     /// The worker threads. Calls inside [`Par::enter`] go from thread to thread without being queued, and so without
@@ -246,6 +240,22 @@ impl Runner {
         match self.phases[self.active].plan.entries[entry].input(name) {
             Some(t) => bytemuck::cast_slice_mut(self.arena.tensor_mut(t)),
             None => &mut [],
+        }
+    }
+
+    /// An input of one of the micro-batches that an entry does in one run, counted from 0.
+    pub fn input_of<T: Pod>(&mut self, (entry, micro): (usize, usize), name: &str) -> &mut [T] {
+        match of_micro_batch(&self.phases[self.active].plan.entries[entry].inputs, micro, name) {
+            Some(t) => bytemuck::cast_slice_mut(self.arena.tensor_mut(t)),
+            None => &mut [],
+        }
+    }
+
+    /// A result of one of the micro-batches that an entry does in one run, counted from 0.
+    pub fn result_of<T: Pod>(&self, (entry, micro): (usize, usize), name: &str) -> &[T] {
+        match of_micro_batch(&self.plan().entries[entry].results, micro, name) {
+            Some(t) => bytemuck::cast_slice(self.arena.tensor(t)),
+            None => &[],
         }
     }
 
@@ -296,5 +306,22 @@ impl Runner {
     /// Steps with the nanoseconds spent in them and how often they ran, where that is counted.
     pub fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
         self.phases[self.active].code.times()
+    }
+}
+
+fn of_micro_batch<'a>(named: &'a [Named], micro: usize, name: &str) -> Option<&'a Tensor> {
+    named.iter().find(|n| n.micro_batch() == (micro as u32, name)).map(|n| &n.tensor)
+}
+
+fn change<R>(
+    plan: &Plan,
+    far: Option<&mut Far>,
+    arena: &mut Arena,
+    tensor: &Tensor,
+    set: impl FnOnce(&mut [u8]) -> R,
+) -> Result<R, RunError> {
+    match far {
+        Some(far) if far::is_far(plan, tensor) => Ok(far.change(plan, tensor, arena, set)?),
+        _ => Ok(set(arena.tensor_mut(tensor))),
     }
 }

@@ -295,6 +295,16 @@ pub struct Named {
     pub tensor: Tensor,
 }
 
+impl Named {
+    /// The micro-batch, counted from 0, and the name in it: `m2.tokens` is `tokens` of the third. Entries that do all
+    /// micro-batches of a step in one run have such names.
+    pub fn micro_batch(&self) -> (u32, &str) {
+        let split = self.name.strip_prefix('m').and_then(|rest| rest.split_once('.'));
+        let numbered = split.and_then(|(number, name)| Some((number.parse().ok()?, name)));
+        numbered.unwrap_or((0, &self.name))
+    }
+}
+
 /// Straight-line code over the arena.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Entry {
@@ -325,6 +335,11 @@ impl Entry {
     /// The result of this name.
     pub fn result(&self, name: &str) -> Option<&Tensor> {
         self.results.iter().find(|n| n.name == name).map(|n| &n.tensor)
+    }
+
+    /// Micro-batches that one run does.
+    pub fn micro_batches(&self) -> u32 {
+        self.inputs.iter().map(|n| n.micro_batch().0).max().unwrap_or(0).saturating_add(1)
     }
 
     /// Arithmetic of one run.

@@ -1,4 +1,4 @@
-//! Lifetimes of values over a graph's nodes. Shared by `recompute`, `order` and `place`; not a pass.
+//! Lifetimes of values over a graph's nodes, and what must stand before what. Shared by passes; not a pass.
 
 use crate::ir::graph::{Graph, Value};
 
@@ -55,4 +55,31 @@ pub fn profile(graph: &Graph, extra: impl Fn(usize) -> u64) -> Vec<u64> {
         live as u64 + extra(i)
     });
     sum.collect()
+}
+
+/// For every node the nodes that must stand before it: definitions of operands, and around changes of a tensor
+/// every earlier read or change of it.
+pub fn dependencies(graph: &Graph) -> Vec<Vec<u32>> {
+    let mut def = vec![None; graph.values.len()];
+    let mut readers: Vec<Vec<u32>> = vec![Vec::new(); graph.values.len()];
+    let mut changer: Vec<Option<u32>> = vec![None; graph.values.len()];
+    let mut before = Vec::with_capacity(graph.nodes.len());
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let changes = (node.op.def().mutates)(&node.attrs);
+        let mut deps: Vec<u32> = node.args.iter().filter_map(|a| def[a.index()]).collect();
+        for (k, &a) in node.args.iter().enumerate() {
+            deps.extend(changer[a.index()]);
+            if k < changes {
+                deps.append(&mut readers[a.index()]);
+                changer[a.index()] = Some(i as u32);
+            } else {
+                readers[a.index()].push(i as u32);
+            }
+        }
+        node.outs.iter().for_each(|o| def[o.index()] = Some(i as u32));
+        deps.sort_unstable();
+        deps.dedup();
+        before.push(deps);
+    }
+    before
 }

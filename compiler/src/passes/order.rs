@@ -25,33 +25,6 @@ fn peak(graph: &Graph) -> u64 {
     live::profile(graph, |_| 0).into_iter().max().unwrap_or(0)
 }
 
-/// For every node the nodes that must stand before it: definitions of operands, and around changes of a tensor
-/// every earlier read or change of it.
-fn dependencies(graph: &Graph) -> Vec<Vec<u32>> {
-    let mut def = vec![None; graph.values.len()];
-    let mut readers: Vec<Vec<u32>> = vec![Vec::new(); graph.values.len()];
-    let mut changer: Vec<Option<u32>> = vec![None; graph.values.len()];
-    let mut before = Vec::with_capacity(graph.nodes.len());
-    for (i, node) in graph.nodes.iter().enumerate() {
-        let changes = (node.op.def().mutates)(&node.attrs);
-        let mut deps: Vec<u32> = node.args.iter().filter_map(|a| def[a.index()]).collect();
-        for (k, &a) in node.args.iter().enumerate() {
-            deps.extend(changer[a.index()]);
-            if k < changes {
-                deps.append(&mut readers[a.index()]);
-                changer[a.index()] = Some(i as u32);
-            } else {
-                readers[a.index()].push(i as u32);
-            }
-        }
-        node.outs.iter().for_each(|o| def[o.index()] = Some(i as u32));
-        deps.sort_unstable();
-        deps.dedup();
-        before.push(deps);
-    }
-    before
-}
-
 /// Bytes made minus bytes freed by each node.
 fn balances(graph: &Graph) -> Vec<i64> {
     let lives = live::lives(graph);
@@ -69,7 +42,7 @@ fn balances(graph: &Graph) -> Vec<i64> {
 /// Nodes that free memory run as soon as they can. Forward nodes stay: moving them frees nothing that backward
 /// does not keep anyway.
 fn hoist(graph: &Graph) -> Vec<u32> {
-    let (before, balance) = (dependencies(graph), balances(graph));
+    let (before, balance) = (live::dependencies(graph), balances(graph));
     let n = graph.nodes.len();
     let mut missing: Vec<usize> = before.iter().map(Vec::len).collect();
     let mut after: Vec<Vec<u32>> = vec![Vec::new(); n];
@@ -100,7 +73,7 @@ fn hoist(graph: &Graph) -> Vec<u32> {
 
 /// Nodes that make more than they free run right before their first reader.
 fn sink(graph: &Graph) -> Vec<u32> {
-    let (before, balance) = (dependencies(graph), balances(graph));
+    let (before, balance) = (live::dependencies(graph), balances(graph));
     let n = graph.nodes.len();
     let late = |i: u32| balance[i as usize] > 0 && graph.nodes[i as usize].region != Region::Forward;
     let (mut order, mut done) = (Vec::with_capacity(n), vec![false; n]);

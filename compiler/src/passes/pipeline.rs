@@ -7,8 +7,10 @@
 //! needed last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs
 //! fewer. Steps repeat: what stays at the end of one is there when the next begins.
 
-use crate::ir::graph::{Graph, Kind, Region, Value};
+use crate::ir::graph::{Graph, Kind, Region};
+use crate::passes::live;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// How much of the model the near memory holds at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +30,8 @@ pub struct Parcel {
     pub is_state: bool,
     /// The tensors' names, in the order in which they lie.
     pub tensors: Vec<String>,
+    /// Whether plans take turns that each change another part of the model: all of them then find it in one place.
+    pub rotates: bool,
 }
 
 /// A visit: one walk of the nodes over a parcel, from the first node that reads it to the last.
@@ -64,10 +68,18 @@ pub struct Pipeline {
     pub stays: Vec<Vec<Stay>>,
 }
 
-/// Decides what lives in the far memory and when it is near. The first graph is the one that trains.
-pub fn run(graphs: &[&Graph], window: Window) -> Pipeline {
-    let mut parcels = parcels(graphs);
-    let Some(&train) = graphs.first() else { return Pipeline::default() };
+/// Decides what lives in the far memory and when it is near. The first graph is the one that trains. Where groups of
+/// blocks take turns in being trained (`rotates`), all weights of blocks live in the far memory and all states in the
+/// near one, whatever group it is.
+pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
+    let mut parcels = parcels(graphs, rotates);
+    let blocks = parcels.iter().filter(|p| !p.is_state).count();
+    let Some(&train) = graphs.first().filter(|_| blocks > window.blocks as usize) else { return Pipeline::default() };
+    if rotates {
+        let of_graph = |graph: &&Graph| stays(&visits(graph, &parcels, false), window, graph.nodes.len() as u32);
+        let stays = graphs.iter().map(of_graph).collect();
+        return Pipeline { parcels, stays };
+    }
     let states_near = near_states(&parcels, window);
     remove(&mut parcels, &states_near);
     let mut weights = window;
@@ -116,9 +128,12 @@ fn near_states(parcels: &[Parcel], window: Window) -> Vec<u32> {
 const SMALL_PART: u64 = 16;
 
 /// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
-/// changed are left out, and so are their states.
-fn parcels(graphs: &[&Graph]) -> Vec<Parcel> {
-    let is_resident = |bytes: u64, block: u64| bytes * SMALL_PART <= block;
+/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states.
+fn parcels(graphs: &[&Graph], rotates: bool) -> Vec<Parcel> {
+    let is_resident = |user: &User, block: u64| match rotates {
+        true => user.kind == Kind::State,
+        false => user.changes && user.bytes * SMALL_PART <= block,
+    };
     let users = users(graphs);
     let numbered = |block: &str| block.rsplit('.').next().is_some_and(|n| n.parse::<u32>().is_ok());
     let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
@@ -127,20 +142,23 @@ fn parcels(graphs: &[&Graph]) -> Vec<Parcel> {
     let mut parcels: Vec<Parcel> = Vec::new();
     for user in users.iter().filter(|u| u.blocks.len() == 1 && numbered(u.blocks[0])) {
         let block = user.blocks[0];
-        if user.changes && is_resident(user.bytes, bytes_of.get(block).copied().unwrap_or(0)) {
+        if is_resident(user, bytes_of.get(block).copied().unwrap_or(0)) {
             continue;
         }
         let is_state = user.kind == Kind::State;
         let found = parcels.iter().position(|p| p.block == block && p.is_state == is_state);
         let at = found.unwrap_or_else(|| {
-            parcels.push(Parcel { block: block.to_string(), is_state, tensors: Vec::new() });
+            parcels.push(Parcel { block: block.to_string(), is_state, tensors: Vec::new(), rotates });
             parcels.len() - 1
         });
         parcels[at].tensors.push(user.name.to_string());
     }
     // What changes lies together, so that it goes back in one piece.
     let changes = |name: &String| users.iter().any(|u| u.name == name && u.changes);
-    parcels.iter_mut().for_each(|p| p.tensors.sort_by_key(|name| !changes(name)));
+    match rotates {
+        true => parcels.iter_mut().for_each(|p| p.tensors.sort()),
+        false => parcels.iter_mut().for_each(|p| p.tensors.sort_by_key(|name| !changes(name))),
+    }
     parcels
 }
 
@@ -178,38 +196,31 @@ fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
     users
 }
 
-/// Brings the nodes of a block and part of the step together where nothing stands against it, in the order in which
-/// the blocks' first nodes stand: so a block is visited once forward and once backward.
+/// Brings the nodes of a block and part of the step together, in the order in which the blocks' first nodes stand: so
+/// a block is visited once forward and once backward. A node that needs more than that follows what it needs.
 pub fn gather(graph: &mut Graph) {
+    let part = |i: usize| (graph.nodes[i].region == Region::Forward, graph.nodes[i].block);
     let mut first: BTreeMap<(bool, u32), usize> = BTreeMap::new();
-    for (i, node) in graph.nodes.iter().enumerate() {
-        first.entry((node.region == Region::Forward, node.block)).or_insert(i);
+    (0..graph.nodes.len()).for_each(|i| {
+        first.entry(part(i)).or_insert(i);
+    });
+    let mut wanted: Vec<usize> = (0..graph.nodes.len()).collect();
+    wanted.sort_by_key(|&i| (first[&part(i)], i));
+    let before = live::dependencies(graph);
+    let (mut done, mut order, mut late) = (vec![false; wanted.len()], Vec::new(), Vec::new());
+    let mut groups = wanted.chunk_by(|&a, &b| part(a) == part(b));
+    while let Some(group) = groups.next().or((!late.is_empty()).then_some(&[])) {
+        late.extend_from_slice(group);
+        late.retain(|&i| {
+            let is_ready = before[i].iter().all(|&d| done[d as usize]);
+            if is_ready {
+                done[i] = true;
+                order.push(i);
+            }
+            !is_ready
+        });
     }
-    let mut order: Vec<usize> = (0..graph.nodes.len()).collect();
-    let key = |i: &usize| first[&(graph.nodes[*i].region == Region::Forward, graph.nodes[*i].block)];
-    order.sort_by_key(|i| (key(i), *i));
-    let gathered: Vec<_> = order.iter().map(|&i| graph.nodes[i].clone()).collect();
-    let before = std::mem::replace(&mut graph.nodes, gathered);
-    if !crate::ir::verify::verify(graph).is_empty() || changes_meaning(graph, &before, &order) {
-        graph.nodes = before;
-    }
-}
-
-/// Whether a read of a stored tensor changed sides with a change of it.
-fn changes_meaning(graph: &Graph, before: &[crate::ir::graph::Node], order: &[usize]) -> bool {
-    let mut place = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
-    let mut touched: BTreeMap<Value, Vec<(usize, bool)>> = BTreeMap::new();
-    for (i, node) in before.iter().enumerate() {
-        let changes = (node.op.def().mutates)(&node.attrs);
-        for (k, &v) in node.args.iter().enumerate().filter(|(_, v)| graph.info(**v).decl.is_some()) {
-            touched.entry(v).or_default().push((i, k < changes));
-        }
-    }
-    touched.values().any(|nodes| {
-        let pairs = nodes.iter().enumerate().flat_map(|(k, a)| nodes[k + 1..].iter().map(move |b| (a, b)));
-        pairs.filter(|(a, b)| a.1 || b.1).any(|(a, b)| place[a.0] > place[b.0])
-    })
+    graph.nodes = order.iter().map(|&i| graph.nodes[i].clone()).collect();
 }
 
 /// The visits of a graph to the parcels that `is_state` says, in order.
@@ -432,13 +443,13 @@ fn stays(visits: &[Visit], window: Window, nodes: u32) -> Vec<Stay> {
         return Vec::new();
     }
     let round = steady(visits, window, |_| false);
+    let frame = Frame { visits, nodes, start: round.start };
     let always = round.permanent.iter().map(|&parcel| Stay {
         parcel,
         comes: None,
-        leaves: Vec::new(),
+        leaves: frame.leaves(parcel, 0..visits.len(), usize::MAX),
         lives: vec![[0, nodes.saturating_sub(1)]],
     });
-    let frame = Frame { visits, nodes, start: round.start };
     always.chain(round.copies.iter().map(|c| frame.stay(c))).collect()
 }
 
@@ -474,13 +485,20 @@ impl Frame<'_> {
             let to = if round == *rounds.end() { self.end(copy.until - 1) } else { self.nodes };
             [from, to - 1]
         });
-        let own = (copy.uses[0]..=copy.uses[1]).filter(|t| self.visits[t % n].parcel == copy.parcel);
+        let leaves = self.leaves(copy.parcel, copy.uses[0]..copy.uses[1] + 1, copy.until);
+        Stay { parcel: copy.parcel, comes: Some([begins, waits]), leaves, lives: lives.collect() }
+    }
+
+    /// When a parcel goes back that some of the visits `uses` change, and whose place is given away before `until`.
+    fn leaves(&self, parcel: u32, uses: Range<usize>, until: usize) -> Vec<[u32; 2]> {
+        let n = self.visits.len();
+        let own = uses.filter(|t| self.visits[t % n].parcel == parcel);
         let changes = own.filter_map(|t| Some((t, self.visits[t % n].changed?)));
-        let leaves = changes.map(|(t, node)| {
-            let last = (copy.until - 1).min(t + 1);
+        let leave = |(t, node): (usize, u32)| {
+            let last = (until - 1).min(t + 1);
             [node + 1, if last / n > t / n { self.nodes } else { self.end(last) }]
-        });
-        Stay { parcel: copy.parcel, comes: Some([begins, waits]), leaves: leaves.collect(), lives: lives.collect() }
+        };
+        changes.map(leave).collect()
     }
 }
 

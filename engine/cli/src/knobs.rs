@@ -256,7 +256,7 @@ impl Knobs {
         if let Some(micro) = micro_batch.filter(|m| !batch.is_multiple_of(*m)) {
             return Err(CommandError::request(format!("--micro-batch {micro} does not divide --batch {batch}")));
         }
-        let window = self.window(&scheme)?;
+        let window = self.window()?;
         Ok(Settings {
             keep_states: self.keep_states(&scheme, &optimizer)?,
             scheme,
@@ -276,7 +276,7 @@ impl Knobs {
         })
     }
 
-    fn window(&self, scheme: &Scheme) -> Result<Streaming, CommandError> {
+    fn window(&self) -> Result<Streaming, CommandError> {
         let prefetch = positive("prefetch", self.prefetch.unwrap_or(1))?;
         let window = match self.window.as_deref().unwrap_or("auto") {
             "auto" => return Ok(Streaming::Auto { prefetch }),
@@ -287,9 +287,6 @@ impl Knobs {
             let why = format!("--window {}: all, auto or a number from 1", self.window.clone().unwrap_or_default());
             return Err(CommandError::request(why));
         };
-        if matches!(scheme.kind, SchemeKind::Cycle(_)) {
-            return Err(CommandError::request("--window does not go with cycle:N yet: leave it out"));
-        }
         if prefetch > blocks {
             return Err(CommandError::request(format!("--prefetch {prefetch} is more than --window {blocks}")));
         }

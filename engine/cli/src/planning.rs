@@ -10,7 +10,7 @@ use tinyforge_compiler::import::weight_map::Binding;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
-use tinyforge_compiler::scheme::{Scheme, SchemeKind};
+use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::{DType, Fixed};
 
 /// What a plan is asked to do.
@@ -93,6 +93,8 @@ pub struct Planned {
     pub compiled: Compiled,
     /// Packed rows a micro-batch.
     pub micro_rows: u32,
+    /// Blocks that the near memory holds at a time; `None` where it holds all.
+    pub window: Option<Window>,
 }
 
 /// Compiles a plan that fits; `fixed` are the parts of the process outside the arena.
@@ -104,7 +106,8 @@ pub fn plan(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed])
     Ok(plan_groups(model, settings, wanted, fixed, groups)?.remove(0))
 }
 
-/// Compiles a plan for each of some groups of a `cycle`, all with the same micro-batches: the largest that fit.
+/// Compiles a plan for each of some groups of a `cycle`, all with the same micro-batches, the largest that fit, and the
+/// same window, since they take turns over one arena.
 ///
 /// # Errors
 /// As [`plan`].
@@ -116,10 +119,12 @@ pub fn plan_groups(
     groups: Range<u32>,
 ) -> Result<Vec<Planned>, CompileError> {
     largest(&micro_batches(settings, wanted), |micro_rows| {
+        let mut window = settings.window;
         let of_group = |group| -> Result<Planned, CompileError> {
-            let settings = Settings { group, ..settings.clone() };
-            let compiled = plan_rows(model, &settings, wanted, fixed, micro_rows)?;
-            Ok(Planned { compiled, micro_rows })
+            let settings = Settings { group, window, ..settings.clone() };
+            let (compiled, found) = plan_rows(model, &settings, wanted, fixed, micro_rows)?;
+            window = found.map_or(Streaming::Never, Streaming::Window);
+            Ok(Planned { compiled, micro_rows, window: found })
         };
         // The lowest group's backward is the longest: what does not fit shows there first.
         let mut plans = groups.clone().rev().map(of_group).collect::<Result<Vec<Planned>, CompileError>>()?;
@@ -203,28 +208,30 @@ fn plan_rows(
     wanted: Wanted,
     fixed: &[Fixed],
     rows: u32,
-) -> Result<Compiled, CompileError> {
+) -> Result<(Compiled, Option<Window>), CompileError> {
     let layers = model.config.layers as u32;
-    let attempt = |window: Option<Window>| plan_window(model, settings, wanted, fixed, (rows, window));
+    let attempt = |window: Option<Window>| {
+        plan_window(model, settings, wanted, fixed, (rows, window)).map(|compiled| (compiled, window))
+    };
     let prefetch = match settings.window {
-        // The groups of a cycle take turns over one arena, in which each would stream something else.
-        Streaming::Auto { .. } if matches!(settings.scheme.kind, SchemeKind::Cycle(_)) => return attempt(None),
         Streaming::Never => return attempt(None),
-        Streaming::Window(window) if window.blocks >= layers => return attempt(None),
         Streaming::Window(window) => return attempt(Some(window)),
         Streaming::Auto { prefetch } => prefetch,
     };
+    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
+    let least = least_window(model, settings);
+    // A window that holds all blocks still visits each once for all micro-batches, and sums gradients block by block.
+    let is_cut = wanted == Wanted::Train && rows < settings.batch;
     let all = match attempt(None) {
-        Err(error) if needs(&error).is_some() && layers > 1 => error,
+        Err(error) if needs(&error).is_some() && (least < layers || is_cut) => error,
         result => return result,
     };
-    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
     // What does not fit with the least window fits with none.
-    let mut best = match attempt(of(1)) {
+    let mut best = match attempt(of(least)) {
         Err(error) if needs(&error) >= needs(&all) => return Err(all),
         result => result?,
     };
-    let (mut fits, mut over) = (1, layers);
+    let (mut fits, mut over) = (least, layers + u32::from(is_cut));
     while over - fits > 1 {
         let middle = fits + (over - fits) / 2;
         match attempt(of(middle)) {
@@ -236,6 +243,24 @@ fn plan_rows(
     Ok(best)
 }
 
+/// The window that takes least: a model that is smaller than the buffers of moving copies does not stream.
+pub fn least_window(model: &Model, settings: &Settings) -> u32 {
+    if weight_bytes_min(model, settings) > MOVING_BYTES { 1 } else { model.config.layers as u32 }
+}
+
+/// What moving copies takes: a buffer of the moving thread, one for calls between runs, and its stack.
+const MOVING_BYTES: u64 = 2 * CHUNK_BYTES as u64 + (256 << 10);
+
+/// A refusal in which `bytes` more are counted with the arena, so that refusals with and without them compare.
+fn beside(error: CompileError, bytes: u64) -> CompileError {
+    match error {
+        CompileError::Budget { need, limit, entry, peak, at, steps, stored } => {
+            CompileError::Budget { need: need + bytes, limit: limit + bytes, entry, peak, at, steps, stored }
+        }
+        other => other,
+    }
+}
+
 fn plan_window(
     model: &Model,
     settings: &Settings,
@@ -244,9 +269,9 @@ fn plan_window(
     (rows, window): (u32, Option<Window>),
 ) -> Result<Compiled, CompileError> {
     let mut fixed = fixed.to_vec();
-    // A buffer of the moving thread, one for calls between runs, and its stack.
-    let buffers = Fixed { name: "transfers".to_string(), bytes: 2 * CHUNK_BYTES as u64 + (256 << 10) };
-    fixed.extend(window.map(|_| buffers));
+    let window_streams = window.is_some_and(|w| w.blocks < model.config.layers as u32);
+    let moving_bytes = if window_streams { MOVING_BYTES } else { 0 };
+    fixed.extend(window_streams.then(|| Fixed { name: "transfers".to_string(), bytes: moving_bytes }));
     let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
     let name = model.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let frozen = (settings.dtype == DType::BF16).then_some(DType::BF16);
@@ -269,7 +294,7 @@ fn plan_window(
         threads: settings.threads,
         dump: None,
     };
-    let mut compiled = compile::compile(&request)?;
+    let mut compiled = compile::compile(&request).map_err(|error| beside(error, moving_bytes))?;
     compiled.plan.fixed = fixed;
     Ok(compiled)
 }

@@ -4,11 +4,13 @@ use crate::error::CommandError;
 use crate::fixed::{self, Sizes};
 use crate::knobs::Knobs;
 use crate::model::Model;
-use crate::planning::{self, Planned, Settings, Wanted};
+use crate::planning::{self, Planned, Settings, Streaming, Wanted};
 use crate::report;
 use crate::sizes::show;
+use std::ops::Range;
 use std::path::Path;
 use tinyforge_compiler::compile::{CompileError, Recompute};
+use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
 use tinyforge_plan::Fixed;
 
@@ -63,9 +65,21 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
         ..settings
     };
-    let total = |settings: Settings, groups| {
-        let plans = planning::plan_groups(model, &frugal(settings), wanted, fixed, groups).ok()?;
-        plans.iter().map(|p| p.compiled.plan.total_bytes()).max()
+    let blocks = planning::least_window(model, settings);
+    let least = Streaming::Window(Window { blocks, prefetch: 1 });
+    // A model that does not stream is small enough to be planned in both ways.
+    let ways: &[Streaming] = match settings.window {
+        Streaming::Auto { .. } if blocks == 1 => &[least],
+        Streaming::Auto { .. } => &[least, Streaming::Never],
+        _ => std::slice::from_ref(&settings.window),
+    };
+    let total = |settings: Settings, groups: Range<u32>| {
+        let with = |&window: &Streaming| {
+            let settings = Settings { window, ..frugal(settings.clone()) };
+            let plans = planning::plan_groups(model, &settings, wanted, fixed, groups.clone()).ok()?;
+            plans.iter().map(|p| p.compiled.plan.total_bytes()).max()
+        };
+        ways.iter().filter_map(with).min()
     };
     let attempt = |what: String, changed: Settings| {
         let groups = 0..groups(model, &changed, wanted);

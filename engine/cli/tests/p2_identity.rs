@@ -182,6 +182,7 @@ fn windows_do_not_matter() {
         &["scheme=\"last:2\"", "dtype=\"bf16\""],
         &["scheme=\"sparse\"", "optimizer=\"sgd\""],
         &["scheme=\"bias\""],
+        &["scheme=\"cycle:2\"", "cycle_steps=1"],
     ] {
         found.extend(differences(&model, base, &windows, 3));
     }

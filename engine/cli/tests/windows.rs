@@ -31,6 +31,8 @@ fn every_window_gives_a_plan_that_holds() {
         &["scheme=\"last:4+head\""],
         &["scheme=\"sparse\""],
         &["scheme=\"bias\""],
+        &["scheme=\"cycle:2\""],
+        &["scheme=\"cycle:1\"", "optimizer=\"adamw8\"", "keep_state=true"],
     ] {
         for window in 1..=LAYERS {
             for prefetch in 1..=window.min(3) {

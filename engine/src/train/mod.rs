@@ -171,14 +171,22 @@ impl Trainer {
             0.0,
         ];
         let rng = [self.options.seed as u32, (self.options.seed >> 32) as u32, self.progress.step as u32, 0];
+        let micro_rows = self.options.micro_rows;
+        // One run does one micro-batch, or all of them layer by layer.
+        let per_run = self.runner.plan().entries[train].micro_batches() as usize;
         let mut sum = 0.0;
-        for first in (0..self.options.batch).step_by(self.options.micro_rows) {
-            fill(&mut self.runner, train, &self.rows[first..first + self.options.micro_rows], per_weight);
+        for first in (0..self.options.batch).step_by(micro_rows * per_run) {
+            for (micro, rows) in self.rows[first..].chunks(micro_rows).take(per_run).enumerate() {
+                fill(&mut self.runner, (train, micro), rows, per_weight);
+            }
             set(self.runner.input(train, "hyper"), &hyper);
             set(self.runner.input(train, "rng"), &rng);
             let result = self.runner.run(train);
             // One after the other, so that the sum does not depend on how the rows were cut.
-            sum = self.runner.result::<f32>(train, "loss").iter().fold(sum, |sum, &l| sum + f64::from(l));
+            for micro in 0..per_run {
+                let losses = self.runner.result_of::<f32>((train, micro), "loss");
+                sum = losses.iter().fold(sum, |sum, &l| sum + f64::from(l));
+            }
             if !sum.is_finite() {
                 return Err(TrainError::NotFinite { step: self.progress.step + 1, loss: sum });
             }
@@ -231,7 +239,7 @@ pub fn evaluate(
             }
             weight += row.loss_weight.iter().map(|&w| f64::from(w)).sum::<f64>();
         }
-        fill(runner, eval, &rows[..micro_rows], 1.0);
+        fill(runner, (eval, 0), &rows[..micro_rows], 1.0);
         runner.run(eval)?;
         sum = runner.result::<f32>(eval, "loss").iter().fold(sum, |sum, &l| sum + f64::from(l));
     }
@@ -244,19 +252,19 @@ fn set<T: Copy>(input: &mut [T], values: &[T]) {
     }
 }
 
-/// Fills an entry's inputs from rows; weights are multiplied by `per_weight`.
-fn fill(runner: &mut Runner, entry: usize, rows: &[Row], per_weight: f64) {
+/// Fills the inputs of an entry's micro-batch from rows; weights are multiplied by `per_weight`.
+fn fill(runner: &mut Runner, at: (usize, usize), rows: &[Row], per_weight: f64) {
     fn gather<T: Copy>(input: &mut [T], rows: &[Row], of: impl Fn(&Row) -> &[T]) {
         let seq = input.len() / rows.len().max(1);
         for (part, row) in input.chunks_exact_mut(seq.max(1)).zip(rows) {
             part.copy_from_slice(of(row));
         }
     }
-    gather(runner.input::<u32>(entry, "tokens"), rows, |r| &r.tokens);
-    gather(runner.input(entry, "labels"), rows, |r| &r.labels);
-    gather(runner.input(entry, "positions"), rows, |r| &r.positions);
-    gather(runner.input(entry, "segments"), rows, |r| &r.segments);
-    let weights = runner.input::<f32>(entry, "loss_weights");
+    gather(runner.input_of::<u32>(at, "tokens"), rows, |r| &r.tokens);
+    gather(runner.input_of(at, "labels"), rows, |r| &r.labels);
+    gather(runner.input_of(at, "positions"), rows, |r| &r.positions);
+    gather(runner.input_of(at, "segments"), rows, |r| &r.segments);
+    let weights = runner.input_of::<f32>(at, "loss_weights");
     gather(weights, rows, |r| &r.loss_weight);
     weights.iter_mut().for_each(|w| *w = (f64::from(*w) * per_weight) as f32);
 }
