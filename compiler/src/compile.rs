@@ -325,12 +325,15 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
         Recompute::Step(step) => Ok((bounded(request, at(step.min(steps))?)?, choice(step.min(steps)))),
         Recompute::Auto => {
             let (mut low, mut high) = (0, steps);
-            let first = at(0)?;
             let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
+            // A window is asked for where memory is short: then what takes least is looked at first.
+            let is_short = request.window.is_some() && request.arena_bytes_max.is_some();
+            let least = is_short.then(|| bounded(request, at(steps)?)).transpose()?;
+            let first = at(0)?;
             if first.near_bytes() <= limit {
                 return Ok((first, choice(0)));
             }
-            let mut best = bounded(request, at(steps)?)?;
+            let mut best = least.map_or_else(|| bounded(request, at(steps)?), Ok)?;
             // Invariant: step `high` fits, step `low` does not.
             while high - low > 1 {
                 let middle = low + (high - low) / 2;

@@ -289,13 +289,17 @@ struct Lowering<'a> {
     home: &'a Home<'a>,
     /// For every streamed tensor, by name: its parcel, and its place in a copy.
     streamed: HashMap<&'a str, (u32, u64)>,
+    /// For every result of a reshape what was reshaped.
+    reshaped: HashMap<Value, Value>,
 }
 
 impl<'a> Lowering<'a> {
     fn new(placed: &'a Placed<'a>, home: &'a Home<'a>) -> Lowering<'a> {
         let of_parcel =
             |p: u32| home.parts(p).map(move |(i, inner)| (home.stored[i as usize].name.as_str(), (p, inner)));
-        Lowering { placed, home, streamed: (0..home.parcels.len() as u32).flat_map(of_parcel).collect() }
+        let reshapes = placed.graph.nodes.iter().filter(|n| n.op == Op::Reshape);
+        let reshaped = reshapes.map(|n| (n.outs[0], n.args[0])).collect();
+        Lowering { placed, home, streamed: (0..home.parcels.len() as u32).flat_map(of_parcel).collect(), reshaped }
     }
 
     /// First address of the copy of a parcel that is here at node `at`.
@@ -325,12 +329,9 @@ impl<'a> Lowering<'a> {
 
     /// The value whose contents a reshape's result in the same place shares.
     fn alias(&self, v: Value) -> Value {
-        let graph = self.placed.graph;
-        let node = graph.nodes.iter().find(|n| n.op == Op::Reshape && n.outs[0] == v);
-        match node {
-            Some(n) if self.placed.placement.offsets[n.args[0].index()] == self.placed.placement.offsets[v.index()] => {
-                self.alias(n.args[0])
-            }
+        let offsets = &self.placed.placement.offsets;
+        match self.reshaped.get(&v) {
+            Some(&of) if offsets[of.index()] == offsets[v.index()] => self.alias(of),
             _ => v,
         }
     }

@@ -254,6 +254,7 @@ fn live_bytes(rooms: &[Room], nodes: usize) -> Vec<u64> {
 fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
     let span = |r: &Room| u64::from(r.life.end - r.life.start) + 1;
     let crowd = |r: &Room| profile[r.life.start as usize..=r.life.end as usize].iter().copied().max().unwrap_or(0);
+    let crowds: Vec<u64> = rooms.iter().map(crowd).collect();
     type Key = fn(&Room, u64, u64) -> (u64, u64);
     let keys: [Key; 5] = [
         |r, _, _| (u64::MAX - r.bytes, u64::from(r.life.start)),
@@ -264,7 +265,7 @@ fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
     ];
     let attempts = keys.iter().map(|key| {
         let mut order: Vec<usize> = (0..rooms.len()).filter(|&i| rooms[i].bytes > 0).collect();
-        order.sort_by_key(|&i| (key(&rooms[i], span(&rooms[i]), crowd(&rooms[i])), i));
+        order.sort_by_cached_key(|&i| (key(&rooms[i], span(&rooms[i]), crowds[i]), i));
         let (offsets, top) = first_fit(rooms, &order);
         (order, offsets, top)
     });

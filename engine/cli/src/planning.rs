@@ -222,14 +222,17 @@ fn plan_rows(
     let least = least_window(model, settings);
     // A window that holds all blocks still visits each once for all micro-batches, and sums gradients block by block.
     let is_cut = wanted == Wanted::Train && rows < settings.batch;
-    let all = match attempt(None) {
-        Err(error) if needs(&error).is_some() && (least < layers || is_cut) => error,
-        result => return result,
+    // Weights alone may be too much.
+    let is_hopeless = least < layers && settings.memory.is_some_and(|limit| weight_bytes_min(model, settings) > limit);
+    let all = match (!is_hopeless).then(|| attempt(None)) {
+        Some(Err(error)) if needs(&error).is_some() && (least < layers || is_cut) => Some(error),
+        None => None,
+        Some(result) => return result,
     };
     // What does not fit with the least window fits with none.
-    let mut best = match attempt(of(least)) {
-        Err(error) if needs(&error) >= needs(&all) => return Err(all),
-        result => result?,
+    let mut best = match (attempt(of(least)), all) {
+        (Err(error), Some(all)) if needs(&error) >= needs(&all) => return Err(all),
+        (result, _) => result?,
     };
     let (mut fits, mut over) = (least, layers + u32::from(is_cut));
     while over - fits > 1 {

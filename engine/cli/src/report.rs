@@ -67,10 +67,10 @@ fn entries(out: &mut String, plan: &Plan) {
             out,
             "  {}: peak {} bytes at step {} of {} ({at}), lower bound {}",
             entry.name,
-            peak.bytes,
+            peak.bytes - plan.arena_start().min(peak.bytes),
             peak.step + 1,
             entry.steps.len(),
-            peak.lower_bound_bytes
+            peak.lower_bound_bytes - plan.arena_start().min(peak.lower_bound_bytes)
         );
         let held: Vec<String> = peak.holders.iter().take(6).map(|h| format!("{} {}", h.name, show(h.bytes))).collect();
         if !held.is_empty() {

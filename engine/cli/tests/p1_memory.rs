@@ -180,7 +180,7 @@ fn refuses(desk: &Desk, flags: &[&str], budget: u64) -> usize {
     let memory = budget.to_string();
     let flags = [flags, &["--memory", &memory]].concat();
     let refused = desk.train(&flags);
-    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert_eq!(refused.code, Some(2), "{flags:?}: {refused:?}");
     assert!(!desk.scratch.join("out").exists(), "something was written before the refusal");
     let error = &refused.stderr;
     assert!(error.starts_with("error: plan needs ") && error.contains(" over)"), "{error}");
@@ -203,7 +203,9 @@ fn a_budget_that_is_too_small_is_refused_with_what_would_fit() {
     let desk = Desk::new("p1-refusal", SMALL);
     let settings = ["--seq", "128", "--scheme", "full", "--threads", "2"];
     let least = [&settings[..], &["--recompute", "all", "--micro-batch", "1"]].concat();
-    let least_bytes = desk.total_bytes(&least);
+    // Layer by layer, or with sums of gradients.
+    let layer_major = [&least[..], &["--window", "99"]].concat();
+    let least_bytes = desk.total_bytes(&least).min(desk.total_bytes(&layer_major));
     for budget in [1 << 20, least_bytes - (64 << 10), least_bytes - 1] {
         refuses(&desk, &settings, budget);
     }
@@ -236,7 +238,7 @@ fn a_real_models_budget_is_refused_in_time() {
     std::fs::write(desk.scratch.join("model/config.json"), config).expect("written");
     let flags = ["--from-scratch", "true", "--batch", "4"];
     let model = Model::new(&desk.scratch.join("model")).expect("a configuration");
-    for (scheme, memory_mib) in [("lora", 150), ("lora", 560), ("full", 1500), ("last:2", 560)] {
+    for (scheme, memory_mib) in [("lora", 150), ("lora", 220), ("full", 600), ("last:2", 180)] {
         refuses(&desk, &[&flags[..], &["--scheme", scheme]].concat(), memory_mib << 20);
         let pairs = [format!("scheme=\"{scheme}\""), format!("memory=\"{memory_mib}MiB\"")];
         let knobs = knobs(&["batch=4", "seq=256", &pairs[0], &pairs[1]]);
@@ -244,8 +246,8 @@ fn a_real_models_budget_is_refused_in_time() {
         let started = busy();
         let refused = request::plan_phases(&model, &settings, Wanted::Train, &[]);
         let taken = busy() - started;
-        // The compiler's passes take three times as long where they are not optimised.
-        let limit = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
+        // The compiler's passes take several times as long where they are not optimised.
+        let limit = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
         assert!(refused.is_err() && taken < limit, "{scheme}: refused after {taken:?}");
     }
 }
