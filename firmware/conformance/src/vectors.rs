@@ -267,6 +267,12 @@ fn cross_entropy(case: Builder, y: usize, o: usize) -> Builder {
     }
 }
 
+/// The buffers of a sum by these factors, of a result and a mask of these bytes.
+fn sum(case: Builder, [ra, rb]: [f32; 2], [y, mask]: [usize; 2]) -> Builder {
+    let case = case.work(y).float(0, ra).float(1, rb).number(2, 9);
+    case.bytes(Role::In, y).bytes(Role::In, y).out(y).out(mask)
+}
+
 /// All cases of one kernel.
 fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
     use Role::{In, InOut};
@@ -298,14 +304,8 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                 .f32s(In, o, 20.0 / sums, 200.0 / sums)
                 .out(y)
                 .out(mask),
-            Kernel::Add => {
-                let case = case.work(y).float(0, 0.7).float(1, 1.1).number(2, 9).bytes(In, y).bytes(In, y);
-                case.out(y).out(mask)
-            }
-            Kernel::AddUp => {
-                let case = case.work(y).float(0, 0.75).float(1, 1.125).number(2, 9).bytes(In, y).bytes(In, y);
-                case.out(y).out(mask)
-            }
+            Kernel::Add => sum(case, [0.7, 1.1], [y, mask]),
+            Kernel::AddUp => sum(case, [0.75, 1.125], [y, mask]),
             Kernel::AvgPool | Kernel::AvgPoolAway | Kernel::MaxPool => case.work(y * dims.taps()).bytes(In, x).out(y),
             Kernel::SumPool => case.work(y * dims.taps()).float(0, 0.25).float(1, 1.5).bytes(In, x).out(y).out(mask),
             Kernel::AvgPoolGrad => case.work(y * dims.taps()).f32s(In, y, -1.0, 1.0).out(4 * x),

@@ -3,7 +3,8 @@
 //! The peer is LiteRT 2.3 with its default kernels: XNNPACK's where there is one for the operator, else the built-in
 //! ones. Convolutions and fully connected layers, there as here, multiply by an f32 and round ties to even. The rest
 //! rounds in ways of its own, for which the op table has rows: sums of whole numbers (`i8_add_up`), means of stored
-//! numbers (`i8_avg_pool_away`), and lines `nearest(scale x + offset)` (`i8_sum_pool`). What has no such form is refused.
+//! numbers (`i8_avg_pool_away`), and lines `nearest(scale x + offset)` (`i8_sum_pool`). What has no such form is
+//! refused.
 
 use crate::import::int8::{Line, Quant};
 

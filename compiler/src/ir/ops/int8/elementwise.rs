@@ -76,7 +76,8 @@ fn are_whole(factors: [f64; 2]) -> bool {
 }
 
 /// `i8_add` in whole numbers, ties up: `y = clamp(floor(t + 1/2) + zero_y, lo, hi)`,
-/// `t = (a - zero_a) ra + (b - zero_b) rb` exact. `ra` and `rb` are whole numbers of at most 21 bits over one power of two.
+/// `t = (a - zero_a) ra + (b - zero_b) rb` exact. `ra` and `rb` are whole numbers of at most 21 bits over one
+/// power of two.
 pub const ADD_UP: OpDef = OpDef {
     name: "i8_add_up",
     infer: |x, a| {
