@@ -416,15 +416,15 @@ fn i8_update(c: &mut Call) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// A sum's kernel: operands, result, mask.
-type Sum = fn(&Add, &[i8], &[i8], &mut [i8], Option<&mut [u8]>);
+/// Where a sum writes which results were not clamped.
+type Mask<'a> = Option<&'a mut [u8]>;
 
 /// Calls the sum's kernel for where the result lies: apart, over the first operand, over the second.
 fn add(
     c: &mut Call,
-    apart: Sum,
-    to_a: fn(&Add, &mut [i8], &[i8], Option<&mut [u8]>),
-    to_b: fn(&Add, &[i8], &mut [i8], Option<&mut [u8]>),
+    apart: fn(&Add, &[i8], &[i8], &mut [i8], Mask),
+    to_a: fn(&Add, &mut [i8], &[i8], Mask),
+    to_b: fn(&Add, &[i8], &mut [i8], Mask),
 ) -> Result<(), KernelError> {
     let step = c.step;
     let add = Add {

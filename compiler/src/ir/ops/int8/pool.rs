@@ -99,8 +99,8 @@ fn sums(x: &[Tensor], y: &mut [Tensor], a: &Attrs, exact: bool) {
 /// Refuses windows that reach over the border.
 fn check_inside(x: &Type, a: &Attrs) -> Result<(), String> {
     let (window, taps) = (Window::of(a), kernel(a));
-    for d in 0..2 {
-        let end = (window.out[d] as u64 - 1) * window.stride[d] as u64 + u64::from(taps[d]);
+    for (d, taps) in taps.into_iter().enumerate() {
+        let end = (window.out[d] as u64 - 1) * window.stride[d] as u64 + u64::from(taps);
         if window.pad[d] > 0 || end > u64::from(x.shape[d + 1]) {
             return Err(format!("windows up to {end}, padding {}, reach out of {}", window.pad[d], x.shape[d + 1]));
         }
