@@ -10,6 +10,7 @@ fn main() -> std::io::Result<()> {
         ("small", tflite_file::small()),
         ("everything", tflite_file::everything()),
         ("residual", tflite_file::residual()),
+        ("ties", tflite_file::ties()),
         ("between_floats", tflite_file::between_floats()),
     ];
     for (name, model) in models {

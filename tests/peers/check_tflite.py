@@ -6,17 +6,16 @@ fixed-point numbers and round ties away from zero. Each operator of a file also 
 its own, so that every image inside the network is known for both sets of kernels. Asked for:
 
 - results and logits differ from the default kernels' by at most one step, and most not at all;
-- every layer, given LiteRT's images, differs from either set by at most one step;
+- every layer, given LiteRT's images, differs from the default set by at most one step;
 - the keyword model's accuracy, and sensible answers on the sample pictures and sounds.
 
     cargo build --release -p tinyforge-compiler --examples
     target/release/examples/int8_seeds DIR
-    python tests/peers/check_tflite.py --assets ASSETS [--more DIR/residual.tflite]
-    python tests/peers/check_tflite.py --assets ASSETS --more DIR/residual.tflite DIR/everything.tflite \
-        --fixtures tests/fixtures/litert
+    python tests/peers/check_tflite.py --assets ASSETS \
+        --more DIR/residual.tflite DIR/everything.tflite DIR/ties.tflite [--fixtures tests/fixtures/litert]
 
-The second only writes what the tests compare with, `litert.safetensors`. `everything.tflite` is for that alone: its
-scales are round numbers, so that its sums have ties, which the default kernels round up and Tinyforge to even.
+With `--fixtures` it only writes what the tests compare with, `litert.safetensors`. Scales of `everything` and `ties`
+are round numbers, so that their layers meet ties.
 """
 
 import argparse

@@ -32,7 +32,7 @@ fn plain_sgd() -> Optimizer {
 }
 
 fn sparse(bias_last: u32, weights: &[(u32, f64)]) -> Scheme {
-    let weight = |&(layer, ratio): &(u32, f64)| SparseWeight { tensor: None, layer: Some(layer), ratio };
+    let weight = |&(layer, ratio): &(u32, f64)| SparseWeight::of_layer(layer, ratio);
     let weights = weights.iter().map(weight).collect();
     Scheme { kind: SchemeKind::Sparse(Sparse { bias_last: Some(bias_last), weights }), head: true, embed: false }
 }

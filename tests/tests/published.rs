@@ -51,7 +51,7 @@ fn published_figures_come_out() {
 
 #[test]
 fn the_last_twelve_convolutions_are_448_kib() {
-    let weights = (30..42).map(|layer| SparseWeight { tensor: None, layer: Some(layer), ratio: 1.0 }).collect();
+    let weights = (30..42).map(|layer| SparseWeight::of_layer(layer, 1.0)).collect();
     let kind = SchemeKind::Sparse(Sparse { bias_last: Some(12), weights });
     let found = kib("mcunet-5fps", &Scheme { kind, head: true, embed: false });
     assert!((448.04..448.06).contains(&found), "it is {found}");
@@ -119,7 +119,7 @@ fn schemes_that_do_not_suit_are_refused() {
     fails(Scheme::parse("lora").expect("a scheme"), "an int8 model has none");
     fails(Scheme::parse("bias:43").expect("a scheme"), "the model has 42");
     fails(Scheme::parse("last:15").expect("a scheme"), "asks for 15 blocks, the model has 14");
-    let weights = vec![SparseWeight { tensor: None, layer: Some(42), ratio: 1.0 }];
+    let weights = vec![SparseWeight::of_layer(42, 1.0)];
     let kind = SchemeKind::Sparse(Sparse { bias_last: Some(1), weights });
     fails(Scheme { kind, head: true, embed: false }, "`layer 42` is no convolution");
 }

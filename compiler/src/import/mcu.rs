@@ -245,7 +245,6 @@ impl<'a> Reader<'a> {
             limits: Limits::ALL,
             effective: Effective::Once,
             is_trainable: true,
-            is_stored: false,
         };
         self.assembly.block(block);
         self.at = self.assembly.conv(spec)?;

@@ -305,10 +305,11 @@ fn chosen_weights(graph: &Graph, map: &Map, sparse: &Sparse) -> Result<Vec<(Stri
     }
     let mut chosen = Vec::new();
     for weight in &sparse.weights {
-        let found = match (&weight.tensor, weight.layer) {
-            (Some(name), _) => linear.iter().find(|l| *l == name || l.ends_with(&format!(".{name}"))),
-            (None, layer) => layer.and_then(|l| linear.get(l as usize)),
-        };
+        if weight.rate != 1.0 {
+            let why = format!("the rate {} of a weight is of int8 models: this one has one rate", weight.rate);
+            return Err(SchemeError::Misfit(why));
+        }
+        let found = linear.iter().enumerate().find(|(layer, name)| weight.means(name, *layer)).map(|(_, name)| name);
         let found = found.ok_or_else(|| {
             let what = weight.tensor.clone().unwrap_or(format!("layer {}", weight.layer.unwrap_or(0)));
             SchemeError::Misfit(format!("`{what}` is no linear or convolution weight; the model has {}", linear.len()))

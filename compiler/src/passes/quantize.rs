@@ -195,7 +195,7 @@ impl Writer<'_> {
                 output.shape = x_image.shape;
                 let scale = (x_image.quant.scale / output.quant.scale) as f32;
                 let window = Window::POINT;
-                self.assembly.rescale(Rescale { input, window, scale, output, limits, is_stored: false })?
+                self.assembly.rescale(Rescale { input, window, scale, output, limits })?
             }
             Op::MaxPool | Op::AvgPool | Op::GlobalAvgPool => self.pool(unit, &node)?,
             Op::Reshape => self.reshape(unit, x)?,
@@ -317,7 +317,6 @@ impl Writer<'_> {
             limits,
             effective: Effective::Once,
             is_trainable: true,
-            is_stored: false,
         })
     }
 }

@@ -74,6 +74,24 @@ pub struct SparseWeight {
     /// Share of the input channels that is trained, those of largest L2 norm first.
     #[serde(default = "one")]
     pub ratio: f64,
+    /// What its learning rate is multiplied by, of int8 models: part of the constant that its gradient is scaled by.
+    #[serde(default = "one")]
+    pub rate: f64,
+}
+
+impl SparseWeight {
+    /// A share of a layer's weight, at the rate of all.
+    pub const fn of_layer(layer: u32, ratio: f64) -> SparseWeight {
+        SparseWeight { tensor: None, layer: Some(layer), ratio, rate: 1.0 }
+    }
+
+    /// Whether it means the weight of this name, of this layer counted from the input.
+    pub fn means(&self, weight: &str, layer: usize) -> bool {
+        match &self.tensor {
+            Some(name) => weight == name || weight.ends_with(&format!(".{name}")),
+            None => self.layer.is_some_and(|l| l as usize == layer),
+        }
+    }
 }
 
 fn one() -> f64 {
@@ -172,15 +190,18 @@ impl Scheme {
     /// Reads a scheme file.
     ///
     /// # Errors
-    /// The text is no TOML of the form described, or a ratio is not in `0..=1`.
+    /// The text is no TOML of the form described, or a ratio is not in `0..=1`, or a rate not above 0.
     pub fn parse_file(text: &str) -> Result<Scheme, SchemeError> {
         let file: File = toml::from_str(text).map_err(|e| SchemeError::File(e.to_string()))?;
         let update = file.update;
         let kind = match update.kind.as_str() {
             "sparse" => {
-                let ok = |w: &SparseWeight| (0.0..=1.0).contains(&w.ratio) && (w.tensor.is_some() != w.layer.is_some());
+                let is_rate = |rate: f64| rate.is_finite() && rate > 0.0;
+                let ok = |w: &SparseWeight| {
+                    (0.0..=1.0).contains(&w.ratio) && is_rate(w.rate) && (w.tensor.is_some() != w.layer.is_some())
+                };
                 if let Some(bad) = update.weight.iter().find(|w| !ok(w)) {
-                    let what = "each weight has a `tensor` or a `layer`, and a ratio from 0 to 1";
+                    let what = "each weight has a `tensor` or a `layer`, a ratio from 0 to 1, and a rate above 0";
                     return Err(SchemeError::File(format!("{what}, found {bad:?}")));
                 }
                 SchemeKind::Sparse(Sparse { bias_last: update.bias_last, weights: update.weight })

@@ -23,7 +23,7 @@ pub struct Published {
 impl Published {
     /// The scheme.
     pub fn scheme(&self) -> Scheme {
-        let weight = |&(layer, ratio): &(u32, f64)| SparseWeight { tensor: None, layer: Some(layer), ratio };
+        let weight = |&(layer, ratio): &(u32, f64)| SparseWeight::of_layer(layer, ratio);
         let weights = self.weights.iter().map(weight).collect();
         let kind = SchemeKind::Sparse(Sparse { bias_last: Some(self.bias_last), weights });
         Scheme { kind, head: true, embed: false }

@@ -371,6 +371,35 @@ pub fn residual() -> Model {
     m
 }
 
+/// A network of numbers on ties: a change of scale by 1/2, sums of equal and of doubled scales, average pools over the
+/// border and of more than 256 elements, means over even areas that are no squares.
+pub fn ties() -> Model {
+    let mut m = Model::default();
+    let x = m.image(&[1, 20, 18, 4], 0.05, 3);
+    let half = m.image(&[1, 20, 18, 4], 0.1, -7);
+    m.operator(114, &[x], half, Vec::new());
+    let sum = m.image(&[1, 20, 18, 4], 0.1, 5);
+    m.operator(0, &[x, half], sum, activation_options(NONE));
+    let near = m.image(&[1, 10, 9, 4], 0.1, 5);
+    m.operator(1, &[sum], near, pool_options(SAME, 2, 3));
+    let far = m.image(&[1, 3, 1, 4], 0.1, 5);
+    m.operator(1, &[sum], far, pool_options(VALID, 1, 18));
+    let axes = m.ints(&[1, 2]);
+    let (a, b) = (m.image(&[1, 4], 0.01, 11), m.image(&[1, 4], 0.01, -40));
+    m.operator(40, &[near, axes], a, vec![(0, byte(0))]);
+    m.operator(40, &[far, axes], b, vec![(0, byte(0))]);
+    let features = m.image(&[1, 4], 0.02, -1);
+    m.operator(0, &[a, b], features, activation_options(RELU6));
+    let y = m.image(&[1, 5], 0.02, 20);
+    let w = m.weights(&[5, 4], 0, 21);
+    let b = m.biases(features, w, &[1, -2, 3, -4, 5]);
+    m.operator(9, &[features, w, b], y, activation_options(NONE));
+    let p = m.image(&[1, 5], 1.0 / 256.0, -128);
+    m.operator(25, &[y], p, vec![(0, float(1.0))]);
+    (m.inputs, m.outputs) = (vec![x], vec![p]);
+    m
+}
+
 /// [`small`] between floats: QUANTIZE before it, DEQUANTIZE behind.
 pub fn between_floats() -> Model {
     let mut m = small();

@@ -8,6 +8,7 @@ use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute
 use tinyforge_compiler::import::int8::{self, Int8Model};
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
+use tinyforge_compiler::scheme::SchemeKind;
 use tinyforge_plan::{DType, Fixed, Plan, Source};
 
 /// Compiles the entries `train` and `infer` for one sample at a time. A step of several samples is as many
@@ -58,7 +59,10 @@ fn attempt(
         Rounding::Accumulate => "sgd-accumulate",
     };
     let optimizer = Optimizer { beta1: settings.momentum, ..Optimizer::plain(rule) };
-    let source = |tensor: &str| model.source(tensor, settings.is_scaled).unwrap_or(Source::Zero);
+    let source = |tensor: &str| match model.source(tensor, settings.is_scaled) {
+        Some(Source::Table(factors)) => Source::Table(at_rate(model, settings, tensor, factors)),
+        source => source.unwrap_or(Source::Zero),
+    };
     compile::compile(&Request {
         name: format!("{name} {}", settings.scheme),
         entries,
@@ -79,6 +83,17 @@ fn attempt(
         threads: 1,
         dump: None,
     })
+}
+
+/// A tensor's table of numbers: the factors of a weight's gradient times the rate that the scheme gives it.
+fn at_rate(model: &Int8Model, settings: &Int8Settings, tensor: &str, factors: Vec<f32>) -> Vec<f32> {
+    let (SchemeKind::Sparse(sparse), Some(weight)) = (&settings.scheme.kind, tensor.strip_suffix(".factor")) else {
+        return factors;
+    };
+    let layer = model.convs().position(|conv| conv.weight_name() == weight);
+    let chosen = layer.and_then(|layer| sparse.weights.iter().find(|w| w.means(weight, layer)));
+    let rate = chosen.map_or(1.0, |w| w.rate);
+    factors.iter().map(|&factor| (f64::from(factor) * rate) as f32).collect()
 }
 
 /// What to say of a plan that does not fit.

@@ -7,6 +7,16 @@ mod mcu_file;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use tinyforge::files::ReadAt;
+use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::samples::{self, Location};
+use tinyforge::simulate::{SimulateError, SimulateOptions, Simulation};
+use tinyforge::train::schedule::{Decay, LrSchedule};
+use tinyforge_build::planning;
+use tinyforge_build::settings::{Int8Settings, Rounding, target};
+use tinyforge_compiler::import::mcu;
+use tinyforge_compiler::scheme::Scheme;
+use tinyforge_plan::{Number, Plan, Source, Stored};
 
 const ELEMS: usize = 6 * 6 * 3;
 const SAMPLES: usize = 30;
@@ -173,4 +183,107 @@ fn what_makes_no_sense_is_refused() {
     assert!(folder.refusal(&["--momentum", "1"]).contains("at least 0 and below 1"));
     assert!(folder.refusal(&["--seeds", "0"]).contains("--seeds"));
     assert!(folder.refusal(&["--seeds", "2", "--state", "x"]).contains("--state"));
+}
+
+/// A scheme that trains two weights, the second at this rate.
+fn rated(rate: &str) -> String {
+    format!(
+        "[update]\nkind = \"sparse\"\nbias_last = 1\n[[update.weight]]\nlayer = 0\n[[update.weight]]\nlayer = 1\n{rate}"
+    )
+}
+
+/// The plan of the tiny network with a scheme.
+fn planned(scheme: &str) -> Plan {
+    let (json, weights) = mcu_file::tiny();
+    let model = mcu::import(json.as_bytes(), &weights, "tiny").expect("a network");
+    let settings = Int8Settings {
+        scheme: Scheme::parse_file(scheme).expect("a scheme"),
+        target: target("cortex-m4").expect("a target"),
+        memory: 1 << 20,
+        flash: 1 << 20,
+        stack: 4096,
+        batch: 1,
+        is_scaled: true,
+        update: Rounding::Stochastic,
+        momentum: 0.0,
+    };
+    planning::plan("tiny", &model, &settings).expect("it fits").plan
+}
+
+/// The tables of numbers of its plan, by name.
+fn tables(scheme: &str) -> Vec<(String, Vec<f32>)> {
+    let table = |s: &Stored| match &s.source {
+        Source::Table(values) => Some((s.name.clone(), values.clone())),
+        _ => None,
+    };
+    planned(scheme).stored.iter().filter_map(table).collect()
+}
+
+#[test]
+fn a_weight_s_rate_is_in_its_factors_and_costs_nothing() {
+    let (plain, rated_by) = (tables(&rated("")), tables(&rated("rate = 3.5")));
+    let mut changed = Vec::new();
+    for ((name, values), (_, others)) in plain.iter().zip(&rated_by) {
+        if values != others {
+            let wanted: Vec<f32> = values.iter().map(|&v| (3.5 * f64::from(v)) as f32).collect();
+            assert_eq!(others, &wanted, "{name}");
+            changed.push(name.as_str());
+        }
+    }
+    assert_eq!((plain.len(), changed.len()), (rated_by.len(), 1), "{changed:?}");
+    assert!(changed[0].ends_with("weight.factor"), "{changed:?}");
+
+    let folder = Folder::new("rates");
+    let mut found = Vec::new();
+    for (name, rate) in [("none", ""), ("one", "rate = 1.0"), ("more", "rate = 30.0")] {
+        folder.write(&format!("{name}.toml"), rated(rate).as_bytes());
+        let path = folder.0.join(format!("{name}.toml")).to_string_lossy().into_owned();
+        let request = ["--scheme", &path, "--epochs", "1"];
+        found.push((folder.state(&request), folder.found(&request)["sram_bytes"].clone()));
+    }
+    assert!(found[0] == found[1], "a rate of 1 changes something");
+    assert!(found[0].0 != found[2].0 && found[0].1 == found[2].1, "a rate of 30 changes nothing, or its memory");
+    folder.write("bad.toml", rated("rate = 0.0").as_bytes());
+    let said = folder.refusal(&["--scheme", &folder.0.join("bad.toml").to_string_lossy()]);
+    assert!(said.contains("a rate above 0"), "{said}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_changes_nothing() {
+    let folder = Folder::new("infinite");
+    let mut plan = planned(&rated(""));
+    // Logits so far apart that the loss of all but the largest is beyond f32.
+    for step in plan.entries.iter_mut().flat_map(|e| &mut e.steps).filter(|s| s.kernel == "i8_cross_entropy") {
+        let scale = step.attrs.iter_mut().find(|(name, _)| name == "scale").expect("the logits have one");
+        scale.1 = Number::Float(3e38);
+    }
+    let mut runner = Runner::new(plan, RunOptions::default()).expect("a compiled plan runs");
+    runner.load(&[ReadAt::open(&folder.0.join("net.safetensors")).expect("weights")], 1).expect("they are whole");
+    let location = Location { data: folder.0.join("images.bin"), labels: Some(folder.0.join("labels.bin")) };
+    let samples = samples::read(&location, [6, 6, 3]).expect("samples");
+    let options = SimulateOptions {
+        batch: 1,
+        schedule: LrSchedule { peak: 0.02, floor: 0.02, warmup_steps: 0, steps: 100, decay: Decay::Constant },
+        bias_lr_ratio: 0.5,
+        seed: 1,
+        is_shuffled: false,
+    };
+    let mut simulation = Simulation::new(runner, options, samples.len()).expect("a simulation");
+    let state = |simulation: &Simulation| -> Vec<Vec<u8>> {
+        let runner = simulation.runner();
+        runner.plan().stored.iter().map(|s| runner.arena().tensor(&s.tensor).to_vec()).collect()
+    };
+    for _ in 0..samples.len() {
+        let before = state(&simulation);
+        match simulation.step(&samples) {
+            Ok(loss) => assert!(loss.is_finite()),
+            Err(SimulateError::NotFinite { loss, .. }) => {
+                assert!(!loss.is_finite() && state(&simulation) == before, "{loss}");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        assert!(state(&simulation) != before, "a step that succeeds changes something");
+    }
+    panic!("every sample has the largest logit");
 }

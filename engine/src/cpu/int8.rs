@@ -5,7 +5,7 @@ use super::conv::image;
 use super::{Kernel, KernelError, Query, plain};
 use tinyforge_kernels::int8::{
     self as k, Add, Bottleneck, BottleneckGrad, BottleneckLayers, Conv, CrossEntropy, Expand, Hidden, Quant, Shape,
-    Softmax, Stage, States, Update, WeightGrad, Weights, update_stream,
+    Softmax, Stage, States, SumPool, Update, WeightGrad, Weights, update_stream,
 };
 use tinyforge_plan::Step;
 
@@ -74,7 +74,8 @@ pub(super) const KERNELS: &[Kernel] = &[
             Ok(k::i8_bottleneck_grad_update_scratch_bytes(&dims))
         },
     },
-    plain("i8_add", add),
+    plain("i8_add", |c| add(c, k::i8_add, k::i8_add_to_a, k::i8_add_to_b)),
+    plain("i8_add_up", |c| add(c, k::i8_add_up, k::i8_add_up_to_a, k::i8_add_up_to_b)),
     plain("i8_softmax", |c| {
         let softmax = Softmax {
             scale_x: c.step.float("scale_x"),
@@ -88,6 +89,18 @@ pub(super) const KERNELS: &[Kernel] = &[
     plain("i8_avg_pool", |c| {
         let (dims, quant) = pool(c.step);
         k::i8_avg_pool(&dims, &quant, c.arg(0), c.out(0));
+        Ok(())
+    }),
+    plain("i8_avg_pool_away", |c| {
+        let (dims, quant) = pool(c.step);
+        k::i8_avg_pool_away(&dims, &quant, c.arg(0), c.out(0));
+        Ok(())
+    }),
+    plain("i8_sum_pool", |c| {
+        let step = c.step;
+        let (dims, Quant { lo, hi, .. }) = pool(step);
+        let sums = SumPool { scale: step.float("scale"), offset: step.float("offset"), lo, hi };
+        k::i8_sum_pool(&dims, &sums, c.arg(0), c.out(0), mask(c));
         Ok(())
     }),
     plain("i8_max_pool", |c| {
@@ -403,7 +416,16 @@ fn i8_update(c: &mut Call) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn add(c: &mut Call) -> Result<(), KernelError> {
+/// Where a sum writes which results were not clamped.
+type Mask<'a> = Option<&'a mut [u8]>;
+
+/// Calls the sum's kernel for where the result lies: apart, over the first operand, over the second.
+fn add(
+    c: &mut Call,
+    apart: fn(&Add, &[i8], &[i8], &mut [i8], Mask),
+    to_a: fn(&Add, &mut [i8], &[i8], Mask),
+    to_b: fn(&Add, &[i8], &mut [i8], Mask),
+) -> Result<(), KernelError> {
     let step = c.step;
     let add = Add {
         ra: step.float("ra"),
@@ -416,9 +438,9 @@ fn add(c: &mut Call) -> Result<(), KernelError> {
     };
     let (a, b, y, mask) = (c.maybe(0), c.maybe(1), c.out(0), mask(c));
     match (a, b) {
-        (Some(a), Some(b)) => k::i8_add(&add, a, b, y, mask),
-        (None, Some(b)) => k::i8_add_to_a(&add, y, b, mask),
-        (Some(a), None) => k::i8_add_to_b(&add, a, y, mask),
+        (Some(a), Some(b)) => apart(&add, a, b, y, mask),
+        (None, Some(b)) => to_a(&add, y, b, mask),
+        (Some(a), None) => to_b(&add, a, y, mask),
         (None, None) => return Err(c.error("both operands lie where the result lies")),
     }
     Ok(())

@@ -19,7 +19,7 @@ use features::Features;
 use prefix::Prefix;
 use std::sync::Arc;
 use tinyforge_kernels::int8::{CrossEntropy, i8_cross_entropy};
-use tinyforge_plan::Plan;
+use tinyforge_plan::{Entry, Plan};
 
 /// Why a simulation stopped.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,8 @@ pub struct Simulation {
     update: Option<usize>,
     infer: usize,
     prefix: Prefix,
+    /// Steps of `train` after which the loss is known and nothing stored has changed, where there is such a place.
+    before_changes: Option<usize>,
     start: Option<Start>,
     visit: u64,
     step: u64,
@@ -110,7 +112,21 @@ impl Simulation {
         let prefix = Prefix::new(plan, &plan.entries[train], "images", samples);
         let (visits, update) =
             (Schedule::new(samples as u64, options.seed, options.is_shuffled), runner.entry("update"));
-        Ok(Simulation { runner, options, visits, train, update, infer, prefix, start: None, visit: 0, step: 0 })
+        let before_changes = before_changes(&plan.entries[train]);
+        let start = None;
+        Ok(Simulation {
+            runner,
+            options,
+            visits,
+            train,
+            update,
+            infer,
+            prefix,
+            before_changes,
+            start,
+            visit: 0,
+            step: 0,
+        })
     }
 
     /// Starts every step from features of the samples, as far as they reach.
@@ -152,7 +168,7 @@ impl Simulation {
     /// One step over the next samples; gives the mean loss.
     ///
     /// # Errors
-    /// The loss is not finite: nothing was updated where a step has several samples.
+    /// The loss is not finite: no weight was updated.
     pub fn step(&mut self, samples: &Samples) -> Result<f64, SimulateError> {
         let lr = self.options.schedule.at(self.step);
         let mut loss = 0.0;
@@ -190,7 +206,13 @@ impl Simulation {
             self.runner.run_steps(self.train, first..self.prefix.steps)?;
             self.prefix.keep(sample, self.runner.arena());
         }
-        self.runner.run_steps(self.train, self.prefix.steps..all)?;
+        let middle = self.before_changes.unwrap_or(all).max(self.prefix.steps);
+        self.runner.run_steps(self.train, self.prefix.steps..middle)?;
+        let loss: f32 = self.runner.result::<f32>(self.train, "loss").iter().sum();
+        if self.before_changes.is_some() && !loss.is_finite() {
+            return Err(SimulateError::NotFinite { step: self.step + 1, loss: loss.into() });
+        }
+        self.runner.run_steps(self.train, middle..all)?;
         Ok(self.runner.result::<f32>(self.train, "loss").iter().sum())
     }
 
@@ -203,6 +225,14 @@ impl Simulation {
         self.runner.run(self.infer)?;
         Ok(largest(self.runner.result::<i8>(self.infer, "logits")))
     }
+}
+
+/// How many leading steps change nothing stored, if the loss is among their results.
+fn before_changes(train: &Entry) -> Option<usize> {
+    let first = train.steps.iter().position(|s| s.changes > 0)?;
+    let loss = train.result("loss")?;
+    let is_known = train.steps[..first].iter().any(|s| s.outs.iter().any(|out| out.offset == loss.offset));
+    is_known.then_some(first)
 }
 
 /// Copies as much as both sides have: an input that no step reads is not in the plan.

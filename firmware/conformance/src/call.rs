@@ -44,7 +44,8 @@ pub fn scratch_bytes(kernel: Kernel, params: &Params) -> usize {
 ///
 /// | kernel | numbers |
 /// |---|---|
-/// | `i8_add` | ra, rb, zero of b (that of a is the input's) |
+/// | `i8_add`, `i8_add_up` | ra, rb, zero of b (that of a is the input's) |
+/// | `i8_sum_pool` | scale, offset |
 /// | `i8_softmax` | scale of x, scale of y |
 /// | cross-entropy | scale |
 /// | updates | learning rate, seed low, seed high, step, (first) tensor; 5: 1 when the channel is the last dimension |
@@ -64,13 +65,22 @@ pub fn call(kernel: Kernel, params: &Params, buffers: &mut [&mut [u8]], scratch:
                 _ => i8_depthwise(dims, quant, read(x), &weights, write(y), mask, scratch),
             }
         }
-        (Kernel::Add, [a, b, y, mask]) => {
+        (Kernel::Add | Kernel::AddUp, [a, b, y, mask]) => {
             let Quant { zero_x, zero_y, lo, hi } = *quant;
             let (ra, rb, zero_b) = (params.float(0), params.float(1), params.number(2) as i32);
             let mask = (!mask.is_empty()).then_some(&mut **mask);
-            i8_add(&Add { ra, rb, zero_a: zero_x, zero_b, zero_y, lo, hi }, read(a), read(b), write(y), mask);
+            let add = &Add { ra, rb, zero_a: zero_x, zero_b, zero_y, lo, hi };
+            match kernel {
+                Kernel::Add => i8_add(add, read(a), read(b), write(y), mask),
+                _ => i8_add_up(add, read(a), read(b), write(y), mask),
+            }
         }
         (Kernel::AvgPool, [x, y]) => i8_avg_pool(dims, quant, read(x), write(y)),
+        (Kernel::AvgPoolAway, [x, y]) => i8_avg_pool_away(dims, quant, read(x), write(y)),
+        (Kernel::SumPool, [x, y, mask]) => {
+            let pool = SumPool { scale: params.float(0), offset: params.float(1), lo: quant.lo, hi: quant.hi };
+            i8_sum_pool(dims, &pool, read(x), write(y), (!mask.is_empty()).then_some(&mut **mask));
+        }
         (Kernel::MaxPool, [x, y]) => i8_max_pool(dims, quant, read(x), write(y)),
         (Kernel::AvgPoolGrad, [g, gx]) => i8_avg_pool_grad(dims, read(g), write(gx)),
         (Kernel::MaxPoolGrad, [g, x, gx]) => i8_max_pool_grad(dims, read(g), read(x), write(gx)),

@@ -72,6 +72,9 @@ kernels! {
     BottleneckGradUpdate "i8_bottleneck_grad_update",
     AddTo "f32_add_to",
     Scale "f32_scale",
+    AddUp "i8_add_up",
+    AvgPoolAway "i8_avg_pool_away",
+    SumPool "i8_sum_pool",
 }
 
 /// Parameters of a call: a convolution's geometry, limits, and numbers by place.

@@ -234,6 +234,7 @@ fn bottleneck_grad(case: Builder, dims: &Conv, is_frozen: bool) -> Builder {
 fn shapes(kernel: Kernel, is_depthwise: bool) -> &'static [Conv] {
     match kernel {
         Kernel::AvgPool | Kernel::MaxPool | Kernel::AvgPoolGrad | Kernel::MaxPoolGrad => POOLS,
+        Kernel::AvgPoolAway | Kernel::SumPool => POOLS,
         Kernel::Bottleneck | Kernel::BottleneckOverlay | Kernel::BottleneckGradUpdate => BOTTLENECKS,
         _ if is_depthwise => DEPTHWISE,
         _ => CONVS,
@@ -244,6 +245,7 @@ fn shapes(kernel: Kernel, is_depthwise: bool) -> &'static [Conv] {
 fn note(kernel: Kernel, twist: bool) -> &'static str {
     match (kernel, twist) {
         (Kernel::Conv2d | Kernel::Depthwise | Kernel::Add | Kernel::ScaleGrad, true) => " mask",
+        (Kernel::AddUp | Kernel::SumPool, true) => " mask",
         (Kernel::Conv2dGradW | Kernel::DepthwiseGradW, true) => " index",
         (Kernel::Conv2dGradWUpdate | Kernel::DepthwiseGradWUpdate, true) => " index",
         (Kernel::Conv2dGradWUpdateWith | Kernel::DepthwiseGradWUpdateWith, true) => " index",
@@ -263,6 +265,12 @@ fn cross_entropy(case: Builder, y: usize, o: usize) -> Builder {
         Kernel::CrossEntropy => case.out(4 * rows),
         _ => case.f32s(In, rows, 0.5, 1.5).out(4 * y),
     }
+}
+
+/// The buffers of a sum by these factors, of a result and a mask of these bytes.
+fn sum(case: Builder, [ra, rb]: [f32; 2], [y, mask]: [usize; 2]) -> Builder {
+    let case = case.work(y).float(0, ra).float(1, rb).number(2, 9);
+    case.bytes(Role::In, y).bytes(Role::In, y).out(y).out(mask)
 }
 
 /// All cases of one kernel.
@@ -296,11 +304,10 @@ fn cases(kernel: Kernel, number: &mut usize, file: &mut Vec<u8>) {
                 .f32s(In, o, 20.0 / sums, 200.0 / sums)
                 .out(y)
                 .out(mask),
-            Kernel::Add => {
-                let case = case.work(y).float(0, 0.7).float(1, 1.1).number(2, 9).bytes(In, y).bytes(In, y);
-                case.out(y).out(mask)
-            }
-            Kernel::AvgPool | Kernel::MaxPool => case.work(y * dims.taps()).bytes(In, x).out(y),
+            Kernel::Add => sum(case, [0.7, 1.1], [y, mask]),
+            Kernel::AddUp => sum(case, [0.75, 1.125], [y, mask]),
+            Kernel::AvgPool | Kernel::AvgPoolAway | Kernel::MaxPool => case.work(y * dims.taps()).bytes(In, x).out(y),
+            Kernel::SumPool => case.work(y * dims.taps()).float(0, 0.25).float(1, 1.5).bytes(In, x).out(y).out(mask),
             Kernel::AvgPoolGrad => case.work(y * dims.taps()).f32s(In, y, -1.0, 1.0).out(4 * x),
             Kernel::MaxPoolGrad => case.work(y * dims.taps()).f32s(In, y, -1.0, 1.0).bytes(In, x).out(4 * x),
             Kernel::Softmax => case.work(y).float(0, 0.1).float(1, 1.0 / 256.0).bytes(In, y).out(y),

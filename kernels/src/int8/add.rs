@@ -42,7 +42,8 @@ impl Add {
     }
 }
 
-fn masked(mask: Option<&mut [u8]>, len: usize) -> Option<&mut [u8]> {
+/// The mask, all bits zero, or nothing to write; `None` where its length is wrong.
+pub(super) fn masked(mask: Option<&mut [u8]>, len: usize) -> Option<&mut [u8]> {
     let mask = match mask {
         Some(mask) if !lengths([(mask.len(), mask_bytes(len))]) => return None,
         Some(mask) => mask,

@@ -10,6 +10,7 @@
 //! are trained in f32: those kernels are in `f32`.
 
 mod add;
+mod add_up;
 mod bottleneck;
 mod bottleneck_grad;
 mod conv;
@@ -34,6 +35,7 @@ mod update;
 mod x86;
 
 pub use add::{Add, i8_add, i8_add_to_a, i8_add_to_b};
+pub use add_up::{i8_add_up, i8_add_up_to_a, i8_add_up_to_b};
 pub use bottleneck::{
     Bottleneck, Stage, i8_bottleneck, i8_bottleneck_lead_bytes, i8_bottleneck_overlay, i8_bottleneck_overlay_bytes,
     i8_bottleneck_scratch_bytes,
@@ -55,7 +57,7 @@ pub use grad_depthwise::{
     i8_depthwise_grad_x_scratch_bytes,
 };
 pub use loss::{CrossEntropy, i8_cross_entropy, i8_cross_entropy_grad};
-pub use pool::{i8_avg_pool, i8_avg_pool_grad, i8_max_pool, i8_max_pool_grad};
+pub use pool::{SumPool, i8_avg_pool, i8_avg_pool_away, i8_avg_pool_grad, i8_max_pool, i8_max_pool_grad, i8_sum_pool};
 pub use softmax::{Softmax, i8_softmax};
 pub use states::{
     States, i8_conv2d_grad_w_update_with, i8_depthwise_grad_w_update_with, i8_grad_b_update_with, i8_update_with,

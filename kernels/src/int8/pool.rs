@@ -3,7 +3,8 @@
 //! Padding is outside: an average counts the taps inside, a maximum looks at them only. A window with no tap inside
 //! gives the stored zero (an average) or `lo` (a maximum).
 
-use super::round::Rounder;
+use super::add::masked;
+use super::round::{Rounder, set_bit};
 use super::{Conv, Quant, lengths};
 use core::ops::Range;
 
@@ -46,6 +47,59 @@ pub fn i8_avg_pool(dims: &Conv, quant: &Quant, x: &[i8], y: &mut [i8]) {
             let taps = pixels.clone().filter_map(|q| x.get(q * channels + c));
             let sum = taps.fold(0i32, |sum, x| sum.wrapping_add(i32::from(*x) - quant.zero_x));
             *y = rounder.stored(sum as f32 / count.max(1) as f32).0;
+        }
+    }
+}
+
+/// [`i8_avg_pool`] in whole numbers, ties away from zero:
+/// `y = clamp(sign(sum) floor((|sum| + floor(taps / 2)) / taps) + zero, lo, hi)`, `sum` of the `x - zero` inside.
+pub fn i8_avg_pool_away(dims: &Conv, quant: &Quant, x: &[i8], y: &mut [i8]) {
+    if !fits(dims, x.len(), y.len()) {
+        return;
+    }
+    let channels = dims.in_channels;
+    let rounder = Rounder::new(quant.zero_x, quant.lo, quant.hi);
+    for ((n, at), y) in windows(dims).zip(y.chunks_exact_mut(channels.max(1))) {
+        let pixels = pixels(dims, n, at);
+        let count = (pixels.clone().count() as u32).max(1);
+        for (c, y) in y.iter_mut().enumerate() {
+            let taps = pixels.clone().filter_map(|q| x.get(q * channels + c));
+            let sum = taps.fold(0i32, |sum, x| sum.wrapping_add(i32::from(*x) - quant.zero_x));
+            let mean = (sum.unsigned_abs().wrapping_add(count / 2) / count) as i32;
+            *y = rounder.clamp(quant.zero_x + if sum < 0 { -mean } else { mean });
+        }
+    }
+}
+
+/// Factor, offset and limits of sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SumPool {
+    /// Of the sum of stored numbers.
+    pub scale: f32,
+    /// What is added to that product.
+    pub offset: f32,
+    /// Least stored output.
+    pub lo: i32,
+    /// Greatest stored output.
+    pub hi: i32,
+}
+
+/// `y = clamp(nearest(scale * sum of the taps inside + offset), lo, hi)`, product and sum each rounded to f32: means
+/// and changes of scale. `mask`, of `mask_bytes(y)`, gets a bit for each output inside the limits.
+pub fn i8_sum_pool(dims: &Conv, pool: &SumPool, x: &[i8], y: &mut [i8], mask: Option<&mut [u8]>) {
+    if !fits(dims, x.len(), y.len()) {
+        return;
+    }
+    let Some(mask) = masked(mask, y.len()) else { return };
+    let (channels, rounder) = (dims.in_channels, Rounder::new(0, pool.lo, pool.hi));
+    for (p, ((n, at), y)) in windows(dims).zip(y.chunks_exact_mut(channels.max(1))).enumerate() {
+        let pixels = pixels(dims, n, at);
+        for (c, y) in y.iter_mut().enumerate() {
+            let taps = pixels.clone().filter_map(|q| x.get(q * channels + c));
+            let sum = taps.fold(0i32, |sum, x| sum.wrapping_add(i32::from(*x)));
+            let (value, is_inside) = rounder.stored(sum as f32 * pool.scale + pool.offset);
+            *y = value;
+            set_bit(mask, p * channels + c, is_inside);
         }
     }
 }

@@ -29,6 +29,31 @@ fn sums_are_rounded_once() {
     }
 }
 
+#[test]
+fn sums_of_whole_numbers_go_up_at_ties() {
+    let mut dice = Dice::new(4);
+    // The last are whole numbers of 21 bits over the widest and the narrowest powers of two.
+    let unit = [2f32.powi(-13), 2f32.powi(-30)];
+    let factors =
+        [(0.5, 0.5), (0.75, 1.25), (2097151.0 * unit[0], 8.0 * unit[0]), (1048577.0 * unit[1], 2.0 * unit[1])];
+    for (len, (ra, rb)) in [1, 7, 64, 257].into_iter().zip(factors) {
+        let (a, b) = (dice.i8s(len), dice.i8s(len));
+        let add = Add { ra, rb, zero_a: -7, zero_b: 40, zero_y: 12, lo: -100, hi: 90 };
+        let (mut y, mut mask) = (vec![0; len], vec![0xff; mask_bytes(len)]);
+        i8_add_up(&add, &a, &b, &mut y, Some(&mut mask));
+        for at in 0..len {
+            let (a, b) = (f64::from(a[at]) + 7.0, f64::from(b[at]) - 40.0);
+            let r = (a * f64::from(ra) + b * f64::from(rb) + 0.5).floor() + 12.0;
+            let inside = (-100.0..=90.0).contains(&r);
+            assert_eq!((f64::from(y[at]), mask[at / 8] >> (at % 8) & 1 == 1), (r.clamp(-100.0, 90.0), inside));
+        }
+        let (mut in_a, mut in_b, mut masks) = (a.clone(), b.clone(), [mask.clone(), mask.clone()]);
+        i8_add_up_to_a(&add, &mut in_a, &b, Some(&mut masks[0]));
+        i8_add_up_to_b(&add, &a, &mut in_b, Some(&mut masks[1]));
+        assert_eq!((&in_a, &in_b, &masks), (&y, &y, &[mask.clone(), mask]));
+    }
+}
+
 /// The elements of the windows that see something, with their place in `x`.
 fn window(d: &Conv, at: [usize; 3], c: usize) -> Vec<usize> {
     naive::taps(d).into_iter().filter_map(|tap| naive::under(d, at, tap)).map(|q| q * d.in_channels + c).collect()
@@ -66,5 +91,31 @@ fn pools_look_at_the_taps_inside() {
         }
         assert_eq!(avg_gx, expected_avg, "{dims:?}");
         assert_eq!(max_gx, expected_max, "{dims:?}");
+    }
+}
+
+#[test]
+fn means_in_whole_numbers_go_away_from_zero_at_ties() {
+    let quant = Quant { zero_x: -9, zero_y: -9, lo: -110, hi: 100 };
+    for (i, dims) in shapes(40).iter().enumerate() {
+        let dims = &Conv { out_channels: dims.in_channels, ..*dims };
+        let x = Dice::new(i as u64).i8s(dims.x_len());
+        let (mut avg, mut line, mut mask) =
+            (vec![0; dims.y_len()], vec![0; dims.y_len()], vec![0xff; mask_bytes(dims.y_len())]);
+        i8_avg_pool_away(dims, &quant, &x, &mut avg);
+        let sums = SumPool { scale: 0.3, offset: -2.5, lo: -110, hi: 100 };
+        i8_sum_pool(dims, &sums, &x, &mut line, Some(&mut mask));
+        for (p, at) in naive::outputs(dims).enumerate() {
+            for c in 0..dims.in_channels {
+                let (taps, to) = (window(dims, at, c), p * dims.in_channels + c);
+                let sum: i32 = taps.iter().map(|t| i32::from(x[*t])).sum();
+                let shifted = f64::from(sum + 9 * taps.len() as i32);
+                // `round` goes away from zero at ties.
+                let mean = if taps.is_empty() { 0.0 } else { (shifted / taps.len() as f64).round() };
+                assert_eq!(f64::from(avg[to]), (mean - 9.0).clamp(-110.0, 100.0), "{dims:?}");
+                let expected = naive::stored(sum as f32 * 0.3 + -2.5, 0, -110, 100);
+                assert_eq!((line[to], mask[to / 8] >> (to % 8) & 1 == 1), expected, "{dims:?}");
+            }
+        }
     }
 }

@@ -317,11 +317,13 @@ fn bottleneck_grad(op: Op, z: Size) -> Vec<Sample> {
 fn sums(op: Op, z: Size) -> Vec<Sample> {
     let shape = [z.rows, 2, 3, z.k];
     match op {
-        Op::I8Add => {
+        Op::I8Add | Op::I8AddUp => {
+            // Ties, and whole numbers of 21 bits.
+            let rb = if op == Op::I8Add { 0.6 } else { f64::from((1 << 19) + 1) / f64::from(1 << 21) };
             let make = |mask: bool| {
                 let attrs = [
                     ("ra", Attr::from(0.75)),
-                    ("rb", 0.6.into()),
+                    ("rb", rb.into()),
                     ("zero_a", Attr::Int(-4)),
                     ("zero_b", 9.into()),
                     ("zero_y", 2.into()),
@@ -353,8 +355,13 @@ fn pools(op: Op, z: Size) -> Vec<Sample> {
         let side = [("h", Attr::from(c.image[0])), ("w", c.image[1].into())];
         let (x, y) = (c.x(z.rows), c.y(z.rows));
         match op {
-            Op::I8AvgPool => {
+            Op::I8AvgPool | Op::I8AvgPoolAway => {
                 attrs.push(("zero", Attr::Int(-5)));
+                one(op, z, &attrs, |m| vec![image(m, &x)])
+            }
+            Op::I8SumPool => {
+                attrs.extend([("scale", Attr::from(0.7)), ("offset", 3.5.into()), ("hi", 90.into())]);
+                attrs.push(("mask", true.into()));
                 one(op, z, &attrs, |m| vec![image(m, &x)])
             }
             // No two elements of a window are equal, so that there is one largest.
@@ -373,7 +380,8 @@ fn pools(op: Op, z: Size) -> Vec<Sample> {
         }
     };
     match op {
-        Op::I8AvgPool | Op::I8AvgPoolGrad | Op::I8MaxPool | Op::I8MaxPoolGrad => {
+        Op::I8SumPool => vec![make(conv(1, 1, 0)), make(conv(2, 1, 0)), make(whole)],
+        Op::I8AvgPool | Op::I8AvgPoolAway | Op::I8AvgPoolGrad | Op::I8MaxPool | Op::I8MaxPoolGrad => {
             vec![make(conv(2, 2, 0)), make(conv(3, 2, 1)), make(conv(3, 1, 1)), make(whole)]
         }
         _ => vec![],

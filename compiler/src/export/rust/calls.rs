@@ -19,8 +19,11 @@ const ROWS: &[Row] = &[
     Row { name: "i8_depthwise", call: |s| forward(s, "i8_depthwise", true) },
     Row { name: "i8_bottleneck", call: bottleneck },
     Row { name: "i8_bottleneck_grad_update", call: bottleneck_grad_update },
-    Row { name: "i8_add", call: add },
+    Row { name: "i8_add", call: |s| add(s, "i8_add") },
+    Row { name: "i8_add_up", call: |s| add(s, "i8_add_up") },
     Row { name: "i8_avg_pool", call: |s| pool(s, "i8_avg_pool") },
+    Row { name: "i8_avg_pool_away", call: |s| pool(s, "i8_avg_pool_away") },
+    Row { name: "i8_sum_pool", call: sum_pool },
     Row { name: "i8_max_pool", call: |s| pool(s, "i8_max_pool") },
     Row { name: "i8_avg_pool_grad", call: |s| pool_grad(s, "i8_avg_pool_grad") },
     Row { name: "i8_max_pool_grad", call: |s| pool_grad(s, "i8_max_pool_grad") },
@@ -156,18 +159,18 @@ fn bottleneck_grad_update(s: &mut Slots) -> Result<String, String> {
     Ok(format!("k::i8_bottleneck_grad_update({dims}, {gc}, {layers}, {gx}, {scratch})"))
 }
 
-fn add(s: &mut Slots) -> Result<String, String> {
+fn add(s: &mut Slots, name: &str) -> Result<String, String> {
     let params = source(params::add(s.step));
     if s.in_place(0) {
         let (y, b, mask) = (s.out(0, "a"), s.arg(1, "b"), s.out_or_none(1, "mask"));
-        return Ok(format!("k::i8_add_to_a({params}, {y}, {b}, {mask})"));
+        return Ok(format!("k::{name}_to_a({params}, {y}, {b}, {mask})"));
     }
     if s.in_place(1) {
         let (a, y, mask) = (s.arg(0, "a"), s.out(0, "b"), s.out_or_none(1, "mask"));
-        return Ok(format!("k::i8_add_to_b({params}, {a}, {y}, {mask})"));
+        return Ok(format!("k::{name}_to_b({params}, {a}, {y}, {mask})"));
     }
     let (a, b, y, mask) = (s.arg(0, "a"), s.arg(1, "b"), s.out(0, "y"), s.out_or_none(1, "mask"));
-    Ok(format!("k::i8_add({params}, {a}, {b}, {y}, {mask})"))
+    Ok(format!("k::{name}({params}, {a}, {b}, {y}, {mask})"))
 }
 
 /// The geometry of a pooling over images like `x`.
@@ -181,6 +184,13 @@ fn pool(s: &mut Slots, name: &str) -> Result<String, String> {
     let quant = Quant { zero_x: int("zero"), zero_y: int("zero"), lo: int("lo"), hi: int("hi") };
     let (dims, x, y) = (self::dims(s, dims), s.arg(0, "x"), s.out(0, "y"));
     Ok(format!("k::{name}({dims}, {}, {x}, {y})", source(quant)))
+}
+
+fn sum_pool(s: &mut Slots) -> Result<String, String> {
+    let dims = pool_dims(s, image(&s.step.args[0]));
+    let (dims, params) = (self::dims(s, dims), source(params::sum_pool(s.step)));
+    let (x, y, mask) = (s.arg(0, "x"), s.out(0, "y"), s.out_or_none(1, "mask"));
+    Ok(format!("k::i8_sum_pool({dims}, {params}, {x}, {y}, {mask})"))
 }
 
 fn pool_grad(s: &mut Slots, name: &str) -> Result<String, String> {

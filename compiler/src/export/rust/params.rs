@@ -1,6 +1,6 @@
 //! A step's attributes as the parameters of its kernel.
 
-use tinyforge_kernels::int8::{Add, Conv, CrossEntropy, Quant, Softmax};
+use tinyforge_kernels::int8::{Add, Conv, CrossEntropy, Quant, Softmax, SumPool};
 use tinyforge_plan::{Step, Tensor};
 
 /// Where in the step a window's numbers stand: a prefix of the attributes.
@@ -67,6 +67,12 @@ pub(super) fn add(step: &Step) -> Add {
         lo: step.int("lo") as i32,
         hi: step.int("hi") as i32,
     }
+}
+
+/// Parameters of `i8_sum_pool`.
+pub(super) fn sum_pool(step: &Step) -> SumPool {
+    let int = |name: &str| step.int(name) as i32;
+    SumPool { scale: step.float("scale"), offset: step.float("offset"), lo: int("lo"), hi: int("hi") }
 }
 
 /// Parameters of `i8_softmax`.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tinyforge_plan::{DType, Source};
 
-use super::{Conv, DeadChannel, Image, Int8Error, Int8Model, Layer, LayerOp, Limits, Quant, Window};
+use super::{Conv, DeadChannel, Image, Int8Error, Int8Model, Layer, LayerOp, Limits, Line, Quant, Window};
 use crate::ir::types::Type;
 use crate::ir::verify::check_type;
 
@@ -51,8 +51,6 @@ pub struct ConvSpec<'a> {
     pub effective: Effective,
     /// Whether it has parameters.
     pub is_trainable: bool,
-    /// Whether it takes stored numbers as they are: both zero points are 0 for it.
-    pub is_stored: bool,
 }
 
 /// `x_scale * w_scale / y_scale`, by the arithmetic of whoever made the file.
@@ -88,8 +86,6 @@ pub struct Rescale {
     pub output: Image,
     /// The fused activation.
     pub limits: Limits,
-    /// Whether the sum is of stored numbers as they are, and gives one.
-    pub is_stored: bool,
 }
 
 /// What a pool gives.
@@ -99,8 +95,8 @@ pub enum Pool {
     Max,
     /// The mean, ties to an even number of steps from zero.
     Mean,
-    /// The mean, ties to an even stored number.
-    StoredMean,
+    /// The mean of stored numbers, ties away from 0.
+    MeanAway,
 }
 
 /// A model being put together.
@@ -193,7 +189,16 @@ impl Assembly {
     }
 
     /// Adds the sum of two images, each times its factor: its scale over the sum's.
-    pub fn add(&mut self, [a, b]: [u32; 2], factors: [f32; 2], output: Image, limits: Limits) -> Result<u32> {
+    pub fn add(&mut self, operands: [u32; 2], factors: [f32; 2], output: Image, limits: Limits) -> Result<u32> {
+        self.sum(operands, factors, output, limits, false)
+    }
+
+    /// The same by factors that are whole numbers of 21 bits over one power of two, ties up.
+    pub fn add_up(&mut self, operands: [u32; 2], factors: [f32; 2], output: Image, limits: Limits) -> Result<u32> {
+        self.sum(operands, factors, output, limits, true)
+    }
+
+    fn sum(&mut self, [a, b]: [u32; 2], factors: [f32; 2], output: Image, limits: Limits, is_up: bool) -> Result<u32> {
         let shapes = [self.at(a).shape, self.at(b).shape];
         if shapes != [output.shape; 2] {
             let why =
@@ -204,7 +209,7 @@ impl Assembly {
             let why = format!("a scale is {factor} times the sum's, outside of f32");
             return Err(Int8Error::Layer { layer: output.name, why });
         }
-        self.push(LayerOp::Add { factors, limits }, &[a, b], output)
+        self.push(LayerOp::Add { factors, limits, is_up }, &[a, b], output)
     }
 
     /// Adds a softmax over the channels.
@@ -239,10 +244,21 @@ impl Assembly {
         check_window(image, &output, window)?;
         let op = match kind {
             Pool::Max => LayerOp::MaxPool(window, limits),
-            Pool::Mean => LayerOp::AvgPool { window, limits, is_stored: false },
-            Pool::StoredMean => LayerOp::AvgPool { window, limits, is_stored: true },
+            Pool::Mean => LayerOp::AvgPool { window, limits, is_away: false },
+            Pool::MeanAway => LayerOp::AvgPool { window, limits, is_away: true },
         };
         self.push(op, &[x], output)
+    }
+
+    /// Adds a mean or a change of scale: a line of the sum of each window, which lies inside the image.
+    pub fn sum_pool(&mut self, x: u32, window: Window, line: Line, output: Image, limits: Limits) -> Result<u32> {
+        let image = self.at(x);
+        check_window(image, &output, window)?;
+        if image.shape[2] != output.shape[2] || !(line.scale.is_normal() && line.offset.is_finite()) {
+            let why = format!("{line:?} from {} channels to {} is none", image.shape[2], output.shape[2]);
+            return Err(Int8Error::Layer { layer: output.name, why });
+        }
+        self.push(LayerOp::SumPool { window, line, limits }, &[x], output)
     }
 
     /// Adds a convolution; returns its result.
@@ -295,14 +311,13 @@ impl Assembly {
             limits: spec.limits,
             dead,
             is_trainable: spec.is_trainable,
-            is_stored: spec.is_stored,
         };
         self.push(LayerOp::Conv(Box::new(conv)), &[spec.input], spec.output)
     }
 
     /// Adds a depthwise convolution with weights of 1, exact up to its one rounding.
     pub fn rescale(&mut self, rescale: Rescale) -> Result<u32> {
-        let Rescale { input, window, scale, output, limits, is_stored } = rescale;
+        let Rescale { input, window, scale, output, limits } = rescale;
         self.conv(ConvSpec {
             name: output.name.clone(),
             input,
@@ -315,7 +330,6 @@ impl Assembly {
             limits,
             effective: Effective::Given(scale),
             is_trainable: false,
-            is_stored,
         })
     }
 }
@@ -371,7 +385,7 @@ fn effective(spec: &ConvSpec, x: &Image, w_scales: &[f32]) -> std::result::Resul
 
 /// Least and greatest `Σ (x - zero) w` of every output channel, over all inputs.
 fn reaches(spec: &ConvSpec, x: &Image, channels: usize) -> Vec<(i64, i64)> {
-    let zero = if spec.is_stored { 0 } else { i64::from(x.quant.zero) };
+    let zero = i64::from(x.quant.zero);
     let (low, high) = (-128 - zero, 127 - zero);
     let mut reach = vec![(0i64, 0i64); channels];
     if spec.weights.bytes.is_empty() {

@@ -112,19 +112,27 @@ impl Writer<'_> {
         let (x, y) = (layer.inputs[0], layer.output);
         let out = match &layer.op {
             LayerOp::Conv(conv) => self.conv(conv, layer, args[0]),
-            LayerOp::Add { factors, limits } => {
+            LayerOp::Add { factors, limits, is_up } => {
                 let [ra, rb] = factors.map(f64::from);
                 let mut attrs: Attrs = vec![("ra", ra.into()), ("rb", rb.into())];
                 attrs.extend([("zero_a", self.zero(x)), ("zero_b", self.zero(layer.inputs[1]))]);
                 attrs.push(("zero_y", self.zero(y)));
                 attrs.extend(limit_attrs(*limits));
-                self.builder.push1(name, Op::I8Add, &args, &attrs)
+                self.builder.push1(name, if *is_up { Op::I8AddUp } else { Op::I8Add }, &args, &attrs)
             }
-            LayerOp::AvgPool { window, limits, is_stored } => {
-                let zero = if *is_stored { 0.into() } else { self.zero(y) };
-                self.pool(Op::I8AvgPool, layer, (*window, *limits), zero)
+            LayerOp::AvgPool { window, limits, is_away: false } => {
+                self.pool(Op::I8AvgPool, layer, (*window, *limits), &[("zero", self.zero(y))])
             }
-            LayerOp::MaxPool(window, limits) => self.pool(Op::I8MaxPool, layer, (*window, *limits), self.zero(y)),
+            LayerOp::AvgPool { window, limits, is_away: true } => {
+                self.pool(Op::I8AvgPoolAway, layer, (*window, *limits), &[])
+            }
+            LayerOp::MaxPool(window, limits) => {
+                self.pool(Op::I8MaxPool, layer, (*window, *limits), &[("zero", self.zero(y))])
+            }
+            LayerOp::SumPool { window, line, limits } => {
+                let line = [("scale", f64::from(line.scale).into()), ("offset", f64::from(line.offset).into())];
+                self.pool(Op::I8SumPool, layer, (*window, *limits), &line)
+            }
             LayerOp::Softmax => {
                 let mut attrs: Attrs = vec![("scale_x", self.scale(x).into()), ("zero_x", self.zero(x))];
                 attrs.extend([("scale_y", self.scale(y).into()), ("zero_y", self.zero(y))]);
@@ -146,8 +154,7 @@ impl Writer<'_> {
         let scale = self.builder.declare(Kind::Const, &conv.scale_name(), Type::f32(&[conv.channels()]));
         let (x_image, y) = (layer.inputs[0], layer.output);
         let mut attrs = self.window_attrs(conv.window, y);
-        let zero = |image| if conv.is_stored { 0.into() } else { self.zero(image) };
-        attrs.extend([("zero_x", zero(x_image)), ("zero_y", zero(y))]);
+        attrs.extend([("zero_x", self.zero(x_image)), ("zero_y", self.zero(y))]);
         attrs.extend(limit_attrs(conv.limits));
         let op = match conv.multiplier {
             Some(m) => {
@@ -159,10 +166,10 @@ impl Writer<'_> {
         self.builder.push1(&self.model.images[y as usize].name, op, &[x, weight, bias, scale], &attrs)
     }
 
-    fn pool(&mut self, op: Op, layer: &Layer, (window, limits): (Window, Limits), zero: Attr) -> Value {
+    fn pool(&mut self, op: Op, layer: &Layer, (window, limits): (Window, Limits), more: &[(&str, Attr)]) -> Value {
         let mut attrs = self.window_attrs(window, layer.output);
         attrs.extend([("kh", window.size[0].into()), ("kw", window.size[1].into())]);
-        attrs.push(("zero", zero));
+        attrs.extend(more);
         attrs.extend(limit_attrs(limits));
         let x = self.value(layer.inputs[0]);
         self.builder.push1(&self.model.images[layer.output as usize].name, op, &[x], &attrs)

@@ -31,7 +31,10 @@ impl Int8Model {
                 LayerOp::Conv(conv) if conv.is_trainable => return no_head("a depthwise convolution"),
                 LayerOp::Conv(conv) if conv.window.area() == 1 => return no_head("a change of scale"),
                 LayerOp::Add { .. } => return no_head("a sum"),
-                LayerOp::AvgPool { .. } | LayerOp::MaxPool(..) | LayerOp::Conv(_) => return no_head("a pool"),
+                LayerOp::SumPool { window, .. } if window.area() == 1 => return no_head("a change of scale"),
+                LayerOp::AvgPool { .. } | LayerOp::SumPool { .. } | LayerOp::MaxPool(..) | LayerOp::Conv(_) => {
+                    return no_head("a pool");
+                }
             }
         }
     }
@@ -107,7 +110,6 @@ impl Int8Model {
             limits: Limits::ALL,
             dead: Vec::new(),
             is_trainable: true,
-            is_stored: false,
         };
         let quant = Quant { scale: y_scale, zero: 0 };
         let output = Image { name: format!("{HEAD}.y"), shape: [1, 1, classes], quant };
@@ -147,7 +149,7 @@ impl Int8Model {
         }
         let window = Window::whole(x.shape);
         let output = Image { name: "features.mean".to_owned(), shape: [1, 1, c], quant: x.quant };
-        self.push(LayerOp::AvgPool { window, limits: Limits::ALL, is_stored: false }, self.output, output)
+        self.push(LayerOp::AvgPool { window, limits: Limits::ALL, is_away: false }, self.output, output)
     }
 
     fn push(&mut self, op: LayerOp, input: u32, output: Image) -> u32 {

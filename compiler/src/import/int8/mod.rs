@@ -97,6 +97,22 @@ impl Limits {
     pub const ALL: Limits = Limits { lo: -128, hi: 127 };
 }
 
+/// A stored number as a line of others: `nearest(scale x + offset)`, product and sum rounded to f32.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Line {
+    /// What stored numbers are multiplied by.
+    pub scale: f32,
+    /// What is added.
+    pub offset: f32,
+}
+
+impl Line {
+    /// The stored number at `x`.
+    pub fn at(&self, x: i8) -> i8 {
+        (f32::from(x) * self.scale + self.offset).round_ties_even().clamp(-128.0, 127.0) as i8
+    }
+}
+
 /// A channel whose weights or bias carry nothing: frozen in training.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct DeadChannel {
@@ -137,8 +153,6 @@ pub struct Conv {
     pub dead: Vec<DeadChannel>,
     /// Whether it has parameters: false for one that only changes scales.
     pub is_trainable: bool,
-    /// Whether it takes stored numbers as they are: both zero points are 0 for it, whatever its images say.
-    pub is_stored: bool,
 }
 
 impl Conv {
@@ -193,6 +207,8 @@ pub enum LayerOp {
         factors: [f32; 2],
         /// The fused activation.
         limits: Limits,
+        /// Whether factors are whole numbers over a power of two and ties go up.
+        is_up: bool,
     },
     /// The mean of a window; input and output have one quantisation.
     AvgPool {
@@ -200,8 +216,17 @@ pub enum LayerOp {
         window: Window,
         /// The fused activation.
         limits: Limits,
-        /// Whether ties go to an even stored number; else to one that is even steps from zero.
-        is_stored: bool,
+        /// Whether ties go away from the stored 0; else to an even number of steps from zero.
+        is_away: bool,
+    },
+    /// `nearest(scale Σ x + offset)` over the stored numbers of a window: a mean, or a change of scale.
+    SumPool {
+        /// Where it reads; all of it lies inside the image.
+        window: Window,
+        /// Scale and offset.
+        line: Line,
+        /// The fused activation.
+        limits: Limits,
     },
     /// The largest of a window; input and output have one quantisation.
     MaxPool(Window, Limits),

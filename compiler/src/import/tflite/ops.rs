@@ -6,9 +6,9 @@ use tinyforge_plan::{DType, Source};
 
 use super::litert;
 use super::schema::{File, Operator, Range, Tensor, TensorType};
-use super::window::{Padding, fused, window};
+use super::window::{Kernels, Padding, fused, window};
 use crate::import::int8::{
-    Assembly, ConvSpec, Effective, Image, Int8Error, Int8Model, Limits, Pool, Quant, Refusal, Rescale, Weights, Window,
+    Assembly, ConvSpec, Effective, Image, Int8Error, Int8Model, Limits, Line, Pool, Quant, Refusal, Weights, Window,
 };
 
 /// Why one operator cannot be taken.
@@ -345,6 +345,7 @@ fn convolution(c: &mut Converter, op: &Operator, is_depthwise: bool) -> Refused<
     let options = op.options.as_ref();
     let size = [kh, kw].map(|d| u32::try_from(d).unwrap_or(0));
     let window = window(options, size, &x, &output, padding.map_or(Padding::Named, Padding::Given))?;
+    litert::check_conv(x.quant, &tensor.scales, output.quant)?;
     let limits = fused(options, is_depthwise, output.quant)?;
     let multiplier = is_depthwise.then(|| output.shape[2] / x.shape[2]);
     let spec = ConvSpec {
@@ -359,7 +360,6 @@ fn convolution(c: &mut Converter, op: &Operator, is_depthwise: bool) -> Refused<
         limits,
         effective: Effective::Each,
         is_trainable: true,
-        is_stored: false,
     };
     let y = c.assembly.conv(spec)?;
     c.hold(t, y);
@@ -382,6 +382,7 @@ fn fully_connected(c: &mut Converter, op: &Operator) -> Refused<()> {
         return Err(Stop::Why(format!("rows of {cin} do not divide an image of {elems} elements")));
     };
     let limits = fused_only(op, output.quant)?;
+    litert::check_conv(c.assembly.at(x).quant, &tensor.scales, output.quant)?;
     let bias = c.bias(op)?;
     let name = c.next_conv();
     let flat = c.assembly.reshape(x, [1, rows, cin], &format!("{name}.x"))?;
@@ -397,7 +398,6 @@ fn fully_connected(c: &mut Converter, op: &Operator) -> Refused<()> {
         limits,
         effective: Effective::Each,
         is_trainable: true,
-        is_stored: false,
         name: name.clone(),
     };
     let y = c.assembly.conv(spec)?;
@@ -408,7 +408,7 @@ fn fully_connected(c: &mut Converter, op: &Operator) -> Refused<()> {
 
 /// The activation where it is the first of the options: of sums and fully connected layers.
 fn fused_only(op: &Operator, quant: Quant) -> Refused<Limits> {
-    super::window::fused_at(op.options.as_ref(), 0, quant)
+    super::window::fused_at(op.options.as_ref(), 0, quant, Kernels::Xnnpack)
 }
 
 fn add(c: &mut Converter, op: &Operator) -> Refused<()> {
@@ -416,14 +416,14 @@ fn add(c: &mut Converter, op: &Operator) -> Refused<()> {
     let (output, t) = c.output(op, format!("op{}.sum", c.at))?;
     let limits = fused_only(op, output.quant)?;
     let [scale_a, scale_b] = [a, b].map(|x| c.assembly.at(x).quant.scale);
-    let factors = litert::sum_factors(scale_a, scale_b, output.quant.scale);
-    let y = c.assembly.add([a, b], factors, output, limits)?;
+    let factors = litert::sum_factors(scale_a, scale_b, output.quant.scale)?;
+    let y = c.assembly.add_up([a, b], factors, output, limits)?;
     c.hold(t, y);
     Ok(())
 }
 
 fn average_pool(c: &mut Converter, op: &Operator) -> Refused<()> {
-    pool(c, op, Pool::StoredMean)
+    pool(c, op, Pool::MeanAway)
 }
 
 fn max_pool(c: &mut Converter, op: &Operator) -> Refused<()> {
@@ -437,20 +437,12 @@ fn pool(c: &mut Converter, op: &Operator, kind: Pool) -> Refused<()> {
     let options = op.options.as_ref();
     let size = super::window::pool_size(options)?;
     let window = window(options, size, &x, &output, Padding::Named)?;
-    let limits = super::window::fused_at(options, 5, output.quant)?;
-    let has_equal_windows = kind == Pool::StoredMean && x.quant == output.quant && is_inside(window, &x, &output);
-    let y = match litert::away_factor(window.area()).filter(|_| has_equal_windows) {
-        Some(scale) => c.assembly.rescale(Rescale { input, window, scale, output, limits, is_stored: true })?,
-        None => c.assembly.pool(input, kind, window, output, limits)?,
-    };
+    let overlaps = (0..2).all(|d| window.stride[d] <= window.size[d]);
+    let kernels = if kind == Pool::Max && overlaps { Kernels::Xnnpack } else { Kernels::BuiltIn };
+    let limits = super::window::fused_at(options, 5, output.quant, kernels)?;
+    let y = c.assembly.pool(input, kind, window, output, limits)?;
     c.hold(t, y);
     Ok(())
-}
-
-/// Whether every window lies inside the image.
-fn is_inside(window: Window, x: &Image, y: &Image) -> bool {
-    let end = |d: usize| u64::from(y.shape[d] - 1) * u64::from(window.stride[d]) + u64::from(window.size[d]);
-    window.pad == [0, 0] && [0, 1].iter().all(|&d| end(d) <= u64::from(x.shape[d]))
 }
 
 /// A mean over height and width: a pool over the whole image.
@@ -469,13 +461,9 @@ fn mean(c: &mut Converter, op: &Operator) -> Refused<()> {
     let (mut output, t) = c.output(op, format!("op{}.mean", c.at))?;
     let shape = output.shape;
     output.shape = [1, 1, x.shape[2]];
-    let (window, limits) = (Window::whole(x.shape), Limits::ALL);
-    let y = if x.quant == output.quant {
-        c.assembly.pool(input, Pool::StoredMean, window, output, limits)?
-    } else {
-        let scale = litert::mean_factor(x.quant.scale, window.area(), output.quant.scale);
-        c.assembly.rescale(Rescale { input, window, scale, output, limits, is_stored: false })?
-    };
+    let window = Window::whole(x.shape);
+    let line = litert::mean(x.quant, window.area(), output.quant);
+    let y = c.assembly.sum_pool(input, window, line, output, Limits::ALL)?;
     let y = c.assembly.reshape(y, shape, &format!("op{}.out", c.at))?;
     c.hold(t, y);
     Ok(())
@@ -507,42 +495,42 @@ fn softmax(c: &mut Converter, op: &Operator) -> Refused<()> {
 
 fn relu(c: &mut Converter, op: &Operator) -> Refused<()> {
     let (output, _) = c.output(op, String::new())?;
-    let lo = output.quant.zero.max(-128);
-    change(c, op, Limits { lo, hi: 127 }, ratio)
+    let limits = super::window::limits(1, output.quant, Kernels::BuiltIn)?;
+    change(c, op, limits, litert::relu)
 }
 
 fn relu6(c: &mut Converter, op: &Operator) -> Refused<()> {
     let (output, _) = c.output(op, String::new())?;
-    let limits = super::window::limits(3, output.quant)?;
-    change(c, op, limits, ratio)
+    let limits = super::window::limits(3, output.quant, Kernels::BuiltIn)?;
+    change(c, op, limits, litert::relu)
 }
 
-fn ratio(x: f64, y: f64) -> f32 {
-    x as f32 / y as f32
-}
+/// Lines that, one after another, take an image to another quantisation; each with the one that it leads to.
+type Lines = fn(Quant, Quant) -> Result<Vec<(Line, Quant)>, String>;
 
-/// The image clamped to limits and rescaled to the result's quantisation, by the factor of both scales.
-fn change(c: &mut Converter, op: &Operator, limits: Limits, factor: fn(f64, f64) -> f32) -> Refused<()> {
-    let input = c.image(op, 0)?;
+/// The image rescaled to the result's quantisation and clamped to limits.
+fn change(c: &mut Converter, op: &Operator, limits: Limits, lines: Lines) -> Refused<()> {
+    let mut input = c.image(op, 0)?;
     let (output, t) = c.output(op, format!("op{}.rescaled", c.at))?;
-    let x = c.assembly.at(input);
+    let x = c.assembly.at(input).clone();
     if x.shape != output.shape {
         return Err(Stop::Why("it changes the shape".into()));
     }
-    let y = match x.quant == output.quant && limits == Limits::ALL {
-        true => input,
-        false => {
-            let scale = factor(x.quant.scale, output.quant.scale);
-            c.assembly.rescale(Rescale { input, window: Window::POINT, scale, output, limits, is_stored: false })?
+    if x.quant != output.quant || limits != Limits::ALL {
+        let lines = lines(x.quant, output.quant)?;
+        for (i, (line, quant)) in lines.iter().enumerate() {
+            let limits = if i + 1 == lines.len() { limits } else { Limits::ALL };
+            let image = Image { quant: *quant, ..output.clone() };
+            input = c.assembly.sum_pool(input, Window::POINT, *line, image, limits)?;
         }
-    };
-    c.hold(t, y);
+    }
+    c.hold(t, input);
     Ok(())
 }
 
 /// int8 to int8 of another scale; float to int8 only at the input, where it is taken away.
 fn quantize(c: &mut Converter, op: &Operator) -> Refused<()> {
-    change(c, op, Limits::ALL, litert::requantize_factor)
+    change(c, op, Limits::ALL, |x, y| litert::change(x, y).map(|line| vec![(line, y)]))
 }
 
 /// Only at the end: the int8 numbers are the result.

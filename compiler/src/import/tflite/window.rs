@@ -24,6 +24,15 @@ pub enum Padding {
     Given([[u32; 2]; 2]),
 }
 
+/// Whose kernels an operator runs by, which round the limits of an activation in ways of their own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// XNNPACK: limits with the zero point, ties to even.
+    Xnnpack,
+    /// LiteRT's own: without it, ties away from 0.
+    BuiltIn,
+}
+
 /// The activation that a convolution's options name, as limits.
 pub fn fused(options: Options, is_depthwise: bool, quant: Quant) -> Refused<Limits> {
     let first = if is_depthwise { 5 } else { 4 };
@@ -33,17 +42,24 @@ pub fn fused(options: Options, is_depthwise: bool, quant: Quant) -> Refused<Limi
             return Err(Stop::Why(format!("its {name} is {dilation}, only 1 is taken")));
         }
     }
-    fused_at(options, first - 1, quant)
+    fused_at(options, first - 1, quant, Kernels::Xnnpack)
 }
 
 /// The activation in this field of the options, as limits.
-pub fn fused_at(options: Options, field: u16, quant: Quant) -> Refused<Limits> {
-    limits(options.map_or(Ok(0), |o| o.i8(Field(field, "fused_activation_function"), 0))?, quant)
+pub fn fused_at(options: Options, field: u16, quant: Quant, kernels: Kernels) -> Refused<Limits> {
+    limits(options.map_or(Ok(0), |o| o.i8(Field(field, "fused_activation_function"), 0))?, quant, kernels)
 }
 
 /// The limits of an activation: none, max(x, 0), -1..1, 0..6.
-pub fn limits(activation: i8, quant: Quant) -> Refused<Limits> {
-    let at = |real: f64| quant.store(real).clamp(-128.0, 127.0) as i32;
+pub fn limits(activation: i8, quant: Quant, kernels: Kernels) -> Refused<Limits> {
+    let (scale, zero) = (quant.scale as f32, quant.zero as f32);
+    let at = |real: f32| {
+        let stored = match kernels {
+            Kernels::Xnnpack => (real / scale + zero).round_ties_even(),
+            Kernels::BuiltIn => (real / scale).round() + zero,
+        };
+        stored.clamp(-128.0, 127.0) as i32
+    };
     match activation {
         0 => Ok(Limits::ALL),
         1 => Ok(Limits { lo: at(0.0), hi: 127 }),

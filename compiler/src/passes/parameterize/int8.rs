@@ -83,11 +83,8 @@ fn chosen<'c>(convs: &'c [Conv], sparse: &Sparse) -> Result<Vec<(&'c Conv, f64)>
         return Ok(upper.iter().filter(|c| c.expands).map(|c| (c, RATIO)).collect());
     }
     let find = |weight: &crate::scheme::SparseWeight| {
-        let found = match (&weight.tensor, weight.layer) {
-            (Some(name), _) => convs.iter().find(|c| c.weight == *name || c.weight.ends_with(&format!(".{name}"))),
-            (None, layer) => layer.and_then(|l| convs.get(l as usize)),
-        };
-        found.map(|conv| (conv, weight.ratio)).ok_or_else(|| {
+        let found = convs.iter().enumerate().find(|(layer, c)| weight.means(&c.weight, *layer));
+        found.map(|(_, conv)| (conv, weight.ratio)).ok_or_else(|| {
             let what = weight.tensor.clone().unwrap_or(format!("layer {}", weight.layer.unwrap_or(0)));
             SchemeError::Misfit(format!("`{what}` is no convolution; the model has {}", convs.len()))
         })

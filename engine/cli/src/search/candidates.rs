@@ -47,13 +47,13 @@ impl Part {
 pub fn scheme(parts: &[Part]) -> Scheme {
     let bias_last = parts.iter().find_map(|p| if let Part::Bias(depth) = p { Some(*depth) } else { None });
     let weight = |p: &Part| match *p {
-        Part::Weight(layer, ratio) => Some(SparseWeight { tensor: None, layer: Some(layer), ratio }),
+        Part::Weight(layer, ratio) => Some(SparseWeight::of_layer(layer, ratio)),
         Part::Bias(_) => None,
     };
     let mut weights: Vec<SparseWeight> = parts.iter().filter_map(weight).collect();
     if weights.is_empty() {
         // An empty list leaves the choice to the scheme; a share of nothing chooses nothing.
-        weights.push(SparseWeight { tensor: None, layer: Some(0), ratio: 0.0 });
+        weights.push(SparseWeight::of_layer(0, 0.0));
     }
     let kind = SchemeKind::Sparse(Sparse { bias_last: Some(bias_last.unwrap_or(0)), weights });
     Scheme { kind, head: true, embed: false }

@@ -66,6 +66,41 @@ pub const ADD: OpDef = OpDef {
     ..ROW
 };
 
+/// Whether both factors are positive whole numbers of at most 21 bits over one power of two from 2^13 to 2^30.
+fn are_whole(factors: [f64; 2]) -> bool {
+    let larger = factors[0].max(factors[1]);
+    // An f32's exponent: the larger factor becomes a number of 21 bits.
+    let exponent = ((larger as f32).to_bits() >> 23) as i32 - 127;
+    let unit = 2f64.powi(20 - exponent);
+    (-10..=7).contains(&exponent) && factors.iter().all(|f| *f > 0.0 && f64::from((f * unit) as u32) == f * unit)
+}
+
+/// `i8_add` in whole numbers, ties up: `y = clamp(floor(t + 1/2) + zero_y, lo, hi)`,
+/// `t = (a - zero_a) ra + (b - zero_b) rb` exact. `ra` and `rb` are whole numbers of at most 21 bits over one
+/// power of two.
+pub const ADD_UP: OpDef = OpDef {
+    name: "i8_add_up",
+    infer: |x, a| {
+        let factors = [a.float("ra"), a.float("rb")];
+        if !are_whole(factors) {
+            return Err(format!(
+                "{} and {} are no whole numbers of 21 bits over one power of two",
+                factors[0], factors[1]
+            ));
+        }
+        (ADD.infer)(x, a)
+    },
+    eval: |x, y, a| {
+        let (ra, rb, clamp) = (a.float("ra"), a.float("rb"), Clamp::of(a, "zero_y"));
+        for i in 0..y[0].data.len() {
+            // Numbers of 30 bits: exact in f64.
+            let t = (x[0].data[i] - a.float("zero_a")) * ra + (x[1].data[i] - a.float("zero_b")) * rb;
+            put(y, i, clamp.apply((t + 0.5).floor()));
+        }
+    },
+    ..ADD
+};
+
 /// `y = clamp(nearest(p / scale_y) + zero_y, -128, 127)`, `p` the softmax of `scale_x (x - zero_x)` over the last
 /// dimension in f32: `exp` of what is below the largest, divided by their sum in index order. No gradient: a loss reads
 /// what the softmax reads.

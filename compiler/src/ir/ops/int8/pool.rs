@@ -1,8 +1,8 @@
 //! Pooling over windows of int8 images. Padding is no part of a window.
 
 use super::super::def::{OpDef, ROW, Saves, Tensor, Vjp};
-use super::{Clamp, Window, at, image, must_be, nearest, pairs};
-use crate::ir::attrs::{AttrDef, Attrs, int};
+use super::{Clamp, Window, at, image, must_be, nearest, pairs, product, put, with_mask};
+use crate::ir::attrs::{AttrDef, Attrs, float, int};
 use crate::ir::graph::Value;
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
@@ -67,6 +67,85 @@ pub const AVG_POOL: OpDef = OpDef {
         let args = [v.dy()];
         grads(v, Op::I8AvgPoolGrad, &args)
     }),
+    flops: |_, y, a| y[0].elems() * (a.size("kh") * a.size("kw")) as u64,
+    ..ROW
+};
+
+/// `i8_avg_pool` in whole numbers, ties away from zero:
+/// `y = clamp(sign(S) floor((|S| + floor(count / 2)) / count) + zero, lo, hi)`, `S = Σ (x - zero)`.
+pub const AVG_POOL_AWAY: OpDef = OpDef {
+    name: "i8_avg_pool_away",
+    eval: |x, y, a| {
+        let (clamp, shape) = (Clamp::of(a, "zero"), y[0].shape.clone());
+        for_windows(&x[0].shape, &shape, a, |yi, window| {
+            let (sum, count) = (window.iter().map(|&i| x[0].data[i] - clamp.zero).sum::<f64>(), window.len() as f64);
+            let mean = ((sum.abs() + (count / 2.0).floor()) / count).floor();
+            y[0].data[yi] = clamp.apply(sum.signum() * mean).0;
+        });
+    },
+    ..AVG_POOL
+};
+
+fn sums(x: &[Tensor], y: &mut [Tensor], a: &Attrs, exact: bool) {
+    let (clamp, shape) = (Clamp { zero: 0.0, lo: a.float("lo"), hi: a.float("hi") }, y[0].shape.clone());
+    let (scale, offset) = (a.float("scale"), a.float("offset"));
+    for_windows(&x[0].shape, &shape, a, |yi, window| {
+        let scaled = product(window.iter().map(|&i| x[0].data[i]).sum(), scale, exact);
+        let v = if exact { f64::from(scaled as f32 + offset as f32) } else { scaled + offset };
+        put(y, yi, clamp.apply(nearest(v, exact)));
+    });
+}
+
+/// Refuses windows that reach over the border.
+fn check_inside(x: &Type, a: &Attrs) -> Result<(), String> {
+    let (window, taps) = (Window::of(a), kernel(a));
+    for (d, taps) in taps.into_iter().enumerate() {
+        let end = (window.out[d] as u64 - 1) * window.stride[d] as u64 + u64::from(taps);
+        if window.pad[d] > 0 || end > u64::from(x.shape[d + 1]) {
+            return Err(format!("windows up to {end}, padding {}, reach out of {}", window.pad[d], x.shape[d + 1]));
+        }
+    }
+    Ok(())
+}
+
+/// `y = clamp(nearest(scale Σ x + offset), lo, hi)` over each window of `kh x kw`, inside the image; product and sum
+/// each rounded to f32. Of stored numbers, so that means and changes of scale have one row: `offset` holds both zero
+/// points. The second result, with `mask`, says where nothing was clamped. Gradient is `dy scale` at each element; it
+/// reads the mask alone.
+pub const SUM_POOL: OpDef = OpDef {
+    name: "i8_sum_pool",
+    attrs: window_attrs![
+        int("kh", 1),
+        int("kw", 1),
+        float("scale", 1.0),
+        float("offset", 0.0),
+        int("lo", -128),
+        int("hi", 127),
+        int("mask", 0)
+    ],
+    infer: |x, a| {
+        let ([n, h, w, c], window) = (image(&x[0], DType::I8, "x")?, Window::of(a));
+        Clamp { zero: 0.0, lo: a.float("lo"), hi: a.float("hi") }.check()?;
+        window.check([h, w], kernel(a))?;
+        check_inside(&x[0], a)?;
+        with_mask(Type::new(DType::I8, &[n, window.out[0] as u32, window.out[1] as u32, c]), a)
+    },
+    eval: |x, y, a| sums(x, y, a, true),
+    smooth: Some(|x, y, a| sums(x, y, a, false)),
+    saves: &[Saves::Out(1)],
+    vjp: Some(|v| {
+        let (dy, mask, len) = (v.dy(), v.out(1), v.arg_ty(0).cols());
+        let taps = u64::from(kernel(v.attrs)[0]) * u64::from(kernel(v.attrs)[1]);
+        let factor = v.attrs.float("scale") * taps as f64;
+        let scale = v.push(0, Op::Fill, &[], &[("len", len.into()), ("value", factor.into())]);
+        let g = v.push(0, Op::I8ScaleGrad, &[dy, mask, scale], &[("has_mask", true.into())]);
+        if taps == 1 && Window::of(v.attrs).stride == [1, 1] {
+            vec![Some(g)]
+        } else {
+            grads(v, Op::I8AvgPoolGrad, &[g])
+        }
+    }),
+    tape: Some("mask"),
     flops: |_, y, a| y[0].elems() * (a.size("kh") * a.size("kw")) as u64,
     ..ROW
 };
