@@ -11,6 +11,7 @@ use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::optimizer::{RULES, rule_index};
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::DType;
 
 /// Settings as given; absent ones take defaults.
@@ -86,6 +87,9 @@ pub struct Knobs {
     /// Memory for everything: 64MiB, 2GiB [no limit]
     #[arg(long)]
     pub memory: Option<String>,
+    /// This machine's profile, for predicted times and efficiency [what `bench` wrote]
+    #[arg(long)]
+    pub profile: Option<PathBuf>,
     /// Worker threads [the cores]
     #[arg(long)]
     pub threads: Option<u32>,
@@ -264,6 +268,7 @@ impl Knobs {
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
+            target: Target::CPU,
         })
     }
 

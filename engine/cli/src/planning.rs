@@ -1,5 +1,6 @@
 //! From a model and settings to a plan that fits the budget.
 
+use crate::error::CommandError;
 use crate::model::Model;
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
@@ -9,7 +10,19 @@ use tinyforge_compiler::import::weight_map::Binding;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::{DType, Fixed};
+
+/// A float storage type that a flag names.
+///
+/// # Errors
+/// It is none.
+pub fn storage(flag: &str, name: &str) -> Result<DType, CommandError> {
+    match DType::from_name(name) {
+        Some(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => Ok(dtype),
+        _ => Err(CommandError::request(format!("{flag} {name}: f32, f16 or bf16"))),
+    }
+}
 
 /// What a plan is asked to do.
 #[derive(Clone, Debug)]
@@ -42,6 +55,8 @@ pub struct Settings {
     pub memory: Option<u64>,
     /// Worker threads.
     pub threads: u32,
+    /// The machine that the plan is made for.
+    pub target: Target,
 }
 
 /// Entries of a plan.
@@ -198,7 +213,7 @@ fn plan_rows(
         clip_by: settings.clip_by,
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
-        target: tinyforge_compiler::target::Target::CPU,
+        target: settings.target,
         kernels: &CpuKernels { threads: settings.threads },
         source: &|name| model.source(name),
         files: model.file_names(),
