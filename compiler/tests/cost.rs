@@ -84,10 +84,10 @@ fn up() -> Resource {
 fn a_load_hides_behind_what_is_computed() {
     // 100 MB take 0.5 + 1 s. The first is waited for; the second crosses while work 0 runs.
     let schedule = Schedule {
-        works: vec![product(2.0), product(1.0)],
+        works: vec![product(2.0), product(1.5)],
         transfers: vec![transfer(UP, 100, 0, 0), transfer(UP, 100, 0, 1)],
     };
-    check(&card(str::to_string), &schedule, (4.5, 1.5, 3.0, Resource::Compute));
+    check(&card(str::to_string), &schedule, (5.0, 1.5, 3.5, Resource::Compute));
 }
 
 #[test]

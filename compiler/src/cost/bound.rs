@@ -52,8 +52,8 @@ impl Bound {
     }
 }
 
-/// The bound: arithmetic at the machine's rates, the optimizer's bytes at theirs, every link's bytes at its own. Source:
-/// the roofline of Williams et al. 2009, with a roof a resource.
+/// The bound: arithmetic at the machine's rates, the optimizer's bytes at theirs, every link's bytes at its own.
+/// Source: the roofline of Williams et al. 2009, with a roof a resource.
 ///
 /// # Errors
 /// A rate is missing, or a transfer names what does not exist.

@@ -30,8 +30,8 @@ pub fn seconds(machine: &Machine, work: &Work) -> Result<Measured, CostError> {
     Ok(Measured { seconds, is_measured: efficiency.is_some() })
 }
 
-/// What bounds a work of the device and its seconds at the machine's rates: the size that efficiencies go by. `None` for
-/// works that take no time there, and where a rate is missing.
+/// What bounds a work of the device and its seconds at the machine's rates: the size that efficiencies go by. `None`
+/// for works that take no time there, and where a rate is missing.
 pub fn ideal(machine: &Machine, work: &Work) -> Option<(Limit, f64)> {
     let flops_s = flops_s(machine, work).ok()?;
     let bytes_s = machine.rates.near_bytes_per_second.map_or(0.0, |rate| work.near_bytes as f64 / rate);

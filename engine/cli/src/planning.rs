@@ -1,7 +1,7 @@
 //! From a model and settings to a plan that fits the budget.
 
 use crate::error::CommandError;
-use crate::model::Model;
+use crate::model::{Format, Model};
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
@@ -200,7 +200,11 @@ fn plan_rows(
     rows: u32,
 ) -> Result<Compiled, CompileError> {
     let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
-    let name = model.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = match model.format {
+        Format::HuggingFace => model.path.file_name(),
+        Format::Gguf => model.path.file_stem(),
+    };
+    let name = name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let frozen = (settings.dtype == DType::BF16).then_some(DType::BF16);
     let request = Request {
         name: format!("{name} {}", settings.scheme),

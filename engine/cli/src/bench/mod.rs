@@ -21,6 +21,8 @@ pub struct Options {
     pub folder: PathBuf,
     /// A file to be read in its place.
     pub file: Option<PathBuf>,
+    /// How long each rate is measured, and each direction of the disk.
+    pub times: [Duration; 2],
 }
 
 /// What was measured, beyond what the description holds.
@@ -35,10 +37,8 @@ pub struct Measured {
     pub disk: DiskRates,
 }
 
-/// How long one rate is measured.
-const RATE_TIME: Duration = Duration::from_millis(1200);
-/// How long one direction of the disk is measured.
-const DISK_TIME: Duration = Duration::from_secs(3);
+/// Times that give the same rates from run to run on an idle machine.
+pub const TIMES: [Duration; 2] = [Duration::from_millis(1200), Duration::from_secs(3)];
 /// The most that is written to disk.
 const DISK_BYTES: u64 = 2 << 30;
 
@@ -49,16 +49,17 @@ const DISK_BYTES: u64 = 2 << 30;
 pub fn measure(options: &Options, note: &mut dyn FnMut(&str)) -> Result<Measured, CommandError> {
     let par = |threads| Par::new(threads as usize, STACK_BYTES).map_err(CommandError::run);
     let (one, all) = (par(1)?, par(options.threads)?);
+    let [rate_time, disk_time] = options.times;
     note("products");
-    let flops = |par: &Par| [Compute::F32, Compute::BF16].map(|compute| rates::product(par, compute, RATE_TIME));
+    let flops = |par: &Par| [Compute::F32, Compute::BF16].map(|compute| rates::product(par, compute, rate_time));
     let (one_thread, all_threads) = (flops(&one), flops(&all));
     note("memory");
-    let near = rates::copy(&all, RATE_TIME);
-    let adamw = rates::adamw(&all, RATE_TIME);
+    let near = rates::copy(&all, rate_time);
+    let adamw = rates::adamw(&all, rate_time);
     note("disk");
     let disk = match &options.file {
-        Some(file) => disk::of_file(file, DISK_TIME)?,
-        None => disk::of_folder(&options.folder, DISK_BYTES, DISK_TIME)?,
+        Some(file) => disk::of_file(file, disk_time)?,
+        None => disk::of_folder(&options.folder, DISK_BYTES, disk_time)?,
     };
     let mut machine = Machine::from_name("cpu").expect("built in");
     machine.figures =

@@ -176,7 +176,7 @@ fn tokenizer_json() -> String {
     format!("{json}\n")
 }
 
-/// The letter that byte-level tokenizers write for a byte: itself where it can be seen, else one past Latin-1, in order.
+/// The letter that byte-level tokenizers write for a byte: itself where it can be seen, else one past U+00FF, in order.
 fn letter(byte: u8) -> char {
     let is_seen = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if is_seen(byte) {

@@ -10,6 +10,7 @@ use crate::request;
 use std::path::PathBuf;
 use tinyforge_compiler::cost::StepCost;
 use tinyforge_compiler::export::html;
+use tinyforge_compiler::target::Target;
 
 /// Prints what training would take
 #[derive(clap::Args, Debug)]
@@ -55,7 +56,12 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let stored = args.stored.as_deref().map(|name| storage("--stored", name)).transpose()?;
     let model = request::open_to_plan(&path, &knobs, stored)?;
     let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
-    let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
+    // A card's memory holds none of the process.
+    let is_of_process = settings.target.near == Target::CPU.near;
+    let fixed = match is_of_process {
+        true => request::fixed_parts(&model, &settings, tokenizer_bytes),
+        false => Vec::new(),
+    };
     let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
     let largest = plans.iter().max_by_key(|p| p.compiled.plan.arena_bytes()).expect("a run has a phase");
     print!("{}", report::plan(largest, settings.memory));
