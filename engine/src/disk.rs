@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const PIECE_BYTES: usize = 4 << 20;
 /// What places, lengths and memory of requests past the page cache are multiples of.
 const BLOCK_BYTES: usize = 4096;
+/// Bytes written between waits for the disk.
+const SYNC_BYTES: u64 = 64 << 20;
 /// Requests under way at a time, of which the fastest number counts.
 const READERS: [usize; 3] = [1, 2, 4];
 /// Small reads for the latency.
@@ -133,7 +135,7 @@ fn write(path: &Path, bytes: u64, limit: Duration) -> Result<f64, FileError> {
     let started = Instant::now();
     let mut written = 0u64;
     // A file too short to be read for a while would tell nothing.
-    let least = 8 * READERS.len() * PIECE_BYTES;
+    let least = 4 * READERS.len() * PIECE_BYTES;
     while written < bytes && (started.elapsed() < limit || written < least as u64) {
         for word in buffer.bytes().chunks_exact_mut(8) {
             // Xorshift of Marsaglia 2003.
@@ -144,6 +146,10 @@ fn write(path: &Path, bytes: u64, limit: Duration) -> Result<f64, FileError> {
         }
         write_all(&file, buffer.bytes(), written).map_err(err)?;
         written += PIECE_BYTES as u64;
+        // What waits in the page cache is not written: the limit would mean little.
+        if written.is_multiple_of(SYNC_BYTES) {
+            file.sync_data().map_err(err)?;
+        }
     }
     file.sync_all().map_err(err)?;
     Ok(written as f64 / started.elapsed().as_secs_f64())

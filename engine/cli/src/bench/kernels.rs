@@ -6,11 +6,13 @@ use crate::model::Model;
 use crate::planning::{self, Wanted};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_compiler::cost;
 use tinyforge_compiler::import::hf;
 use tinyforge_compiler::machine::{KernelRate, Limit, Machine};
 use tinyforge_kernels::random::Stream;
+use tinyforge_plan::DType;
 
 /// A model that is run to have its kernels measured.
 struct Sample {
@@ -28,7 +30,7 @@ const fn llama(hidden: u32, ff: u32, seq: u32, scheme: &'static str, dtype: &'st
 }
 
 /// Sizes a factor of a few apart, each way of training, both number types.
-const SAMPLES: [Sample; 12] = [
+const SAMPLES: [Sample; 11] = [
     llama(256, 704, 128, "full", "f32", 2),
     llama(256, 704, 128, "lora", "f32", 1),
     llama(256, 704, 128, "full", "bf16", 2),
@@ -37,30 +39,41 @@ const SAMPLES: [Sample; 12] = [
     llama(576, 1536, 512, "lora", "f32", 1),
     llama(576, 1536, 256, "full", "bf16", 1),
     llama(576, 1536, 512, "lora", "bf16", 1),
-    llama(1536, 4096, 256, "full", "f32", 1),
-    llama(1536, 4096, 512, "lora", "f32", 1),
-    llama(1536, 4096, 512, "lora", "bf16", 1),
+    llama(1536, 4096, 256, "lora", "f32", 1),
+    llama(1536, 4096, 256, "lora", "bf16", 1),
     Sample { family: "gpt2", hidden: 384, ff: 1536, seq: 256, scheme: "full", dtype: "f32", batch: 1 },
 ];
 
 /// Tokens that each sample knows.
-const VOCAB: u32 = 16384;
+const VOCAB: u32 = 8192;
 /// Blocks of each.
 const BLOCKS: u32 = 2;
-/// Runs of each that count; one before them does not.
+/// Runs of each that count, where there is time; one before them does not.
 const RUNS: usize = 5;
 
-/// Efficiencies of all kernels that the samples call, against the machine's rates.
+/// Efficiencies of all kernels that the samples call, against the machine's rates; each sample is run for about
+/// `limit`. A product there that is faster than the machine's rate is the rate from then on.
 ///
 /// # Errors
 /// The system refuses memory or threads.
-pub fn measure(machine: &Machine, threads: u32) -> Result<Vec<KernelRate>, CommandError> {
+pub fn measure(machine: &mut Machine, threads: u32, limit: Duration) -> Result<(), CommandError> {
+    let mut calls = Vec::new();
+    SAMPLES.iter().try_for_each(|sample| run(sample, threads, limit, &mut calls))?;
+    let best = |factors: DType| {
+        let large = calls.iter().filter(|(work, _)| work.factors == factors && work.flops >= LARGE_FLOPS);
+        large.fold(0.0f64, |best, (work, seconds)| best.max(work.flops as f64 / seconds))
+    };
+    let (f32, bf16) = (best(DType::F32), best(DType::BF16));
+    machine.rates.f32 = machine.rates.f32.map(|rate| rate.max(f32));
+    machine.rates.bf16 = machine.rates.bf16.map(|rate| rate.max(bf16));
     let mut sizes = Sizes::default();
-    for sample in &SAMPLES {
-        run(sample, machine, threads, &mut sizes)?;
-    }
-    Ok(sizes.rows())
+    calls.iter().for_each(|(work, seconds)| sizes.add(work, machine, *seconds));
+    machine.kernels = sizes.rows();
+    Ok(())
 }
+
+/// Arithmetic of a call that is long enough for its time to be exact.
+const LARGE_FLOPS: u64 = 500_000_000;
 
 /// Calls by kernel, number types and limit, and by the power of two of their size: ideal seconds, seconds, calls.
 #[derive(Default)]
@@ -87,7 +100,8 @@ impl Sizes {
     }
 }
 
-fn run(sample: &Sample, machine: &Machine, threads: u32, sizes: &mut Sizes) -> Result<(), CommandError> {
+/// Runs a sample and adds its calls with their median seconds.
+fn run(sample: &Sample, threads: u32, limit: Duration, calls: &mut Vec<(cost::Work, f64)>) -> Result<(), CommandError> {
     let config = hf::config(sample.config().as_bytes()).map_err(CommandError::run)?;
     let model = Model::from_config(Path::new("sample"), config)?;
     let knobs = Knobs {
@@ -104,12 +118,21 @@ fn run(sample: &Sample, machine: &Machine, threads: u32, sizes: &mut Sizes) -> R
     let mut runner = Runner::new(planned.compiled.plan, RunOptions { count_times: true })?;
     runner.load(&[], 0)?;
     let entries = runner.plan().entries.len();
-    (0..entries).for_each(|entry| fill(&mut runner, entry, sample.seq as usize));
     let mut before = times(&runner);
     let mut runs: Vec<Vec<u64>> = vec![Vec::new(); before.len()];
     let pool = runner.threads();
+    let started = Instant::now();
     for count in 0..=RUNS {
-        pool.enter(|| (0..entries).try_for_each(|entry| runner.run(entry)))?;
+        if count > 1 && started.elapsed() > limit {
+            break;
+        }
+        pool.enter(|| {
+            (0..entries).try_for_each(|entry| {
+                // Inputs of one entry lie where another computes.
+                fill(&mut runner, entry, sample.seq as usize);
+                runner.run(entry)
+            })
+        })?;
         let after = times(&runner);
         if count > 0 {
             runs.iter_mut()
@@ -120,7 +143,7 @@ fn run(sample: &Sample, machine: &Machine, threads: u32, sizes: &mut Sizes) -> R
     }
     for ((step, ..), runs) in runner.times().zip(&mut runs) {
         runs.sort_unstable();
-        sizes.add(&cost::work(step), machine, runs[RUNS / 2] as f64 / 1e9);
+        calls.push((cost::work(step), runs[runs.len() / 2] as f64 / 1e9));
     }
     Ok(())
 }
@@ -132,18 +155,21 @@ fn times(runner: &Runner) -> Vec<u64> {
 /// Fills the inputs of an entry with rows that have no padding; a few tokens are the last of a row.
 fn fill(runner: &mut Runner, entry: usize, seq: usize) {
     let stream = Stream { seed: 0, step: 0, tensor: 0 };
-    let token = |i: usize| (stream.uniform(i as u64) * VOCAB as f32) as i32;
-    for name in ["tokens", "labels"] {
-        runner.input::<i32>(entry, name).iter_mut().enumerate().for_each(|(i, t)| *t = token(i));
+    let token = |i: usize| (stream.uniform(i as u64) * VOCAB as f32) as u32;
+    let inputs = runner.plan().entries[entry].inputs.clone();
+    for input in &inputs {
+        let words: &mut [u32] = bytemuck::cast_slice_mut(runner.arena_mut().tensor_mut(&input.tensor));
+        let len = words.len();
+        let first = seq.saturating_sub(len);
+        let word = |i: usize| match input.name.as_str() {
+            "tokens" | "labels" => token(i),
+            "positions" => (first + i % seq) as u32,
+            "loss_weights" => (1.0 / len as f32).to_bits(),
+            "hyper" => [1e-5f32, 0.1, 0.001, 0.0][i % 4].to_bits(),
+            _ => 0,
+        };
+        words.iter_mut().enumerate().for_each(|(i, w)| *w = word(i));
     }
-    let positions = runner.input::<i32>(entry, "positions");
-    let first = seq.saturating_sub(positions.len());
-    positions.iter_mut().enumerate().for_each(|(i, p)| *p = (first + i % seq) as i32);
-    let weights = runner.input::<f32>(entry, "loss_weights");
-    let weight = 1.0 / weights.len().max(1) as f32;
-    weights.fill(weight);
-    let hyper = runner.input::<f32>(entry, "hyper");
-    hyper.iter_mut().zip([1e-5, 0.1, 0.001, 0.0]).for_each(|(h, value)| *h = value);
 }
 
 impl Sample {

@@ -6,11 +6,11 @@ use tinyforge_kernels::f32::optimizer::{AdamW, Target, Weights, update_adamw};
 use tinyforge_kernels::par::Par;
 
 /// Rows, columns and depth of the product.
-const PRODUCT: usize = 2048;
+const PRODUCT: usize = 1536;
 /// Elements of the copy and of the update: far beyond every cache.
 const ELEMS: usize = 64 << 20;
 /// Runs at least.
-const RUNS_MIN: u32 = 3;
+const RUNS_MIN: u32 = 2;
 
 /// Seconds of the fastest of several runs.
 fn best(limit: Duration, mut run: impl FnMut()) -> f64 {
