@@ -55,7 +55,7 @@ pub fn of_file(path: &Path, limit: Duration) -> Result<DiskRates, FileError> {
     let (file, is_direct) = open(path).map_err(err)?;
     let pieces = file.metadata().map_err(err)?.len() / PIECE_BYTES as u64;
     if pieces < READERS.len() as u64 {
-        return Err(err(io::Error::other(format!("it is shorter than {} MiB", READERS.len() * PIECE_BYTES >> 20))));
+        return Err(err(io::Error::other(format!("it is shorter than {} MiB", (READERS.len() * PIECE_BYTES) >> 20))));
     }
     let latency_s = latency(&file, pieces).map_err(err)?;
     // Each number of readers has a part of the file of its own: what was read once may be in a cache of the disk.

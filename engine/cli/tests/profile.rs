@@ -75,7 +75,7 @@ fn a_target_gives_memory_and_rates() {
     let small = folder.0.join("small.toml");
     std::fs::write(&small, PROFILE.replace("name = \"ram\"", "name = \"ram\"\nbytes = 100_000")).expect("written");
     let (code, _, said) = plan(&["--target", &small.display().to_string()]);
-    assert!(code == Some(2) && said.contains("the budget is 97.7 KiB"), "{said}");
+    assert!(code == Some(2) && said.contains("plan needs") && said.contains("the budget is"), "{said}");
     std::fs::write(&small, PROFILE.replace("1e6", "0")).expect("written");
     let (code, _, said) = plan(&["--target", &small.display().to_string()]);
     assert!(code == Some(2) && said.contains("small.toml: rates: f32 is 0, must be above 0"), "{said}");
