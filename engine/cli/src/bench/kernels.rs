@@ -77,7 +77,12 @@ const LARGE_FLOPS: u64 = 500_000_000;
 
 /// Calls by kernel, number types and limit, and by the power of two of their size: ideal seconds, seconds, calls.
 #[derive(Default)]
-struct Sizes(BTreeMap<(String, String, String, Limit), BTreeMap<i32, (f64, f64, u32)>>);
+struct Sizes(BTreeMap<Key, BTreeMap<i32, Size>>);
+
+/// Kernel, number type, storage of weights, limit.
+type Key = (String, String, String, Limit);
+/// Ideal seconds, seconds, calls.
+type Size = (f64, f64, u32);
 
 impl Sizes {
     fn add(&mut self, work: &cost::Work, machine: &Machine, seconds: f64) {
@@ -88,7 +93,7 @@ impl Sizes {
     }
 
     fn rows(self) -> Vec<KernelRate> {
-        let row = |((kernel, factors, weights, limit), sizes): (_, BTreeMap<i32, (f64, f64, u32)>)| KernelRate {
+        let row = |((kernel, factors, weights, limit), sizes): (Key, BTreeMap<i32, Size>)| KernelRate {
             kernel,
             factors,
             weights,

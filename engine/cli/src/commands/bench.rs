@@ -6,7 +6,7 @@ use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::planning::Wanted;
 use crate::{profile, request};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tinyforge::data::{DataError, RowBuf, RowReader};
 use tinyforge::files::{FileError, write_atomic};
 use tinyforge::runner::{RunOptions, Runner};
@@ -158,7 +158,7 @@ impl RowReader for RandomRows {
 }
 
 /// Trains some steps and prints their median time beside the predicted one.
-fn compare(path: &PathBuf, knobs: &Knobs, machine: &Machine) -> Result<serde_json::Value, CommandError> {
+fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::Value, CommandError> {
     let settings = knobs.settings()?;
     let model = request::open(path, knobs)?;
     let plans = request::plan_phases(&model, &settings, Wanted::Train, &[])?;
