@@ -1,6 +1,8 @@
 //! From a model and settings to a plan that fits the budget.
 
-use crate::model::Model;
+use crate::error::CommandError;
+use crate::fixed::PLAN_PART;
+use crate::model::{Format, Model};
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::far::CHUNK_BYTES;
@@ -11,7 +13,19 @@ use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::{DType, Fixed};
+
+/// A float storage type that a flag names.
+///
+/// # Errors
+/// It is none.
+pub fn storage(flag: &str, name: &str) -> Result<DType, CommandError> {
+    match DType::from_name(name) {
+        Some(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => Ok(dtype),
+        _ => Err(CommandError::request(format!("{flag} {name}: f32, f16 or bf16"))),
+    }
+}
 
 /// What a plan is asked to do.
 #[derive(Clone, Debug)]
@@ -46,6 +60,8 @@ pub struct Settings {
     pub memory: Option<u64>,
     /// Worker threads.
     pub threads: u32,
+    /// The machine that the plan is made for.
+    pub target: Target,
 }
 
 /// What streams from disk.
@@ -122,7 +138,9 @@ pub fn plan_groups(
         let mut window = settings.window;
         let of_group = |group| -> Result<Planned, CompileError> {
             let settings = Settings { group, window, ..settings.clone() };
-            let (compiled, found) = plan_rows(model, &settings, wanted, fixed, micro_rows)?;
+            let asked =
+                Asked { model, settings: &settings, wanted, fixed, rows: micro_rows, phases: groups.len() as u64 };
+            let (compiled, found) = plan_rows(&asked)?;
             window = found.map_or(Streaming::Never, Streaming::Window);
             Ok(Planned { compiled, micro_rows, window: found })
         };
@@ -202,17 +220,10 @@ fn entries(model: &Model, settings: &Settings, wanted: Wanted, rows: u32) -> Vec
 
 /// A plan for micro-batches of `rows` rows: with all blocks in memory where that fits, else with the widest window that
 /// does.
-fn plan_rows(
-    model: &Model,
-    settings: &Settings,
-    wanted: Wanted,
-    fixed: &[Fixed],
-    rows: u32,
-) -> Result<(Compiled, Option<Window>), CompileError> {
+fn plan_rows(asked: &Asked) -> Result<(Compiled, Option<Window>), CompileError> {
+    let &Asked { model, settings, wanted, rows, .. } = asked;
     let layers = model.config.layers as u32;
-    let attempt = |window: Option<Window>| {
-        plan_window(model, settings, wanted, fixed, (rows, window)).map(|compiled| (compiled, window))
-    };
+    let attempt = |window: Option<Window>| plan_window(asked, window).map(|compiled| (compiled, window));
     let prefetch = match settings.window {
         Streaming::Never => return attempt(None),
         Streaming::Window(window) => return attempt(Some(window)),
@@ -264,19 +275,51 @@ fn beside(error: CompileError, bytes: u64) -> CompileError {
     }
 }
 
-fn plan_window(
-    model: &Model,
-    settings: &Settings,
+/// What one plan is made for.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    model: &'a Model,
+    settings: &'a Settings,
     wanted: Wanted,
-    fixed: &[Fixed],
-    (rows, window): (u32, Option<Window>),
-) -> Result<Compiled, CompileError> {
+    /// Parts of the process outside the arena.
+    fixed: &'a [Fixed],
+    /// Packed rows a micro-batch.
+    rows: u32,
+    /// Plans that the process holds.
+    phases: u64,
+}
+
+/// A plan that fits together with what it takes on the heap itself, which is known when it is there.
+fn plan_window(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
+    let mut fixed = asked.fixed.to_vec();
+    loop {
+        let mut compiled = compile_window(&Asked { fixed: &fixed, ..*asked }, window)?;
+        // It is there twice: as a plan, and bound to kernels.
+        let needed = 2 * compiled.plan.heap_bytes() * asked.phases;
+        let raise = |parts: &mut [Fixed]| {
+            let part = parts.iter_mut().find(|f| f.name == PLAN_PART && f.bytes < needed);
+            part.map(|part| part.bytes = needed + needed / 16).is_some()
+        };
+        let is_raised = raise(&mut fixed) && raise(&mut compiled.plan.fixed);
+        let fits = asked.settings.memory.is_none_or(|limit| compiled.plan.total_bytes() <= limit);
+        if !is_raised || fits {
+            return Ok(compiled);
+        }
+    }
+}
+
+fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
+    let &Asked { model, settings, wanted, fixed, rows, .. } = asked;
     let mut fixed = fixed.to_vec();
     let window_streams = window.is_some_and(|w| w.blocks < model.config.layers as u32);
     let moving_bytes = if window_streams { MOVING_BYTES } else { 0 };
     fixed.extend(window_streams.then(|| Fixed { name: "transfers".to_string(), bytes: moving_bytes }));
     let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
-    let name = model.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = match model.format {
+        Format::HuggingFace => model.path.file_name(),
+        Format::Gguf => model.path.file_stem(),
+    };
+    let name = name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let frozen = (settings.dtype == DType::BF16).then_some(DType::BF16);
     let request = Request {
         name: format!("{name} {}", settings.scheme),
@@ -290,7 +333,7 @@ fn plan_window(
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
         window,
-        target: tinyforge_compiler::target::Target::CPU,
+        target: settings.target,
         kernels: &CpuKernels { threads: settings.threads },
         source: &|name| model.source(name),
         files: model.file_names(),

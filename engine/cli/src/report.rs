@@ -13,7 +13,8 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "plan {}: {} threads, {} rows a micro-batch", plan.name, plan.threads, planned.micro_rows);
     let total = plan.total_bytes();
-    let _ = write!(out, "  ram total   {total:>14} bytes  ({})", show(total));
+    let near = plan.spaces.last().map_or("", |s| s.name.as_str());
+    let _ = write!(out, "  {:<11} {total:>14} bytes  ({})", format!("{near} total"), show(total));
     match memory {
         Some(limit) => {
             let _ = writeln!(out, " of {} asked for", show(limit));

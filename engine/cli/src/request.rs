@@ -12,7 +12,7 @@ use std::path::Path;
 use tinyforge_compiler::compile::{CompileError, Recompute};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
-use tinyforge_plan::Fixed;
+use tinyforge_plan::{DType, Fixed};
 
 /// The fixed parts of a process that trains or runs this model.
 pub fn fixed_parts(model: &Model, settings: &Settings, tokenizer_bytes: u64) -> Vec<Fixed> {
@@ -135,6 +135,18 @@ fn mib_up(bytes: u64) -> String {
 pub fn open(path: &Path, knobs: &Knobs) -> Result<Model, CommandError> {
     let is_new = knobs.from_scratch.unwrap_or(false);
     Ok(if is_new { Model::new(path)? } else { Model::open(path)? })
+}
+
+/// Opens a model that is only planned: of a Hugging Face directory `config.json` is enough, `stored` says then how its
+/// tensors are stored.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_to_plan(path: &Path, knobs: &Knobs, stored: Option<DType>) -> Result<Model, CommandError> {
+    if knobs.from_scratch.unwrap_or(false) {
+        return open(path, knobs);
+    }
+    Ok(Model::open_to_plan(path, stored)?)
 }
 
 /// A configuration file's settings, or the flags' alone.

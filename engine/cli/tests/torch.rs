@@ -56,6 +56,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         clip_by: None,
         memory: None,
         threads: 1,
+        target: tinyforge_compiler::target::Target::CPU,
     }
 }
 

@@ -12,6 +12,7 @@ use tinyforge_compiler::import::weight_map::{Param, RowOrder, interleaved_row_so
 use tinyforge_compiler::import::{gguf, gguf_export};
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::DType;
 
 /// The models with fixtures.
@@ -73,6 +74,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         clip_by: None,
         memory: None,
         threads: 1,
+        target: Target::CPU,
     }
 }
 
