@@ -2,8 +2,10 @@
 //! same. What is not given takes the default that stands here.
 
 use crate::error::CommandError;
-use crate::planning::{Settings, Streaming};
+use crate::planning::Settings;
+use crate::profile;
 use crate::sizes;
+use crate::streaming::Streaming;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tinyforge::train::schedule::{Decay, LrSchedule};
@@ -278,6 +280,7 @@ impl Knobs {
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
             target: Target::CPU,
+            machine: profile::of_this_machine(self.profile.as_deref())?.map(|p| p.machine),
         })
     }
 

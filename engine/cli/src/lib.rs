@@ -21,4 +21,5 @@ pub mod request;
 pub mod run;
 pub mod sampling;
 pub mod search;
+pub mod streaming;
 pub use tinyforge_build::sizes;

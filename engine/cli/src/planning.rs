@@ -1,14 +1,14 @@
 //! From a model and settings to a plan that fits the budget.
 
 use crate::error::CommandError;
-use crate::fixed::PLAN_PART;
 use crate::model::{Format, Model};
+use crate::streaming::{self, Asked, Streaming};
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
-use tinyforge::far::CHUNK_BYTES;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
 use tinyforge_compiler::import::weight_map::Binding;
+use tinyforge_compiler::machine::Machine;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
@@ -62,20 +62,8 @@ pub struct Settings {
     pub threads: u32,
     /// The machine that the plan is made for.
     pub target: Target,
-}
-
-/// What streams from disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Streaming {
-    /// Nothing.
-    Never,
-    /// As many blocks as the budget leaves no room for.
-    Auto {
-        /// Blocks that come in together.
-        prefetch: u32,
-    },
-    /// All but so many blocks.
-    Window(Window),
+    /// Its rates, where they are known: what fits is then chosen by what it costs.
+    pub machine: Option<Machine>,
 }
 
 /// Entries of a plan.
@@ -111,6 +99,8 @@ pub struct Planned {
     pub micro_rows: u32,
     /// Blocks that the near memory holds at a time; `None` where it holds all.
     pub window: Option<Window>,
+    /// Windows that fit, with the seconds a step that they were predicted to take; empty where there was no choice.
+    pub considered: Vec<(Option<Window>, f64)>,
 }
 
 /// Compiles a plan that fits; `fixed` are the parts of the process outside the arena.
@@ -140,9 +130,9 @@ pub fn plan_groups(
             let settings = Settings { group, window, ..settings.clone() };
             let asked =
                 Asked { model, settings: &settings, wanted, fixed, rows: micro_rows, phases: groups.len() as u64 };
-            let (compiled, found) = plan_rows(&asked)?;
-            window = found.map_or(Streaming::Never, Streaming::Window);
-            Ok(Planned { compiled, micro_rows, window: found })
+            let found = streaming::plan(&asked)?;
+            window = found.window.map_or(Streaming::Never, Streaming::Window);
+            Ok(Planned { compiled: found.compiled, micro_rows, window: found.window, considered: found.considered })
         };
         // The lowest group's backward is the longest: what does not fit shows there first.
         let mut plans = groups.clone().rev().map(of_group).collect::<Result<Vec<Planned>, CompileError>>()?;
@@ -177,7 +167,7 @@ fn largest<T>(sizes: &[u32], attempt: impl Fn(u32) -> Result<T, CompileError>) -
 }
 
 /// The arena that a refusal says is needed.
-fn needs(error: &CompileError) -> Option<u64> {
+pub(crate) fn needs(error: &CompileError) -> Option<u64> {
     if let CompileError::Budget { need, .. } = error { Some(*need) } else { None }
 }
 
@@ -218,102 +208,9 @@ fn entries(model: &Model, settings: &Settings, wanted: Wanted, rows: u32) -> Vec
     }
 }
 
-/// A plan for micro-batches of `rows` rows: with all blocks in memory where that fits, else with the widest window that
-/// does.
-fn plan_rows(asked: &Asked) -> Result<(Compiled, Option<Window>), CompileError> {
-    let &Asked { model, settings, wanted, rows, .. } = asked;
-    let layers = model.config.layers as u32;
-    let attempt = |window: Option<Window>| plan_window(asked, window).map(|compiled| (compiled, window));
-    let prefetch = match settings.window {
-        Streaming::Never => return attempt(None),
-        Streaming::Window(window) => return attempt(Some(window)),
-        Streaming::Auto { prefetch } => prefetch,
-    };
-    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
-    let least = least_window(model, settings);
-    // A window that holds all blocks still visits each once for all micro-batches, and sums gradients block by block.
-    let is_cut = wanted == Wanted::Train && rows < settings.batch;
-    // Weights alone may be too much.
-    let is_hopeless = least < layers && settings.memory.is_some_and(|limit| weight_bytes_min(model, settings) > limit);
-    let all = match (!is_hopeless).then(|| attempt(None)) {
-        Some(Err(error)) if needs(&error).is_some() && (least < layers || is_cut) => Some(error),
-        None => None,
-        Some(result) => return result,
-    };
-    // What does not fit with the least window fits with none.
-    let mut best = match (attempt(of(least)), all) {
-        (Err(error), Some(all)) if needs(&error) >= needs(&all) => return Err(all),
-        (result, _) => result?,
-    };
-    let (mut fits, mut over) = (least, layers + u32::from(is_cut));
-    while over - fits > 1 {
-        let middle = fits + (over - fits) / 2;
-        match attempt(of(middle)) {
-            Ok(found) => (fits, best) = (middle, found),
-            Err(error) if needs(&error).is_some() => over = middle,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(best)
-}
-
-/// The window that takes least: a model that is smaller than the buffers of moving copies does not stream.
-pub fn least_window(model: &Model, settings: &Settings) -> u32 {
-    if weight_bytes_min(model, settings) > MOVING_BYTES { 1 } else { model.config.layers as u32 }
-}
-
-/// What moving copies takes: a buffer of the moving thread, one for calls between runs, and its stack.
-const MOVING_BYTES: u64 = 2 * CHUNK_BYTES as u64 + (256 << 10);
-
-/// A refusal in which `bytes` more are counted with the arena, so that refusals with and without them compare.
-fn beside(error: CompileError, bytes: u64) -> CompileError {
-    match error {
-        CompileError::Budget { need, limit, entry, peak, at, steps, stored } => {
-            CompileError::Budget { need: need + bytes, limit: limit + bytes, entry, peak, at, steps, stored }
-        }
-        other => other,
-    }
-}
-
-/// What one plan is made for.
-#[derive(Clone, Copy)]
-struct Asked<'a> {
-    model: &'a Model,
-    settings: &'a Settings,
-    wanted: Wanted,
-    /// Parts of the process outside the arena.
-    fixed: &'a [Fixed],
-    /// Packed rows a micro-batch.
-    rows: u32,
-    /// Plans that the process holds.
-    phases: u64,
-}
-
-/// A plan that fits together with what it takes on the heap itself, which is known when it is there.
-fn plan_window(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
-    let mut fixed = asked.fixed.to_vec();
-    loop {
-        let mut compiled = compile_window(&Asked { fixed: &fixed, ..*asked }, window)?;
-        // It is there twice: as a plan, and bound to kernels.
-        let needed = 2 * compiled.plan.heap_bytes() * asked.phases;
-        let raise = |parts: &mut [Fixed]| {
-            let part = parts.iter_mut().find(|f| f.name == PLAN_PART && f.bytes < needed);
-            part.map(|part| part.bytes = needed + needed / 16).is_some()
-        };
-        let is_raised = raise(&mut fixed) && raise(&mut compiled.plan.fixed);
-        let fits = asked.settings.memory.is_none_or(|limit| compiled.plan.total_bytes() <= limit);
-        if !is_raised || fits {
-            return Ok(compiled);
-        }
-    }
-}
-
-fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
+/// A plan with this window, in what the budget leaves beside the fixed parts.
+pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
     let &Asked { model, settings, wanted, fixed, rows, .. } = asked;
-    let mut fixed = fixed.to_vec();
-    let window_streams = window.is_some_and(|w| w.blocks < model.config.layers as u32);
-    let moving_bytes = if window_streams { MOVING_BYTES } else { 0 };
-    fixed.extend(window_streams.then(|| Fixed { name: "transfers".to_string(), bytes: moving_bytes }));
     let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
     let name = match model.format {
         Format::HuggingFace => model.path.file_name(),
@@ -340,7 +237,7 @@ fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Compiled, Com
         threads: settings.threads,
         dump: None,
     };
-    let mut compiled = compile::compile(&request).map_err(|error| beside(error, moving_bytes))?;
-    compiled.plan.fixed = fixed;
+    let mut compiled = compile::compile(&request)?;
+    compiled.plan.fixed = fixed.to_vec();
     Ok(compiled)
 }

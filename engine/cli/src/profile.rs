@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tinyforge::files::{read_if_there, read_whole};
 use tinyforge_compiler::cost::{self, CostError, Schedule, StepCost};
 use tinyforge_compiler::machine::Machine;
+use tinyforge_plan::Plan;
 
 /// A description and where it was found.
 pub struct Profile {
@@ -58,6 +59,27 @@ fn parse(path: &Path, bytes: Vec<u8>) -> Result<Profile, CommandError> {
     Ok(Profile { machine, origin: path.display().to_string() })
 }
 
+/// What an optimizer step of `batch` rows costs by a plan for micro-batches of `micro_rows`.
+///
+/// # Errors
+/// The machine's description lacks a rate.
+pub fn plan_cost(machine: &Machine, plan: &Plan, micro_rows: u32, batch: u32) -> Result<StepCost, CostError> {
+    let runs = runs(machine, plan, micro_rows, batch)?;
+    let runs: Vec<(&Schedule, u32)> = runs.iter().map(|(schedule, times)| (schedule, *times)).collect();
+    cost::step(machine, &runs)
+}
+
+/// The schedules of a step, each with the number of its runs.
+fn runs(machine: &Machine, plan: &Plan, micro_rows: u32, batch: u32) -> Result<Vec<(Schedule, u32)>, CostError> {
+    let mut runs = Vec::new();
+    for (name, times) in [("train", batch.div_ceil(micro_rows)), ("update", 1)] {
+        let Some(entry) = plan.entry(name) else { continue };
+        // Layer by layer, one run does all micro-batches.
+        runs.push((cost::schedule(plan, entry, machine)?, times.div_ceil(entry.micro_batches())));
+    }
+    Ok(runs)
+}
+
 /// What an optimizer step of `batch` rows costs: the mean of all phases.
 ///
 /// # Errors
@@ -65,14 +87,7 @@ fn parse(path: &Path, bytes: Vec<u8>) -> Result<Profile, CommandError> {
 pub fn step_cost(machine: &Machine, plans: &[Planned], batch: u32) -> Result<StepCost, CostError> {
     let mut runs: Vec<(Schedule, u32)> = Vec::new();
     for planned in plans {
-        let plan = &planned.compiled.plan;
-        let micro_batches = batch.div_ceil(planned.micro_rows);
-        for (name, times) in [("train", micro_batches), ("update", 1)] {
-            let Some(entry) = plan.entry(name) else { continue };
-            // Layer by layer, one run does all micro-batches.
-            let times = times.div_ceil(entry.micro_batches());
-            runs.push((cost::schedule(plan, entry, machine)?, times));
-        }
+        runs.extend(self::runs(machine, &planned.compiled.plan, planned.micro_rows, batch)?);
     }
     let runs: Vec<(&Schedule, u32)> = runs.iter().map(|(schedule, times)| (schedule, *times)).collect();
     Ok(cost::step(machine, &runs)?.scaled(1.0 / plans.len().max(1) as f64))

@@ -4,9 +4,10 @@ use crate::error::CommandError;
 use crate::fixed::{self, Sizes};
 use crate::knobs::Knobs;
 use crate::model::Model;
-use crate::planning::{self, Planned, Settings, Streaming, Wanted};
+use crate::planning::{self, Planned, Settings, Wanted};
 use crate::report;
 use crate::sizes::show;
+use crate::streaming::{Streaming, least_window};
 use std::ops::Range;
 use std::path::Path;
 use tinyforge_compiler::compile::{CompileError, Recompute};
@@ -65,7 +66,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
         ..settings
     };
-    let blocks = planning::least_window(model, settings);
+    let blocks = least_window(model, settings);
     let least = Streaming::Window(Window { blocks, prefetch: 1 });
     // A model that does not stream is small enough to be planned in both ways.
     let ways: &[Streaming] = match settings.window {
