@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
-use tinyforge_cli::planning::{self, Settings, Streaming, Wanted};
+use tinyforge_cli::planning::{self, Settings, Wanted};
+use tinyforge_cli::streaming::Streaming;
 use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_compiler::import::weight_map::{Param, RowOrder, interleaved_row_sources};
@@ -75,6 +76,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         memory: None,
         threads: 1,
         target: Target::CPU,
+        machine: None,
     }
 }
 
