@@ -38,7 +38,7 @@ pub struct Measured {
 }
 
 /// Times that give the same rates from run to run on an idle machine.
-pub const TIMES: [Duration; 2] = [Duration::from_millis(1000), Duration::from_millis(2500)];
+pub const TIMES: [Duration; 2] = [Duration::from_millis(700), Duration::from_millis(2000)];
 /// The most that is written to disk.
 const DISK_BYTES: u64 = 2 << 30;
 
