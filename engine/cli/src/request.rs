@@ -103,18 +103,12 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         hints.extend(others.find_map(other));
     }
     let phases = groups(model, settings, wanted);
-    let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
-    let least = match phases {
-        // The refusal says what they need in the way that takes least.
-        1 => Some(need + fixed_bytes),
-        // Backward is longest for the lowest group, which may have fewer blocks than the one above it.
-        n => {
-            let of = |rows| Settings { memory: None, micro_batch: settings.micro_batch.or(rows), ..settings.clone() };
-            // One micro-batch needs no sums of gradients, many need fewer activations.
-            let rows = [None, (settings.batch > 1).then_some(settings.batch)];
-            rows.iter().take(settings.batch.min(2) as usize).filter_map(|&rows| total(of(rows), n - 2..n)).min()
-        }
-    };
+    // One micro-batch needs no sums of gradients, many need fewer activations. Backward is longest for the lowest group,
+    // which may have fewer blocks than the one above it.
+    let of = |rows| Settings { memory: None, micro_batch: settings.micro_batch.or(rows), ..settings.clone() };
+    let rows = [None, (settings.batch > 1).then_some(settings.batch)];
+    let rows = rows.iter().take(settings.batch.min(2) as usize);
+    let least = rows.filter_map(|&rows| total(of(rows), phases.saturating_sub(2)..phases)).min();
     hints.extend(least.map(|bytes| format!("these settings need `--memory {}`", mib_up(bytes))));
     hints
 }

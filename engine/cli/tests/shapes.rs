@@ -5,6 +5,7 @@ mod common;
 use common::{Folder, MODELS, fixtures, row_settings};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::{self, Wanted};
 use tinyforge_compiler::scheme::Scheme;
@@ -25,7 +26,8 @@ fn plan(model: &Model, scheme: &str) -> Plan {
 }
 
 fn without_weights(name: &str) -> Folder {
-    let folder = Folder::new(&format!("shapes-{name}"));
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let folder = Folder::new(&format!("shapes-{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
     std::fs::copy(fixtures().join(name).join("config.json"), folder.0.join("config.json")).expect("copied");
     folder
 }
