@@ -84,7 +84,8 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     remove(&mut parcels, &states_near);
     let mut weights = window;
     let mut states = Window { blocks: window.blocks.clamp(1, 2), prefetch: 1 };
-    // What is changed and never leaves has no use for a place elsewhere. With fewer blocks to come and go, more may stay.
+    // What is changed and never leaves has no use for a place elsewhere. With fewer blocks to come and go, more may
+    // stay.
     for (is_state, places) in [(false, &mut weights), (true, &mut states)] {
         loop {
             let all = visits(train, &parcels, is_state);

@@ -103,8 +103,8 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         hints.extend(others.find_map(other));
     }
     let phases = groups(model, settings, wanted);
-    // One micro-batch needs no sums of gradients, many need fewer activations. Backward is longest for the lowest group,
-    // which may have fewer blocks than the one above it.
+    // One micro-batch needs no sums of gradients, many need fewer activations. Backward is longest for the lowest
+    // group, which may have fewer blocks than the one above it.
     let of = |rows| Settings { memory: None, micro_batch: settings.micro_batch.or(rows), ..settings.clone() };
     let rows = [None, (settings.batch > 1).then_some(settings.batch)];
     let rows = rows.iter().take(settings.batch.min(2) as usize);

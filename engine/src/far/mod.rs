@@ -40,7 +40,8 @@ pub(crate) struct Files {
     work: Option<Work>,
 }
 
-type Stamp = (u64, Option<std::time::SystemTime>);
+/// Length, and time of change in seconds and nanoseconds where the system tells.
+type Stamp = (u64, i64, i64);
 
 /// The work file; it is removed when it is dropped.
 struct Work {
@@ -107,7 +108,19 @@ impl Files {
 
 fn stamp(path: &Path) -> Result<Stamp, FileError> {
     let meta = std::fs::metadata(path).map_err(|e| FileError::new(path, "cannot look at", e))?;
-    Ok((meta.len(), meta.modified().ok()))
+    let (seconds, nanoseconds) = changed(&meta);
+    Ok((meta.len(), seconds, nanoseconds))
+}
+
+#[cfg(unix)]
+fn changed(meta: &std::fs::Metadata) -> (i64, i64) {
+    use std::os::unix::fs::MetadataExt;
+    (meta.mtime(), meta.mtime_nsec())
+}
+
+#[cfg(not(unix))]
+fn changed(_: &std::fs::Metadata) -> (i64, i64) {
+    (0, 0)
 }
 
 /// Where a stored tensor of a far memory lies.
