@@ -293,12 +293,12 @@ impl Runner {
     /// A kernel refused its data.
     pub fn run_steps(&mut self, entry: usize, steps: Range<usize>) -> Result<(), RunError> {
         let Runner { phases, active, far, arena, par, .. } = self;
-        let code = &mut phases[*active].code;
+        let Phase { plan, code, .. } = &mut phases[*active];
         match far {
-            None => Ok(par.enter(|| code.run(entry, steps, arena, par))?),
+            None => Ok(par.enter(|| code.run(plan, entry, steps, arena, par))?),
             Some(far) => {
                 far.enter((*active, entry), arena)?;
-                let result = par.enter(|| far.run(code, entry, steps, arena, par));
+                let result = par.enter(|| far.run((plan, code), entry, steps, arena, par));
                 far.leave(result)
             }
         }
@@ -306,7 +306,7 @@ impl Runner {
 
     /// Steps with the nanoseconds spent in them and how often they ran, where that is counted.
     pub fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
-        self.phases[self.active].code.times()
+        self.phases[self.active].code.times(self.plan())
     }
 }
 

@@ -149,8 +149,8 @@ fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileErr
     loop {
         let compiled = compile_window(&Asked { fixed: &fixed, ..*asked }, window);
         let mut compiled = compiled.map_err(|error| beside(error, moving_bytes))?;
-        // It is there twice: as a plan, and bound to kernels.
-        let needed = 2 * compiled.plan.heap_bytes() * asked.phases;
+        // What steps are bound to takes less than half of that again; and what making a plan took is not given back.
+        let needed = compiled.plan.heap_bytes() * (3 * asked.phases + 4) / 2;
         let raise = |parts: &mut [Fixed]| {
             let part = parts.iter_mut().find(|f| f.name == PLAN_PART && f.bytes < needed);
             part.map(|part| part.bytes = needed + needed / 16).is_some()

@@ -11,15 +11,18 @@ use tinyforge::runner::Runner;
 use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::Wanted;
 use tinyforge_cli::request;
+use tinyforge_plan::Plan;
+
 const ALIGN_BYTES: u64 = 64;
 
 /// Fills every input of an entry with something that suits it.
 fn fill(runner: &mut Runner, entry: usize, seq: usize) {
     let rows = MadeRows { rows: 8, seq, vocab: made::VOCAB };
-    let inputs: Vec<String> = runner.plan().entries[entry].inputs.iter().map(|i| i.name.clone()).collect();
-    let is_cached = inputs.iter().any(|name| name == "last");
-    for name in inputs {
-        match name.as_str() {
+    let inputs = runner.plan().entries[entry].inputs.clone();
+    let is_cached = inputs.iter().any(|input| input.name == "last");
+    for input in inputs {
+        let (name, (_, base)) = (&input.name, input.micro_batch());
+        match base {
             "hyper" => runner.input::<f32>(entry, "hyper").copy_from_slice(&[1e-3, 0.1, 0.001, 0.0]),
             "rng" => runner.input::<u32>(entry, "rng").copy_from_slice(&[1, 2, 3, 0]),
             "last" => runner.input::<i32>(entry, "last").fill(0),
@@ -29,11 +32,11 @@ fn fill(runner: &mut Runner, entry: usize, seq: usize) {
                 positions.iter_mut().enumerate().for_each(|(i, p)| *p = i as i32);
             }
             _ => {
-                let input = runner.input::<u32>(entry, &name);
+                let input = runner.input::<u32>(entry, name);
                 for (r, part) in input.chunks_exact_mut(seq).enumerate() {
                     let mut row = Row::padding(seq, 0);
                     rows.read(r as u64, &mut row.buf()).expect("made up");
-                    part.copy_from_slice(match name.as_str() {
+                    part.copy_from_slice(match base {
                         "tokens" => &row.tokens,
                         "labels" => bytemuck::cast_slice(&row.labels),
                         "positions" => bytemuck::cast_slice(&row.positions),
@@ -59,7 +62,7 @@ fn run_poisoned(model: &Model, pairs: &[&str], poison: u8, touched: &mut Vec<Vec
     for phase in 0..runner.plans().count() {
         runner.activate(phase);
         runner.clear_states().expect("clears");
-        let stored = runner.plan().stored.iter().map(|s| s.tensor.end()).max().expect("weights") as usize;
+        let stored = (stored_end(runner.plan()) - runner.plan().arena_start()) as usize;
         for entry in 0..runner.plan().entries.len() {
             runner.arena_mut().bytes_mut()[stored..].fill(poison);
             fill(&mut runner, entry, options.seq);
@@ -73,11 +76,16 @@ fn run_poisoned(model: &Model, pairs: &[&str], poison: u8, touched: &mut Vec<Vec
             touched[at].iter_mut().zip(changes).for_each(|(t, changed)| *t |= changed);
             at += 1;
         }
-        for s in &runner.plan().stored {
-            kept.extend_from_slice(runner.arena().tensor(&s.tensor));
+        for s in runner.plan().stored.clone() {
+            kept.extend_from_slice(runner.fetch(&s.tensor).expect("is there"));
         }
     }
     kept
+}
+
+/// First address behind the tensors that keep their places in the arena.
+fn stored_end(plan: &Plan) -> u64 {
+    plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(plan.arena_start())
 }
 
 fn touches_what_is_planned(model: &Model, pairs: &[&str]) {
@@ -89,8 +97,8 @@ fn touches_what_is_planned(model: &Model, pairs: &[&str]) {
     let peaks = runner.plans().flat_map(|p| p.entries.iter().map(move |e| (p, e)));
     for (touched, (plan, entry)) in touched.iter().zip(peaks) {
         let highest = touched.iter().rposition(|t| *t).expect("something is touched") as u64 + 1;
-        let stored = plan.stored.iter().map(|s| s.tensor.end()).max().expect("weights");
-        let planned = entry.peak.bytes;
+        let (start, stored) = (plan.arena_start(), stored_end(plan));
+        let (highest, planned) = (start + highest, entry.peak.bytes);
         assert!(
             highest.max(stored).next_multiple_of(ALIGN_BYTES) == planned.next_multiple_of(ALIGN_BYTES),
             "{pairs:?} {}: the highest byte touched is {highest}, the plan's peak {planned}",
@@ -128,6 +136,17 @@ fn every_setting_touches_what_is_planned() {
         &["scheme=\"cycle:2\"", "keep_state=true", "micro_batch=2"],
     ] {
         touches_what_is_planned(&model, pairs);
+    }
+}
+
+#[test]
+fn every_window_touches_what_is_planned() {
+    let (_scratch, model) = small("p1-windows");
+    for scheme in ["full", "lora", "last:1", "sparse", "cycle:1"] {
+        let scheme = format!("scheme=\"{scheme}\"");
+        touches_what_is_planned(&model, &[&scheme, "window=\"1\""]);
+        touches_what_is_planned(&model, &[&scheme, "window=\"1\"", "micro_batch=1", "recompute=\"all\""]);
+        touches_what_is_planned(&model, &[&scheme, "window=\"2\"", "prefetch=2", "micro_batch=2"]);
     }
 }
 

@@ -140,9 +140,8 @@ impl Kernels for CpuKernels {
     }
 }
 
-/// A step bound to its kernel.
+/// What a step is bound to; the step itself stays in the plan.
 struct Bound {
-    step: Step,
     cuts: Cuts,
     run: fn(&mut Call) -> Result<(), KernelError>,
 }
@@ -164,7 +163,7 @@ impl Code {
             let kernel = find(&step.kernel).ok_or_else(|| format!("the CPU has no kernel `{}`", step.kernel))?;
             let overlays = lead(kernel.name).is_some();
             let cuts = Cuts::of(step, plan.arena_start(), plan.arena_bytes(), overlays)?;
-            Ok(Bound { step: step.clone(), cuts, run: kernel.run })
+            Ok(Bound { cuts, run: kernel.run })
         };
         let entries = plan.entries.iter().map(|e| e.steps.iter().map(bind).collect::<Result<Vec<_>, String>>());
         let entries = entries.collect::<Result<Vec<_>, String>>()?;
@@ -172,19 +171,20 @@ impl Code {
         Ok(Code { entries, times })
     }
 
-    /// Runs some steps of an entry.
+    /// Runs some steps of an entry of the plan that was bound.
     ///
     /// # Errors
     /// A kernel refused its data; the arena is then as that step left it.
     pub(crate) fn run(
         &mut self,
+        plan: &Plan,
         entry: usize,
         steps: Range<usize>,
         arena: &mut Arena,
         par: &Par,
     ) -> Result<(), KernelError> {
         let end = steps.end.min(self.entries[entry].len());
-        (steps.start..end).try_for_each(|i| self.step(entry, i, arena, par))
+        (steps.start..end).try_for_each(|i| self.step(&plan.entries[entry].steps[i], (entry, i), arena, par))
     }
 
     /// The number of steps of an entry.
@@ -192,16 +192,22 @@ impl Code {
         self.entries[entry].len()
     }
 
-    /// Runs one step of an entry.
+    /// Runs one step of an entry, the `i`th.
     ///
     /// # Errors
     /// A kernel refused its data.
-    pub(crate) fn step(&mut self, entry: usize, i: usize, arena: &mut Arena, par: &Par) -> Result<(), KernelError> {
+    pub(crate) fn step(
+        &mut self,
+        step: &Step,
+        (entry, i): (usize, usize),
+        arena: &mut Arena,
+        par: &Par,
+    ) -> Result<(), KernelError> {
         let Code { entries, times } = self;
         let bound = &entries[entry][i];
         let started = times.is_some().then(Instant::now);
         let pieces = arena.pieces(&bound.cuts);
-        (bound.run)(&mut Call::new(&bound.step, par, &bound.cuts, pieces))?;
+        (bound.run)(&mut Call::new(step, par, &bound.cuts, pieces))?;
         if let (Some(times), Some(started)) = (times.as_mut(), started) {
             times[entry][i].0 += started.elapsed().as_nanos() as u64;
             times[entry][i].1 += 1;
@@ -210,8 +216,8 @@ impl Code {
     }
 
     /// Steps with nanoseconds and runs so far, where they are counted.
-    pub(crate) fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
-        let all = self.entries.iter().zip(self.times.iter().flatten());
-        all.flat_map(|(steps, times)| steps.iter().zip(times).map(|(b, &(ns, runs))| (&b.step, ns, runs)))
+    pub(crate) fn times<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = (&'a Step, u64, u64)> {
+        let all = plan.entries.iter().zip(self.times.iter().flatten());
+        all.flat_map(|(entry, times)| entry.steps.iter().zip(times).map(|(step, &(ns, runs))| (step, ns, runs)))
     }
 }

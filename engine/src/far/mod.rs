@@ -214,7 +214,7 @@ impl Far {
     /// A kernel refused its data, or a file cannot be read or written.
     pub(crate) fn run(
         &mut self,
-        code: &mut Code,
+        (plan, code): (&Plan, &mut Code),
         entry: usize,
         steps: Range<usize>,
         arena: &mut Arena,
@@ -224,7 +224,7 @@ impl Far {
         let end = steps.end.min(count);
         for i in steps.start..end {
             self.before(i, arena)?;
-            code.step(entry, i, arena, par)?;
+            code.step(&plan.entries[entry].steps[i], (entry, i), arena, par)?;
         }
         if end == count {
             self.before(count, arena)?;
