@@ -192,6 +192,11 @@ impl Code {
         self.entries[entry].len()
     }
 
+    /// A step of an entry.
+    pub(crate) fn at(&self, entry: usize, i: usize) -> &Step {
+        &self.entries[entry][i].step
+    }
+
     /// Runs one step of an entry.
     ///
     /// # Errors

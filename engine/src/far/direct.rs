@@ -57,12 +57,17 @@ impl Direct {
     /// Makes a file of `bytes` for reading and writing; the space is reserved, so that a full disk shows here.
     ///
     /// # Errors
-    /// The folder cannot be written, or the disk is full.
+    /// The folder cannot be written, or the disk is full; then nothing is left of it.
     pub fn create(path: &Path, bytes: u64) -> Result<Direct, FileError> {
         let made =
             Direct::with(path, OpenOptions::new().read(true).write(true).create(true).truncate(true), "cannot make")?;
         let result = reserve(&made.file, bytes.next_multiple_of(BLOCK_BYTES));
-        result.map_err(|source| FileError::new(path, "cannot reserve space for", source))?;
+        result.map_err(|source| {
+            // An error here would hide the first one.
+            let _ = std::fs::remove_file(path);
+            let why = std::io::Error::new(source.kind(), format!("{bytes} bytes: {source}"));
+            FileError::new(path, "cannot reserve space for the work file", why)
+        })?;
         Ok(made)
     }
 
