@@ -207,8 +207,7 @@ fn go_on(desk: &Desk, planned: &(Vec<Plan>, TrainOptions), sim: Option<SimOption
             Err(other) => panic!("{other}"),
         }
         let (progress, list) = (trainer.progress.clone(), tensors(trainer.runner()));
-        let saved: Result<(), CheckpointError> =
-            checkpoint::save(path, "sim", &progress, &list, trainer.runner_mut());
+        let saved: Result<(), CheckpointError> = checkpoint::save(path, "sim", &progress, &list, trainer.runner_mut());
         saved.expect("copies between runs do not fail");
     }
     End::Done(changed(&mut trainer))

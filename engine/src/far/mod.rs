@@ -195,10 +195,10 @@ impl Far {
                 sim.name_copies(all.map(|m| (m.name.clone(), m.direction)));
                 Box::new(SimMover::new(sim.clone(), Arc::clone(&files_of_run), most))
             }
-            None => Box::new(Mover::new(Arc::clone(&files_of_run), most).map_err(|e| RunError::System {
-                what: "cannot start the moving thread",
-                why: e.to_string(),
-            })?),
+            None => Box::new(
+                Mover::new(Arc::clone(&files_of_run), most)
+                    .map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?,
+            ),
         };
         let paths = files.iter().map(|f| f.path().to_path_buf()).collect();
         let (chunk, numbers) = (Chunk::new(), vec![0; most]);

@@ -244,3 +244,138 @@ fn dead() -> FileError {
     let why = std::io::Error::other("the moving thread ended by a panic");
     FileError::new(std::path::Path::new("far memory"), "cannot move", why)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Direct, Files, Place, Span};
+    use super::{Carrier, Move, Mover, join};
+    use std::path::PathBuf;
+    use std::ptr::NonNull;
+    use std::sync::Arc;
+    use tinyforge_plan::Direction;
+
+    const BYTES: usize = 10_000;
+
+    /// Files of a far memory: a model of [`BYTES`] bytes that count up, and no work file.
+    struct Desk {
+        path: PathBuf,
+        files: Arc<Files>,
+        near: Vec<u8>,
+    }
+
+    impl Desk {
+        fn new(name: &str) -> Desk {
+            let path = std::env::temp_dir().join(format!("tinyforge-mover-{name}-{}", std::process::id()));
+            let bytes: Vec<u8> = (0..BYTES).map(|i| (i % 251) as u8).collect();
+            std::fs::write(&path, bytes).expect("written");
+            let model = vec![Direct::open(&path).expect("opens")];
+            let files = Arc::new(Files { model, stamps: Vec::new(), work: None });
+            Desk { path, files, near: vec![0; BYTES] }
+        }
+
+        fn span(&mut self, from: usize, bytes: usize) -> Span {
+            Span { start: NonNull::from(&mut self.near[from..from + bytes]).cast(), bytes }
+        }
+    }
+
+    impl Drop for Desk {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    fn coming(place: Place, near: (u64, u64)) -> Move {
+        Move { name: "w".to_string(), number: 0, place, near, direction: Direction::In, begins: 0, ends: 0 }
+    }
+
+    /// Hands over a move of 100 bytes from `place` to byte `near`.
+    fn begin(mover: &mut Mover, desk: &mut Desk, place: Place, near: usize) -> u64 {
+        let span = desk.span(near, 100);
+        mover.begin(&coming(place, (near as u64, 100)), span)
+    }
+
+    #[test]
+    fn moves_are_done_when_they_were_waited_for() {
+        let mut desk = Desk::new("done");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 100).expect("a thread");
+        let numbers: Vec<u64> =
+            (0..100).map(|i| begin(&mut mover, &mut desk, Place::Model(0, 99 * i as u64), 100 * i)).collect();
+        assert_eq!(numbers, (1..=100).collect::<Vec<u64>>());
+        mover.wait(50).expect("nothing fails");
+        let copy = |i: usize| (0..100).map(move |k| ((99 * i + k) % 251) as u8);
+        assert!((0..50).all(|i| desk.near[100 * i..100 * i + 100].iter().copied().eq(copy(i))));
+        mover.wait_all().expect("nothing fails");
+        assert!((0..100).all(|i| desk.near[100 * i..100 * i + 100].iter().copied().eq(copy(i))));
+        assert_eq!(mover.times().2, BYTES as u64);
+    }
+
+    #[test]
+    fn an_error_is_told_once_and_the_rest_is_moved() {
+        let mut desk = Desk::new("error");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 8).expect("a thread");
+        let past = BYTES as u64 - 50;
+        begin(&mut mover, &mut desk, Place::Model(0, past), 0);
+        let last = begin(&mut mover, &mut desk, Place::Model(0, 7), 200);
+        let error = mover.wait(last).expect_err("the file ends before").to_string();
+        assert!(error.contains(desk.path.to_str().expect("plain")), "{error}");
+        mover.wait(last).expect("told already");
+        mover.wait_all().expect("told already");
+        let wanted: Vec<u8> = (7..107).map(|i| i as u8).collect();
+        assert_eq!(desk.near[200..300], wanted);
+        // Two failures, of which one is told: when everything has come to rest.
+        begin(&mut mover, &mut desk, Place::Model(0, past), 0);
+        begin(&mut mover, &mut desk, Place::Model(0, past + 1), 0);
+        begin(&mut mover, &mut desk, Place::Model(0, 9), 300);
+        mover.wait_all().expect_err("the file ends before");
+        assert_eq!(desk.near[300], 9);
+        mover.wait_all().expect("told already");
+    }
+
+    /// A file that there is not is a fault of ours and panics.
+    #[test]
+    fn a_panic_of_the_thread_is_an_error_of_every_later_move() {
+        let mut desk = Desk::new("panic");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 8).expect("a thread");
+        let first = begin(&mut mover, &mut desk, Place::Model(9, 0), 0);
+        let second = begin(&mut mover, &mut desk, Place::Model(0, 0), 100);
+        for number in [second, first, second] {
+            let error = mover.wait(number).expect_err("nothing moves any more").to_string();
+            assert!(error.contains("panic"), "{error}");
+        }
+        let third = begin(&mut mover, &mut desk, Place::Model(0, 0), 100);
+        mover.wait(third).expect_err("nothing moves any more");
+        mover.wait_all().expect_err("nothing moves any more");
+        assert!(desk.near.iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn moves_are_dropped_with_the_mover() {
+        let mut desk = Desk::new("dropped");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 100).expect("a thread");
+        for _ in 0..100 {
+            begin(&mut mover, &mut desk, Place::Model(0, 0), 0);
+        }
+        drop(mover);
+        assert!(Arc::strong_count(&desk.files) == 1, "the thread still has the files");
+    }
+
+    #[test]
+    fn neighbours_move_together() {
+        let joined = |list: &[(Place, (u64, u64))]| {
+            let mut found = Vec::new();
+            list.iter().for_each(|&(place, near)| join(&mut found, coming(place, near), 64));
+            found.iter().map(|m| (m.place, m.near)).collect::<Vec<_>>()
+        };
+        let (model, work) = (|at| Place::Model(0, at), Place::Work);
+        // In the model's file only what lies together on both sides.
+        assert_eq!(joined(&[(model(8), (64, 64)), (model(72), (128, 10))]), [(model(8), (64, 74))]);
+        for apart in [model(73), Place::Model(1, 72), work(72)] {
+            assert_eq!(joined(&[(model(8), (64, 64)), (apart, (128, 10))]).len(), 2, "{apart:?}");
+        }
+        assert_eq!(joined(&[(model(8), (64, 60)), (model(72), (128, 10))]).len(), 2);
+        // In the work file with the gap that alignment leaves.
+        assert_eq!(joined(&[(work(0), (64, 60)), (work(64), (128, 10))]), [(work(0), (64, 74))]);
+        assert_eq!(joined(&[(work(0), (64, 60)), (work(64), (192, 10))]).len(), 2);
+        assert_eq!(joined(&[(work(64), (128, 10)), (work(0), (64, 60))]).len(), 2);
+    }
+}
