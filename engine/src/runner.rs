@@ -289,7 +289,7 @@ impl Runner {
         self.far.as_ref().map(Far::times)
     }
 
-    /// Where the time of a simulated machine went, from its first entry to now; what happens between entries takes none.
+    /// Where the time of a simulated machine went until now; what happens between entries takes none.
     pub fn simulated(&self) -> Option<Report> {
         self.sim.as_ref().map(Sim::report)
     }
