@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod cost;
 pub mod export;
 pub mod import;
 pub mod ir;
 mod lower;
+pub mod machine;
 pub mod optimizer;
 pub mod passes;
 pub mod scheme;

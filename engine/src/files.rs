@@ -144,11 +144,47 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
 }
 
 fn write_synced(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut file = io::BufWriter::with_capacity(1 << 16, File::create(path)?);
+    let mut file = io::BufWriter::with_capacity(1 << 16, Settling { file: File::create(path)?, unsettled_bytes: 0 });
     write(&mut file)?;
     file.flush()?;
-    file.get_ref().sync_all()
+    file.get_ref().file.sync_all()
 }
+
+/// Bytes written between waits for the disk: what the system holds of a large file meanwhile counts as memory of the
+/// process where its memory is limited.
+const SETTLE_BYTES: usize = 4 << 20;
+
+/// A file that is written no faster than the disk takes it, and of which nothing is kept in the page cache.
+struct Settling {
+    file: File,
+    unsettled_bytes: usize,
+}
+
+impl Write for Settling {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(data)?;
+        self.unsettled_bytes += written;
+        if self.unsettled_bytes >= SETTLE_BYTES {
+            self.file.sync_data()?;
+            forget_cached(&self.file);
+            self.unsettled_bytes = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn forget_cached(file: &File) {
+    // A wish: whether it is granted changes nothing that is written.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget_cached(_: &File) {}
 
 /// Makes a renamed file's new name durable.
 ///

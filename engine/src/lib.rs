@@ -6,6 +6,7 @@
 pub mod arena;
 pub mod cpu;
 pub mod data;
+pub mod disk;
 pub mod far;
 pub mod files;
 pub mod generate;

@@ -18,6 +18,7 @@ const USAGE: &str = "cargo xtask TASK
   bless              rewrites the expectations of the text tests, and the printed docs
   docs               prints docs/ops.md from the op table and docs/commands.md from the command's help
   bench [--peer P]   speed of the kernels; beside them P = rust (other crates) or torch
+  model OPTIONS...   makes a model with random weights, to measure with: --config FILE --out DIR [--dtype, --seed]
   fuzz [SECONDS]     every fuzz target for so long (default 30)
   firmware           builds for Cortex-M, runs conformance and the examples in QEMU, prints sizes and instructions
   firmware --all     the same with every published network, and instructions layer by layer
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         ["docs"] => tasks::docs(),
         ["bench"] => tasks::bench(None),
         ["bench", "--peer", peer] => tasks::bench(Some(peer)),
+        ["model", ref options @ ..] => tasks::model(options),
         ["fuzz"] => tasks::fuzz("30"),
         ["fuzz", seconds] => tasks::fuzz(seconds),
         ["firmware", ref more @ ..] => firmware::run(more),

@@ -190,6 +190,12 @@ pub fn bench(peer: Option<&str>) -> Outcome {
     }
 }
 
+/// Makes a model to measure with.
+pub fn model(options: &[&str]) -> Outcome {
+    let command = ["run", "-q", "--release", "--bin", "tinyforge", "--", "make-model"];
+    run(cargo(&[&command, options].concat()))
+}
+
 /// Runs every fuzz target for a while.
 pub fn fuzz(seconds: &str) -> Outcome {
     let seconds: u32 = seconds.parse().map_err(|_| format!("`{seconds}` is no number of seconds"))?;

@@ -427,6 +427,29 @@ impl Plan {
         self.near_bytes().saturating_add(self.fixed_bytes())
     }
 
+    /// Bytes that the plan itself takes on the heap, its allocations rounded up.
+    pub fn heap_bytes(&self) -> u64 {
+        // What an allocation takes beyond its contents.
+        const EACH: usize = 24;
+        let list = |len: usize, each: usize| if len == 0 { 0 } else { len * each + EACH };
+        let text = |s: &str| list(s.len(), 1);
+        let tensor = |t: &Tensor| list(t.shape.len(), size_of::<u32>());
+        let tensors =
+            |list_of: &[Tensor]| list(list_of.len(), size_of::<Tensor>()) + list_of.iter().map(tensor).sum::<usize>();
+        let step = |s: &Step| {
+            let attrs = list(s.attrs.len(), size_of::<(String, Number)>());
+            let names: usize = s.attrs.iter().map(|(name, _)| text(name)).sum();
+            size_of::<Step>() + text(&s.kernel) + text(&s.label) + tensors(&s.args) + tensors(&s.outs) + attrs + names
+        };
+        let entry = |e: &Entry| {
+            let moves = list(e.transfers.len(), size_of::<Transfer>()) + list(e.residents.len(), size_of::<Resident>());
+            e.steps.iter().map(step).sum::<usize>() + moves
+        };
+        let stored = |s: &Stored| size_of::<Stored>() + text(&s.name) + tensor(&s.tensor);
+        let all = self.entries.iter().map(entry).sum::<usize>() + self.stored.iter().map(stored).sum::<usize>();
+        all as u64
+    }
+
     /// Bytes of the stored tensors that `wanted` picks.
     pub fn stored_bytes(&self, wanted: impl Fn(&Stored) -> bool) -> u64 {
         sum(self.stored.iter().filter(|s| wanted(s)).map(|s| s.tensor.bytes()))

@@ -8,6 +8,9 @@ const STACK_TOUCHED_BYTES: u64 = 256 << 10;
 /// Freed heap that the allocator keeps, and what is too small to list.
 const HEAP_SLACK_BYTES: u64 = 6 << 20;
 
+/// Name of the part that holds the plans.
+pub const PLAN_PART: &str = "plan";
+
 /// The sizes that the parts depend on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
@@ -32,8 +35,8 @@ pub fn parts(sizes: &Sizes) -> Vec<Fixed> {
         fixed("thread stacks", u64::from(sizes.threads + 1) * STACK_TOUCHED_BYTES),
         fixed("tokenizer", sizes.tokenizer_bytes),
         fixed("data buffers", rows + 2 * BUFFER_BYTES as u64),
-        // A block's steps with their operands, twice: in the plan and bound to kernels.
-        fixed("plan", u64::from(sizes.layers + 2) * 100 * 1024),
+        // A block's steps with their operands, twice: in the plan and bound to kernels. Larger ones say so themselves.
+        fixed(PLAN_PART, u64::from(sizes.layers + 2) * 100 * 1024),
         fixed("heap", HEAP_SLACK_BYTES),
     ]
 }

@@ -2,8 +2,10 @@
 //! same. What is not given takes the default that stands here.
 
 use crate::error::CommandError;
-use crate::planning::{Settings, Streaming};
+use crate::planning::Settings;
+use crate::profile;
 use crate::sizes;
+use crate::streaming::Streaming;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tinyforge::train::schedule::{Decay, LrSchedule};
@@ -12,6 +14,7 @@ use tinyforge_compiler::optimizer::{RULES, rule_index};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::DType;
 
 /// Settings as given; absent ones take defaults.
@@ -87,6 +90,9 @@ pub struct Knobs {
     /// Memory for everything: 64MiB, 2GiB [no limit]
     #[arg(long)]
     pub memory: Option<String>,
+    /// This machine's profile, for predicted times and efficiency [what `bench` wrote]
+    #[arg(long)]
+    pub profile: Option<PathBuf>,
     /// Worker threads [the cores]
     #[arg(long)]
     pub threads: Option<u32>,
@@ -273,6 +279,8 @@ impl Knobs {
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
+            target: Target::CPU,
+            machine: profile::of_this_machine(self.profile.as_deref())?.map(|p| p.machine),
         })
     }
 

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod bench;
+pub mod clock;
 pub mod commands;
 pub mod debug;
 pub mod error;
@@ -12,10 +14,12 @@ pub mod knobs;
 pub mod model;
 pub mod output;
 pub mod planning;
+pub mod profile;
 pub mod progress;
 pub mod report;
 pub mod request;
 pub mod run;
 pub mod sampling;
 pub mod search;
+pub mod streaming;
 pub use tinyforge_build::sizes;

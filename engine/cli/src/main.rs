@@ -4,7 +4,9 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use tinyforge_cli::commands::{compile, eval, generate, inspect, plan, resume, search, simulate, train};
+use tinyforge_cli::commands::{
+    bench, compile, eval, generate, inspect, make_model, plan, resume, search, simulate, train,
+};
 
 /// Trains neural networks where the memory is too small for it
 #[derive(Parser)]
@@ -16,9 +18,12 @@ enum Cli {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
+    #[command(hide = true)]
+    MakeModel(make_model::MakeModelArgs),
     Compile(compile::CompileArgs),
     Simulate(simulate::SimulateArgs),
     Search(search::SearchArgs),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -30,9 +35,11 @@ fn main() -> ExitCode {
         Cli::Eval(args) => eval::run(args),
         Cli::Generate(args) => generate::run(args),
         Cli::Inspect(args) => inspect::run(args),
+        Cli::MakeModel(args) => make_model::run(args),
         Cli::Compile(args) => compile::run(args),
         Cli::Simulate(args) => simulate::run(args),
         Cli::Search(args) => search::run(args),
+        Cli::Bench(args) => bench::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

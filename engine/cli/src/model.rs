@@ -1,13 +1,13 @@
 //! Opens a model: a Hugging Face directory or a GGUF file becomes a description, a weight map, and open files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use tinyforge::files::{FileError, ReadAt, read_if_there, read_whole};
 use tinyforge::text::{GgufVocab, TextError, Tokenizer, TokenizerFiles};
 use tinyforge_compiler::import::decoder::{self, Mode};
 use tinyforge_compiler::import::gguf::{self, Gguf};
 use tinyforge_compiler::import::safetensors::{self, Header};
-use tinyforge_compiler::import::source::{Catalog, TensorRef};
+use tinyforge_compiler::import::source::{Catalog, NewTensor, TensorRef};
 use tinyforge_compiler::import::weight_map::{self, Binding, WeightMap};
 use tinyforge_compiler::import::{DecoderConfig, Family, gguf_decoder, hf};
 use tinyforge_compiler::ir::graph::Graph;
@@ -63,9 +63,22 @@ pub struct Model {
     /// Its weight files, in the order in which bindings number them.
     pub files: Vec<ReadAt>,
     vocab: Option<GgufVocab>,
-    /// Whether its parameters start from the run's seed rather than from files.
-    is_new: bool,
+    start: Start,
 }
+
+/// Where the parameters' contents come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Start {
+    Files,
+    Seed,
+    /// From a file that is not there: such a model can be planned, not loaded.
+    Absent,
+}
+
+/// The file in which a checkpoint of one file holds its tensors.
+const TENSORS: &str = "model.safetensors";
+/// What lists the files of a checkpoint of several.
+const INDEX: &str = "model.safetensors.index.json";
 
 /// The longest prefix of a GGUF file that is read for its header.
 const GGUF_HEADER_BYTES_MAX: u64 = 1 << 30;
@@ -85,18 +98,45 @@ impl Model {
     /// # Errors
     /// The configuration is missing or not supported.
     pub fn new(path: &Path) -> Result<Model, ModelError> {
-        let mut config = read_config(path)?;
-        let mut catalog = Catalog::new();
-        catalog.add_file("from the seed");
-        for param in config.params() {
-            let bytes = 4 * param.shape.iter().product::<u64>();
-            let (name, shape) = (param.name.clone(), stored_shape(&config, &param));
-            let tensor = TensorRef { name, file: 0, offset: 0, bytes, dtype: DType::F32, shape };
-            catalog.insert(tensor).map_err(|e| bad(path, e))?;
+        Model::described(path, read_config(path)?, DType::F32, Start::Seed)
+    }
+
+    /// A model to be planned: as [`Model::open`], but a directory may hold `config.json` alone. Its tensors are then
+    /// those of a checkpoint of one file in `stored`, or in the type that the configuration declares, or in bf16. Where
+    /// there are weights, `stored` must be absent.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_to_plan(path: &Path, stored: Option<DType>) -> Result<Model, ModelError> {
+        let has_weights = !path.is_dir() || path.join(TENSORS).exists() || path.join(INDEX).exists();
+        if has_weights && stored.is_some() {
+            return Err(bad(path, "--stored is for a config.json without weights; these have their type"));
         }
+        if has_weights || !path.join("config.json").exists() {
+            return Model::open(path);
+        }
+        let declared = hf::declared_dtype(&read_whole(&path.join("config.json"))?).map_err(|e| bad(path, e))?;
+        let dtype = stored.or(declared).unwrap_or(DType::BF16);
+        Model::described(path, read_config(path)?, dtype, Start::Absent)
+    }
+
+    /// A model of a configuration whose parameters start from the run's seed.
+    ///
+    /// # Errors
+    /// Its sizes are beyond what a file can hold.
+    pub fn from_config(name: &Path, config: DecoderConfig) -> Result<Model, ModelError> {
+        Model::described(name, config, DType::F32, Start::Seed)
+    }
+
+    /// A model whose tensors lie where a checkpoint of one file would have them.
+    fn described(path: &Path, mut config: DecoderConfig, dtype: DType, start: Start) -> Result<Model, ModelError> {
+        let layout = safetensors::layout(&checkpoint(&config, dtype), &BTreeMap::new()).map_err(|e| bad(path, e))?;
+        let mut catalog = Catalog::new();
+        catalog.add_file(TENSORS);
+        layout.tensors.into_iter().try_for_each(|tensor| catalog.insert(tensor)).map_err(|e| bad(path, e))?;
         let weights = weight_map::bind_hf(&mut config, &catalog).map_err(|e| bad(path, e))?;
         let (files, format) = (Vec::new(), Format::HuggingFace);
-        Ok(Model { path: path.to_path_buf(), format, config, weights, files, vocab: None, is_new: true })
+        Ok(Model { path: path.to_path_buf(), format, config, weights, files, vocab: None, start })
     }
 
     /// The model's tokenizer.
@@ -137,7 +177,7 @@ impl Model {
         if name == decoder::INV_FREQ {
             return Source::Table(self.config.rope.as_ref().map(|r| r.inv_freq.clone()).unwrap_or_default());
         }
-        if self.is_new {
+        if self.start == Start::Seed {
             return initial(name, &self.config);
         }
         match self.weights.get(name) {
@@ -150,7 +190,10 @@ impl Model {
 
     /// Names of the weight files.
     pub fn file_names(&self) -> Vec<String> {
-        self.files.iter().map(|f| f.path().display().to_string()).collect()
+        match self.start {
+            Start::Absent => vec![self.path.join(TENSORS).display().to_string()],
+            _ => self.files.iter().map(|f| f.path().display().to_string()).collect(),
+        }
     }
 
     /// Elements of all parameters.
@@ -182,13 +225,16 @@ fn read_config(path: &Path) -> Result<DecoderConfig, ModelError> {
     hf::config(&bytes).map_err(|e| bad(&config_path, e))
 }
 
-/// The shape in which a Hugging Face checkpoint would hold a parameter.
-fn stored_shape(config: &DecoderConfig, param: &weight_map::Param) -> Vec<u64> {
-    let mut shape = param.shape.clone();
-    if config.family == Family::Gpt2 && shape.len() == 2 && param.block.is_some() {
-        shape.reverse();
-    }
-    shape
+/// The tensors of a Hugging Face checkpoint of this model.
+pub fn checkpoint(config: &DecoderConfig, dtype: DType) -> Vec<NewTensor> {
+    let stored = |param: weight_map::Param| {
+        let mut shape = param.shape;
+        if config.family == Family::Gpt2 && shape.len() == 2 && param.block.is_some() {
+            shape.reverse();
+        }
+        NewTensor::new(param.name, dtype, &shape)
+    };
+    config.params().into_iter().map(stored).collect()
 }
 
 /// How a new parameter starts: norms at 1, biases at 0, matrices normal with deviation 0.02, those that end a
@@ -213,7 +259,14 @@ fn open_directory(path: &Path) -> Result<Model, ModelError> {
     if let Some(bytes) = read_if_there(&generation)? {
         hf::apply_generation_config(&mut config, &bytes).map_err(|e| bad(&generation, e))?;
     }
-    let index_path = path.join("model.safetensors.index.json");
+    let index_path = path.join(INDEX);
+    if !index_path.exists() && !path.join(TENSORS).exists() {
+        let why = format!(
+            "there is a config.json and no weights ({TENSORS}, or {INDEX} with its files): `plan` can do with that, \
+             and `train --from-scratch` starts from random parameters"
+        );
+        return Err(bad(path, why));
+    }
     let (catalog, files) = if let Some(bytes) = read_if_there(&index_path)? {
         let index = safetensors::Index::parse(&bytes).map_err(|e| bad(&index_path, e))?;
         let paths: Vec<PathBuf> = index.files().iter().map(|f| path.join(f)).collect();
@@ -221,7 +274,7 @@ fn open_directory(path: &Path) -> Result<Model, ModelError> {
         index.check(&opened.0).map_err(|e| bad(&index_path, e))?;
         opened
     } else {
-        open_safetensors(&[path.join("model.safetensors")])?
+        open_safetensors(&[path.join(TENSORS)])?
     };
     let weights = weight_map::bind_hf(&mut config, &catalog).map_err(|e| bad(path, e))?;
     Ok(Model {
@@ -231,7 +284,7 @@ fn open_directory(path: &Path) -> Result<Model, ModelError> {
         weights,
         files,
         vocab: None,
-        is_new: false,
+        start: Start::Files,
     })
 }
 
@@ -282,7 +335,7 @@ fn open_gguf(path: &Path) -> Result<Model, ModelError> {
         weights,
         files: vec![file],
         vocab,
-        is_new: false,
+        start: Start::Files,
     })
 }
 

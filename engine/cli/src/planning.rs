@@ -1,17 +1,31 @@
 //! From a model and settings to a plan that fits the budget.
 
-use crate::model::Model;
+use crate::error::CommandError;
+use crate::model::{Format, Model};
+use crate::streaming::{self, Asked, Streaming};
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
-use tinyforge::far::CHUNK_BYTES;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
 use tinyforge_compiler::import::weight_map::Binding;
+use tinyforge_compiler::machine::Machine;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::{DType, Fixed};
+
+/// A float storage type that a flag names.
+///
+/// # Errors
+/// It is none.
+pub fn storage(flag: &str, name: &str) -> Result<DType, CommandError> {
+    match DType::from_name(name) {
+        Some(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => Ok(dtype),
+        _ => Err(CommandError::request(format!("{flag} {name}: f32, f16 or bf16"))),
+    }
+}
 
 /// What a plan is asked to do.
 #[derive(Clone, Debug)]
@@ -46,20 +60,10 @@ pub struct Settings {
     pub memory: Option<u64>,
     /// Worker threads.
     pub threads: u32,
-}
-
-/// What streams from disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Streaming {
-    /// Nothing.
-    Never,
-    /// As many blocks as the budget leaves no room for.
-    Auto {
-        /// Blocks that come in together.
-        prefetch: u32,
-    },
-    /// All but so many blocks.
-    Window(Window),
+    /// The machine that the plan is made for.
+    pub target: Target,
+    /// Its rates, where they are known: what fits is then chosen by what it costs.
+    pub machine: Option<Machine>,
 }
 
 /// Entries of a plan.
@@ -95,6 +99,8 @@ pub struct Planned {
     pub micro_rows: u32,
     /// Blocks that the near memory holds at a time; `None` where it holds all.
     pub window: Option<Window>,
+    /// Windows that fit, with the seconds a step that they were predicted to take; empty where there was no choice.
+    pub considered: Vec<(Option<Window>, f64)>,
 }
 
 /// Compiles a plan that fits; `fixed` are the parts of the process outside the arena.
@@ -122,9 +128,11 @@ pub fn plan_groups(
         let mut window = settings.window;
         let of_group = |group| -> Result<Planned, CompileError> {
             let settings = Settings { group, window, ..settings.clone() };
-            let (compiled, found) = plan_rows(model, &settings, wanted, fixed, micro_rows)?;
-            window = found.map_or(Streaming::Never, Streaming::Window);
-            Ok(Planned { compiled, micro_rows, window: found })
+            let asked =
+                Asked { model, settings: &settings, wanted, fixed, rows: micro_rows, phases: groups.len() as u64 };
+            let found = streaming::plan(&asked)?;
+            window = found.window.map_or(Streaming::Never, Streaming::Window);
+            Ok(Planned { compiled: found.compiled, micro_rows, window: found.window, considered: found.considered })
         };
         // The lowest group's backward is the longest: what does not fit shows there first.
         let mut plans = groups.clone().rev().map(of_group).collect::<Result<Vec<Planned>, CompileError>>()?;
@@ -159,7 +167,7 @@ fn largest<T>(sizes: &[u32], attempt: impl Fn(u32) -> Result<T, CompileError>) -
 }
 
 /// The arena that a refusal says is needed.
-fn needs(error: &CompileError) -> Option<u64> {
+pub(crate) fn needs(error: &CompileError) -> Option<u64> {
     if let CompileError::Budget { need, .. } = error { Some(*need) } else { None }
 }
 
@@ -200,83 +208,15 @@ fn entries(model: &Model, settings: &Settings, wanted: Wanted, rows: u32) -> Vec
     }
 }
 
-/// A plan for micro-batches of `rows` rows: with all blocks in memory where that fits, else with the widest window that
-/// does.
-fn plan_rows(
-    model: &Model,
-    settings: &Settings,
-    wanted: Wanted,
-    fixed: &[Fixed],
-    rows: u32,
-) -> Result<(Compiled, Option<Window>), CompileError> {
-    let layers = model.config.layers as u32;
-    let attempt = |window: Option<Window>| {
-        plan_window(model, settings, wanted, fixed, (rows, window)).map(|compiled| (compiled, window))
-    };
-    let prefetch = match settings.window {
-        Streaming::Never => return attempt(None),
-        Streaming::Window(window) => return attempt(Some(window)),
-        Streaming::Auto { prefetch } => prefetch,
-    };
-    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
-    let least = least_window(model, settings);
-    // A window that holds all blocks still visits each once for all micro-batches, and sums gradients block by block.
-    let is_cut = wanted == Wanted::Train && rows < settings.batch;
-    // Weights alone may be too much.
-    let is_hopeless = least < layers && settings.memory.is_some_and(|limit| weight_bytes_min(model, settings) > limit);
-    let all = match (!is_hopeless).then(|| attempt(None)) {
-        Some(Err(error)) if needs(&error).is_some() && (least < layers || is_cut) => Some(error),
-        None => None,
-        Some(result) => return result,
-    };
-    // What does not fit with the least window fits with none.
-    let mut best = match (attempt(of(least)), all) {
-        (Err(error), Some(all)) if needs(&error) >= needs(&all) => return Err(all),
-        (result, _) => result?,
-    };
-    let (mut fits, mut over) = (least, layers + u32::from(is_cut));
-    while over - fits > 1 {
-        let middle = fits + (over - fits) / 2;
-        match attempt(of(middle)) {
-            Ok(found) => (fits, best) = (middle, found),
-            Err(error) if needs(&error).is_some() => over = middle,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(best)
-}
-
-/// The window that takes least: a model that is smaller than the buffers of moving copies does not stream.
-pub fn least_window(model: &Model, settings: &Settings) -> u32 {
-    if weight_bytes_min(model, settings) > MOVING_BYTES { 1 } else { model.config.layers as u32 }
-}
-
-/// What moving copies takes: a buffer of the moving thread, one for calls between runs, and its stack.
-const MOVING_BYTES: u64 = 2 * CHUNK_BYTES as u64 + (256 << 10);
-
-/// A refusal in which `bytes` more are counted with the arena, so that refusals with and without them compare.
-fn beside(error: CompileError, bytes: u64) -> CompileError {
-    match error {
-        CompileError::Budget { need, limit, entry, peak, at, steps, stored } => {
-            CompileError::Budget { need: need + bytes, limit: limit + bytes, entry, peak, at, steps, stored }
-        }
-        other => other,
-    }
-}
-
-fn plan_window(
-    model: &Model,
-    settings: &Settings,
-    wanted: Wanted,
-    fixed: &[Fixed],
-    (rows, window): (u32, Option<Window>),
-) -> Result<Compiled, CompileError> {
-    let mut fixed = fixed.to_vec();
-    let window_streams = window.is_some_and(|w| w.blocks < model.config.layers as u32);
-    let moving_bytes = if window_streams { MOVING_BYTES } else { 0 };
-    fixed.extend(window_streams.then(|| Fixed { name: "transfers".to_string(), bytes: moving_bytes }));
+/// A plan with this window, in what the budget leaves beside the fixed parts.
+pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
+    let &Asked { model, settings, wanted, fixed, rows, .. } = asked;
     let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
-    let name = model.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = match model.format {
+        Format::HuggingFace => model.path.file_name(),
+        Format::Gguf => model.path.file_stem(),
+    };
+    let name = name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let frozen = (settings.dtype == DType::BF16).then_some(DType::BF16);
     let request = Request {
         name: format!("{name} {}", settings.scheme),
@@ -290,14 +230,14 @@ fn plan_window(
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
         window,
-        target: tinyforge_compiler::target::Target::CPU,
+        target: settings.target,
         kernels: &CpuKernels { threads: settings.threads },
         source: &|name| model.source(name),
         files: model.file_names(),
         threads: settings.threads,
         dump: None,
     };
-    let mut compiled = compile::compile(&request).map_err(|error| beside(error, moving_bytes))?;
-    compiled.plan.fixed = fixed;
+    let mut compiled = compile::compile(&request)?;
+    compiled.plan.fixed = fixed.to_vec();
     Ok(compiled)
 }

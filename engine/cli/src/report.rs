@@ -4,6 +4,7 @@ use crate::planning::Planned;
 use crate::sizes::show;
 use std::fmt::Write;
 use tinyforge_compiler::compile::CompileError;
+use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::ClipBy;
 use tinyforge_plan::{Direction, Entry, Part, Plan, StoredKind};
 
@@ -13,7 +14,8 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "plan {}: {} threads, {} rows a micro-batch", plan.name, plan.threads, planned.micro_rows);
     let total = plan.total_bytes();
-    let _ = write!(out, "  ram total   {total:>14} bytes  ({})", show(total));
+    let near = plan.spaces.last().map_or("", |s| s.name.as_str());
+    let _ = write!(out, "  {:<11} {total:>14} bytes  ({})", format!("{near} total"), show(total));
     match memory {
         Some(limit) => {
             let _ = writeln!(out, " of {} asked for", show(limit));
@@ -35,6 +37,7 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
         let _ = writeln!(out, "    {:<13} {:>10} bytes", part.name, part.bytes);
     }
     entries(&mut out, plan);
+    windows(&mut out, planned);
     let choice = &planned.compiled.choice;
     let _ = writeln!(out, "  recomputation: step {} of {}", choice.recompute_step, choice.recompute_steps);
     if let Some(by) = choice.clip_by {
@@ -89,6 +92,18 @@ fn entries(out: &mut String, plan: &Plan) {
             );
             moved(out, plan, entry);
         }
+    }
+}
+
+/// Which blocks stream, and what else was considered.
+fn windows(out: &mut String, planned: &Planned) {
+    let name = |window: &Option<Window>| match window {
+        Some(window) => format!("window {}, prefetch {}", window.blocks, window.prefetch),
+        None => "all blocks in memory".to_string(),
+    };
+    let _ = writeln!(out, "  schedule: {}", name(&planned.window));
+    for (window, seconds) in &planned.considered {
+        let _ = writeln!(out, "    {}: predicted {seconds:.3} s a step", name(window));
     }
 }
 

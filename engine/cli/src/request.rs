@@ -4,15 +4,16 @@ use crate::error::CommandError;
 use crate::fixed::{self, Sizes};
 use crate::knobs::Knobs;
 use crate::model::Model;
-use crate::planning::{self, Planned, Settings, Streaming, Wanted};
+use crate::planning::{self, Planned, Settings, Wanted};
 use crate::report;
 use crate::sizes::show;
+use crate::streaming::{Streaming, least_window};
 use std::ops::Range;
 use std::path::Path;
 use tinyforge_compiler::compile::{CompileError, Recompute};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
-use tinyforge_plan::Fixed;
+use tinyforge_plan::{DType, Fixed};
 
 /// The fixed parts of a process that trains or runs this model.
 pub fn fixed_parts(model: &Model, settings: &Settings, tokenizer_bytes: u64) -> Vec<Fixed> {
@@ -65,7 +66,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
         ..settings
     };
-    let blocks = planning::least_window(model, settings);
+    let blocks = least_window(model, settings);
     let least = Streaming::Window(Window { blocks, prefetch: 1 });
     // A model that does not stream is small enough to be planned in both ways.
     let ways: &[Streaming] = match settings.window {
@@ -102,18 +103,12 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         hints.extend(others.find_map(other));
     }
     let phases = groups(model, settings, wanted);
-    let fixed_bytes: u64 = fixed.iter().map(|f| f.bytes).sum();
-    let least = match phases {
-        // The refusal says what they need in the way that takes least.
-        1 => Some(need + fixed_bytes),
-        // Backward is longest for the lowest group, which may have fewer blocks than the one above it.
-        n => {
-            let of = |rows| Settings { memory: None, micro_batch: settings.micro_batch.or(rows), ..settings.clone() };
-            // One micro-batch needs no sums of gradients, many need fewer activations.
-            let rows = [None, (settings.batch > 1).then_some(settings.batch)];
-            rows.iter().take(settings.batch.min(2) as usize).filter_map(|&rows| total(of(rows), n - 2..n)).min()
-        }
-    };
+    // One micro-batch needs no sums of gradients, many need fewer activations. Backward is longest for the lowest group,
+    // which may have fewer blocks than the one above it.
+    let of = |rows| Settings { memory: None, micro_batch: settings.micro_batch.or(rows), ..settings.clone() };
+    let rows = [None, (settings.batch > 1).then_some(settings.batch)];
+    let rows = rows.iter().take(settings.batch.min(2) as usize);
+    let least = rows.filter_map(|&rows| total(of(rows), phases.saturating_sub(2)..phases)).min();
     hints.extend(least.map(|bytes| format!("these settings need `--memory {}`", mib_up(bytes))));
     hints
 }
@@ -135,6 +130,18 @@ fn mib_up(bytes: u64) -> String {
 pub fn open(path: &Path, knobs: &Knobs) -> Result<Model, CommandError> {
     let is_new = knobs.from_scratch.unwrap_or(false);
     Ok(if is_new { Model::new(path)? } else { Model::open(path)? })
+}
+
+/// Opens a model that is only planned: of a Hugging Face directory `config.json` is enough, `stored` says then how its
+/// tensors are stored.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_to_plan(path: &Path, knobs: &Knobs, stored: Option<DType>) -> Result<Model, CommandError> {
+    if knobs.from_scratch.unwrap_or(false) {
+        return open(path, knobs);
+    }
+    Ok(Model::open_to_plan(path, stored)?)
 }
 
 /// A configuration file's settings, or the flags' alone.

@@ -3,6 +3,7 @@
 //! The output folder holds `run.json` (what was asked, versions, machine), `metrics.jsonl` (one line a step or
 //! evaluation), `checkpoint.bin`, the rows of the data, and at the end `adapter/` or `model/`.
 
+use crate::clock::{Clock, Speed};
 use crate::debug;
 use crate::error::CommandError;
 use crate::fixed;
@@ -62,6 +63,8 @@ pub struct Outcome {
     pub peak_rss_bytes: Option<u64>,
     /// The plan's total.
     pub plan_total_bytes: u64,
+    /// Where the time of a step went; absent where there were too few.
+    pub speed: Option<Speed>,
     /// Where the result lies; absent when the run was interrupted.
     pub output: Option<PathBuf>,
 }
@@ -77,6 +80,7 @@ pub struct Run {
     out: PathBuf,
     run_key: String,
     plan_total: u64,
+    clock: Clock,
 }
 
 /// Name of the run's record in its folder.
@@ -105,6 +109,7 @@ impl Run {
         let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
         let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        let clock = Clock::new(knobs, &plans, settings.batch)?;
         // Settings that do not depend on the data are refused before it is read.
         knobs.lr_schedule(1, settings.batch)?;
         make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
@@ -136,8 +141,7 @@ impl Run {
             steps: schedule.steps,
         };
         let run_key = run_key(&record)?;
-        let run_options =
-            RunOptions { count_times: debug::level() >= 2, work: Some(out.join(WORK)), ..RunOptions::default() };
+        let run_options = RunOptions { count_times: true, work: Some(out.join(WORK)), sim: None };
         let mut runner = Runner::with_phases(plans, run_options)?;
         runner.load(&model.files, options.seed)?;
         if tokenizer.vocab_len() > model.config.vocab {
@@ -148,7 +152,7 @@ impl Run {
         }
         let rows = data.train.rows();
         let trainer = Trainer::new(runner, options, rows);
-        Ok(Run { model, tokenizer, data, knobs: knobs.clone(), settings, trainer, out, run_key, plan_total })
+        Ok(Run { model, tokenizer, data, knobs: knobs.clone(), settings, trainer, out, run_key, plan_total, clock })
     }
 
     /// Takes the run up where its last checkpoint left it, if there is one.
@@ -202,14 +206,18 @@ impl Run {
         let mut losses: Option<[f64; 2]> = None;
         let (started, first_tokens) = (Instant::now(), self.trainer.progress.seen_tokens);
         while self.trainer.progress.step < steps && !interrupted.load(Ordering::Relaxed) {
+            self.clock.begin(self.trainer.runner());
             let report = self.trainer.step(&*self.data.train)?;
+            self.clock.end(self.trainer.runner());
             losses = Some([losses.map_or(report.loss, |l| l[0]), report.loss]);
             write_metrics(&mut metrics, &step_line(&report, started.elapsed().as_secs_f64()))?;
             bar.step(&report, fixed::rss_bytes());
             self.between(&report, &mut metrics, &mut bar)?;
         }
         bar.finish();
-        debug::print_times(self.trainer.runner());
+        if debug::level() >= 2 {
+            debug::print_times(self.trainer.runner());
+        }
         let seconds = started.elapsed().as_secs_f64();
         let seen = self.trainer.progress.seen_tokens - first_tokens;
         let done = self.trainer.progress.step;
@@ -230,6 +238,7 @@ impl Run {
             tokens_per_second: seen as f64 / seconds.max(1e-9),
             peak_rss_bytes: fixed::peak_rss_bytes(),
             plan_total_bytes: self.plan_total,
+            speed: self.clock.speed(),
             output,
         })
     }
@@ -290,6 +299,7 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
     (config.out, config.overwrite, config.checkpoint_every, config.threads) = (None, None, None, None);
     (config.memory, config.micro_batch, config.recompute, config.clip_by) = (None, None, None, None);
     (config.window, config.prefetch) = (None, None);
+    config.profile = None;
     let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
     Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))
 }
@@ -352,7 +362,8 @@ fn read_data(
     Ok(set)
 }
 
-fn processor() -> String {
+/// The processor's name and its number of cores.
+pub fn processor() -> String {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown processor");

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
-use tinyforge_cli::planning::{self, Settings, Streaming, Wanted};
+use tinyforge_cli::planning::{self, Settings, Wanted};
+use tinyforge_cli::streaming::Streaming;
 use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
@@ -56,6 +57,8 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         clip_by: None,
         memory: None,
         threads: 1,
+        target: tinyforge_compiler::target::Target::CPU,
+        machine: None,
     }
 }
 

@@ -1,9 +1,11 @@
 //! The commands, one a file.
 
+pub mod bench;
 pub mod compile;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod make_model;
 pub mod plan;
 pub mod resume;
 pub mod search;

@@ -3,11 +3,14 @@
 use super::Common;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
-use crate::planning::Wanted;
+use crate::planning::{Planned, Settings, Wanted, storage};
+use crate::profile::{self, Profile};
 use crate::report;
 use crate::request;
 use std::path::PathBuf;
+use tinyforge_compiler::cost::StepCost;
 use tinyforge_compiler::export::html;
+use tinyforge_compiler::target::Target;
 
 /// Prints what training would take
 #[derive(clap::Args, Debug)]
@@ -19,6 +22,12 @@ pub struct PlanArgs {
     /// key=value: sets one key of the configuration
     #[arg(long = "set")]
     set: Vec<String>,
+    /// How a model stores its weights of which there is only config.json: f32, f16 or bf16 [what it declares, or bf16]
+    #[arg(long)]
+    stored: Option<String>,
+    /// The machine to plan for: a file as in examples/targets, or a name that is built in [this one]
+    #[arg(long)]
+    target: Option<String>,
     /// Write the plan to this file
     #[arg(long)]
     emit: Option<PathBuf>,
@@ -35,13 +44,29 @@ pub struct PlanArgs {
 /// The request cannot be met.
 pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
-    let settings = knobs.settings()?;
-    let model = request::open(&path, &knobs)?;
+    let mut settings = knobs.settings()?;
+    let profile = match &args.target {
+        Some(target) => Some(profile::open(target)?),
+        None => profile::of_this_machine(knobs.profile.as_deref())?,
+    };
+    if let (Some(profile), Some(_)) = (&profile, &args.target) {
+        settings.target = profile.machine.target();
+        settings.memory = settings.memory.or(profile.machine.near_space().bytes);
+        settings.machine = Some(profile.machine.clone());
+    }
+    let stored = args.stored.as_deref().map(|name| storage("--stored", name)).transpose()?;
+    let model = request::open_to_plan(&path, &knobs, stored)?;
     let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
-    let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
+    // A card's memory holds none of the process.
+    let is_of_process = settings.target.near == Target::CPU.near;
+    let fixed = match is_of_process {
+        true => request::fixed_parts(&model, &settings, tokenizer_bytes),
+        false => Vec::new(),
+    };
     let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
     let largest = plans.iter().max_by_key(|p| p.compiled.plan.arena_bytes()).expect("a run has a phase");
     print!("{}", report::plan(largest, settings.memory));
+    let cost = speed(profile.as_ref(), &plans, &settings);
     if plans.len() > 1 {
         println!("  {} phases take turns; the largest is shown", plans.len());
     }
@@ -76,8 +101,27 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
                 "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
                 "micro_rows": largest.micro_rows, "recompute_step": largest.compiled.choice.recompute_step,
                 "recompute_steps": largest.compiled.choice.recompute_steps,
+                "bound_s": cost.as_ref().map(|c| c.bound.seconds()),
+                "bound_by": cost.as_ref().map(|c| c.bound.resource().to_string()),
+                "predicted_s": cost.as_ref().map(|c| c.prediction_s),
             })
         );
     }
     Ok(())
+}
+
+/// Prints what a step would take on the profile's machine; a profile without rates says nothing.
+fn speed(profile: Option<&Profile>, plans: &[Planned], settings: &Settings) -> Option<StepCost> {
+    let profile = profile?;
+    match profile::step_cost(&profile.machine, plans, settings.batch) {
+        Ok(cost) => {
+            let tokens = u64::from(settings.batch) * u64::from(settings.seq);
+            print!("{}", profile::words(profile, &cost, tokens, settings.threads));
+            Some(cost)
+        }
+        Err(why) => {
+            println!("  no predicted time: {why}");
+            None
+        }
+    }
 }

@@ -61,6 +61,9 @@ pub fn print(outcome: &Outcome, common: &Common) {
     if let Some(peak) = outcome.peak_rss_bytes {
         println!("memory: peak {}, planned {}", show(peak), show(outcome.plan_total_bytes));
     }
+    if let Some(speed) = &outcome.speed {
+        println!("{speed}");
+    }
     match &outcome.output {
         Some(path) => println!("written: {}", path.display()),
         None => println!("interrupted: the checkpoint stands, `tinyforge resume` goes on"),

@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
-use tinyforge_cli::planning::{self, Settings, Streaming, Wanted};
+use tinyforge_cli::planning::{self, Settings, Wanted};
+use tinyforge_cli::streaming::Streaming;
 use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_compiler::import::weight_map::{Param, RowOrder, interleaved_row_sources};
 use tinyforge_compiler::import::{gguf, gguf_export};
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::target::Target;
 use tinyforge_plan::DType;
 
 /// The models with fixtures.
@@ -73,6 +75,8 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         clip_by: None,
         memory: None,
         threads: 1,
+        target: Target::CPU,
+        machine: None,
     }
 }
 

@@ -1,0 +1,37 @@
+//! The schedule of a plan's entry: its steps, and what moves between the memories beside them.
+
+use super::{CostError, Schedule, Transfer, work};
+use crate::machine::Machine;
+use tinyforge_plan::{Direction, Entry, Plan};
+
+/// Every step of the entry with its transfers, over the links that join the machine's near memory and the memory that
+/// feeds it. What begins and ends together in one direction is one transfer.
+///
+/// # Errors
+/// The entry transfers, and the machine has no link for that.
+pub fn schedule(plan: &Plan, entry: &Entry, machine: &Machine) -> Result<Schedule, CostError> {
+    let mut transfers: Vec<Transfer> = Vec::new();
+    for t in &entry.transfers {
+        let link = link(machine, t.direction)?;
+        let bytes = plan.stored[t.stored as usize].tensor.bytes();
+        match transfers.last_mut().filter(|last| (last.link, last.begins, last.ends) == (link, t.begins, t.ends)) {
+            Some(last) => last.bytes += bytes,
+            None => transfers.push(Transfer { link, bytes, begins: t.begins, ends: t.ends }),
+        }
+    }
+    Ok(Schedule { works: entry.steps.iter().map(work).collect(), transfers })
+}
+
+/// The link into the near memory, or from it back to where that one comes from.
+fn link(machine: &Machine, direction: Direction) -> Result<u32, CostError> {
+    let into = machine.links.iter().position(|l| l.to == machine.near);
+    let found = match direction {
+        Direction::In => into,
+        Direction::Out => {
+            let far = into.map(|i| &machine.links[i].from);
+            machine.links.iter().position(|l| l.from == machine.near && Some(&l.to) == far)
+        }
+    };
+    let what = || format!("which link joins `{}` to the memory that blocks stream from", machine.near);
+    found.map(|i| i as u32).ok_or_else(|| CostError::NoRate { machine: machine.name.clone(), what: what() })
+}

@@ -1,0 +1,132 @@
+//! Plays a schedule on a machine's queues.
+//!
+//! There is a queue for kernels, one for the host's updates, and one for each link. Each takes what it is given in
+//! order and does one thing at a time. Works are visited in the schedule's order; before each, the transfers that may
+//! have begun by then are put on their links. One pass: a time is known when it is asked for.
+
+use super::{CostError, Schedule, check, seconds, takes_queue, transfer_s};
+use crate::machine::Machine;
+
+/// When something ran.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Span {
+    /// Seconds after the schedule's start.
+    pub start_s: f64,
+    /// The same.
+    pub end_s: f64,
+}
+
+impl Span {
+    /// How long it took.
+    pub fn seconds(&self) -> f64 {
+        self.end_s - self.start_s
+    }
+}
+
+/// A schedule that was played.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Prediction {
+    /// When the last work and the last transfer end.
+    pub seconds: f64,
+    /// How long the compute queue stood still before that.
+    pub waiting_s: f64,
+    /// When each work ran.
+    pub works: Vec<Span>,
+    /// When each transfer ran.
+    pub transfers: Vec<Span>,
+}
+
+/// The queues, each by the time when it is free.
+struct Queues<'a> {
+    machine: &'a Machine,
+    schedule: &'a Schedule,
+    compute_s: f64,
+    host_s: f64,
+    links_s: Vec<f64>,
+    /// Transfers of each link that have not begun, the next one last.
+    pending: Vec<Vec<usize>>,
+    /// When each transfer ran.
+    transfers: Vec<Option<Span>>,
+}
+
+/// Plays the schedule.
+///
+/// # Errors
+/// A rate is missing, or the order cannot be kept.
+pub fn simulate(machine: &Machine, schedule: &Schedule) -> Result<Prediction, CostError> {
+    check(machine, schedule)?;
+    let mut queues = Queues::new(machine, schedule);
+    // Transfers by the work that waits for them.
+    let mut awaited = vec![Vec::new(); schedule.works.len() + 1];
+    schedule.transfers.iter().enumerate().for_each(|(i, t)| awaited[t.ends as usize].push(i));
+    let mut works = Vec::with_capacity(schedule.works.len());
+    let (mut done_s, mut busy_s) = (0.0f64, 0.0);
+    for (index, awaited) in awaited.iter().enumerate() {
+        queues.begin(index as u32, done_s)?;
+        let ready_s = queues.landed(index, awaited)?;
+        let Some(work) = schedule.works.get(index) else {
+            done_s = done_s.max(ready_s);
+            break;
+        };
+        let takes_s = seconds(machine, work)?.seconds;
+        let is_host = work.on_host && !machine.traits.shares_cores;
+        // What the host updates, earlier kernels have computed.
+        let start_s = if is_host { queues.host_s.max(done_s) } else { queues.compute_s }.max(ready_s);
+        let span = Span { start_s, end_s: start_s + takes_s };
+        *(if is_host { &mut queues.host_s } else { &mut queues.compute_s }) = span.end_s;
+        busy_s += if is_host { 0.0 } else { takes_s };
+        done_s = done_s.max(span.end_s);
+        works.push(span);
+    }
+    let transfers: Vec<Span> = queues.transfers.iter().map(|span| span.unwrap_or_default()).collect();
+    let queued = |(i, span): (usize, &Span)| match takes_queue(machine, schedule.transfers[i].link) {
+        true => span.seconds(),
+        false => 0.0,
+    };
+    let copied_s: f64 = transfers.iter().enumerate().map(queued).sum();
+    Ok(Prediction { seconds: done_s, waiting_s: (done_s - busy_s - copied_s).max(0.0), works, transfers })
+}
+
+impl<'a> Queues<'a> {
+    fn new(machine: &'a Machine, schedule: &'a Schedule) -> Queues<'a> {
+        let mut pending = vec![Vec::new(); machine.links.len()];
+        schedule.transfers.iter().enumerate().rev().for_each(|(i, t)| pending[t.link as usize].push(i));
+        Queues {
+            machine,
+            schedule,
+            compute_s: 0.0,
+            host_s: 0.0,
+            links_s: vec![0.0; machine.links.len()],
+            pending,
+            transfers: vec![None; schedule.transfers.len()],
+        }
+    }
+
+    /// Puts on their links what may begin before work `index`; all earlier works are done at `done_s`.
+    fn begin(&mut self, index: u32, done_s: f64) -> Result<(), CostError> {
+        for link in 0..self.pending.len() {
+            while let Some(&next) = self.pending[link].last() {
+                let transfer = &self.schedule.transfers[next];
+                if transfer.begins > index {
+                    break;
+                }
+                let takes_s = transfer_s(self.machine, transfer)?;
+                let is_queued = takes_queue(self.machine, link as u32);
+                let free_s = if is_queued { &mut self.compute_s } else { &mut self.links_s[link] };
+                let start_s = free_s.max(done_s);
+                *free_s = start_s + takes_s;
+                self.transfers[next] = Some(Span { start_s, end_s: *free_s });
+                self.pending[link].pop();
+            }
+        }
+        Ok(())
+    }
+
+    /// When all that work `index` waits for is there.
+    fn landed(&self, index: usize, awaited: &[usize]) -> Result<f64, CostError> {
+        awaited.iter().try_fold(0.0f64, |latest, &transfer| match self.transfers[transfer] {
+            Some(span) => Ok(latest.max(span.end_s)),
+            None => Err(CostError::Deadlock { work: index, index: transfer }),
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! Where the time of training steps goes, and how far it is from the bound.
+
+use crate::error::CommandError;
+use crate::knobs::Knobs;
+use crate::planning::Planned;
+use crate::profile;
+use serde::Serialize;
+use std::time::Instant;
+use tinyforge::runner::Runner;
+use tinyforge_compiler::cost::StepCost;
+use tinyforge_plan::Part;
+
+/// Counts the time of steps.
+pub struct Clock {
+    cost: Option<(String, StepCost)>,
+    steps: u64,
+    seconds: f64,
+    /// Kernels of forward and backward; of updates.
+    kernels_ns: [u64; 2],
+    /// When the step began, and what the phase's kernels had taken by then.
+    began: Option<(Instant, [u64; 2])>,
+    /// The phase of the last step.
+    phase: Option<usize>,
+}
+
+/// Where the time of a step went, in seconds, and what it should have taken.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Speed {
+    /// The mean time of a step.
+    pub step_s: f64,
+    /// Of that, kernels of the forward and backward pass.
+    pub compute_s: f64,
+    /// Of that, updates.
+    pub update_s: f64,
+    /// The rest: waiting for transfers, reading rows.
+    pub waiting_s: f64,
+    /// The machine's profile, where there is one with rates.
+    pub profile: Option<String>,
+    /// What the step takes at least on the profile's machine.
+    pub bound_s: Option<f64>,
+    /// Which resource says so.
+    pub bound_by: Option<String>,
+    /// What it was predicted to take.
+    pub predicted_s: Option<f64>,
+    /// The bound over the time that was measured.
+    pub efficiency: Option<f64>,
+}
+
+impl Clock {
+    /// A clock for a run of these plans, with what a step costs on this machine where its profile says.
+    ///
+    /// # Errors
+    /// The profile is none. A missing rate is no error: there is no efficiency then.
+    pub fn new(knobs: &Knobs, plans: &[Planned], batch: u32) -> Result<Clock, CommandError> {
+        let profile = profile::of_this_machine(knobs.profile.as_deref())?;
+        let cost = profile.and_then(|p| Some((p.origin, profile::step_cost(&p.machine, plans, batch).ok()?)));
+        Ok(Clock { cost, steps: 0, seconds: 0.0, kernels_ns: [0; 2], began: None, phase: None })
+    }
+
+    /// A step begins.
+    pub fn begin(&mut self, runner: &Runner) {
+        self.began = Some((Instant::now(), kernels_ns(runner)));
+    }
+
+    /// It has ended. The first step of a phase is not counted: it touches its memory for the first time.
+    pub fn end(&mut self, runner: &Runner) {
+        let Some((started, before)) = self.began.take() else { return };
+        let seconds = started.elapsed().as_secs_f64();
+        if self.phase.replace(runner.phase()) != Some(runner.phase()) {
+            return;
+        }
+        self.steps += 1;
+        self.seconds += seconds;
+        let after = kernels_ns(runner);
+        self.kernels_ns
+            .iter_mut()
+            .zip(after.iter().zip(before))
+            .for_each(|(sum, (after, before))| *sum += after - before);
+    }
+
+    /// What was counted; `None` where there were too few steps.
+    pub fn speed(&self) -> Option<Speed> {
+        if self.steps == 0 {
+            return None;
+        }
+        let steps = self.steps as f64;
+        let step_s = self.seconds / steps;
+        let [compute_s, update_s] = self.kernels_ns.map(|ns| ns as f64 / 1e9 / steps);
+        let cost = self.cost.as_ref().map(|(_, cost)| cost);
+        let bound_s = cost.map(|c| c.bound.seconds());
+        Some(Speed {
+            step_s,
+            compute_s,
+            update_s,
+            waiting_s: (step_s - compute_s - update_s).max(0.0),
+            profile: self.cost.as_ref().map(|(origin, _)| origin.clone()),
+            bound_s,
+            bound_by: cost.map(|c| c.bound.resource().to_string()),
+            predicted_s: cost.map(|c| c.prediction_s),
+            efficiency: bound_s.map(|bound| bound / step_s),
+        })
+    }
+}
+
+/// Nanoseconds of the active phase's kernels that do no update, and of those that do.
+fn kernels_ns(runner: &Runner) -> [u64; 2] {
+    let mut sums = [0; 2];
+    runner.times().for_each(|(step, ns, _)| sums[usize::from(step.part == Part::Update)] += ns);
+    sums
+}
+
+impl std::fmt::Display for Speed {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Speed { step_s, compute_s, update_s, waiting_s, .. } = self;
+        write!(f, "time: {step_s:.3} s a step: compute {compute_s:.3}, updates {update_s:.3}, ")?;
+        write!(f, "waiting and reading {waiting_s:.3}")?;
+        if let (Some(bound), Some(by), Some(predicted)) = (self.bound_s, &self.bound_by, self.predicted_s) {
+            let efficiency = self.efficiency.unwrap_or(0.0);
+            write!(f, "\nefficiency: {efficiency:.2} of the bound, {bound:.3} s by {by}; predicted {predicted:.3} s")?;
+        }
+        Ok(())
+    }
+}

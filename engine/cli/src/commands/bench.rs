@@ -1,0 +1,207 @@
+//! `tinyforge bench`: what this machine reaches, written as its profile.
+
+use super::Common;
+use crate::bench::{self, Measured, Options};
+use crate::error::CommandError;
+use crate::knobs::Knobs;
+use crate::planning::Wanted;
+use crate::{profile, request};
+use std::path::{Path, PathBuf};
+use tinyforge::data::{DataError, RowBuf, RowReader};
+use tinyforge::files::{FileError, write_atomic};
+use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::train::schedule::{Decay, LrSchedule};
+use tinyforge::train::{TrainOptions, Trainer};
+use tinyforge_compiler::machine::Machine;
+use tinyforge_kernels::random::Stream;
+
+/// Measures this machine and writes its profile
+#[derive(clap::Args, Debug)]
+pub struct BenchArgs {
+    /// File for the profile [machine.toml in the user's folder for settings, where `plan` and `train` look for it]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Folder on the disk to measure, for a temporary file of at most 2 GiB
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// A large file to be read in its place; nothing is written then
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// Worker threads [the cores]
+    #[arg(long)]
+    threads: Option<u32>,
+    /// A model to train for six steps on random tokens, to compare with the time predicted for them
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// What is trained of it [lora]
+    #[arg(long, requires = "model")]
+    scheme: Option<String>,
+    /// Its tokens a row [256]
+    #[arg(long, requires = "model")]
+    seq: Option<u32>,
+    /// Its rows a step [1]
+    #[arg(long, requires = "model")]
+    batch: Option<u32>,
+    /// Its storage and arithmetic of matrices: f32 or bf16 [f32]
+    #[arg(long, requires = "model")]
+    dtype: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Steps of a comparison that count; one before them does not.
+const STEPS: usize = 5;
+
+/// Measures, prints and writes.
+///
+/// # Errors
+/// The disk cannot be used, or the profile not be written.
+pub fn run(args: &BenchArgs) -> Result<(), CommandError> {
+    let knobs = args.knobs();
+    let threads = knobs.settings()?.threads;
+    let Some(out) = args.out.clone().or_else(profile::default_path) else {
+        return Err(CommandError::request("there is no folder for settings: say --out FILE"));
+    };
+    let options = Options { threads, folder: args.dir.clone(), file: args.file.clone(), times: bench::TIMES };
+    let measured = bench::measure(&options, &mut |what| eprintln!("measuring: {what}"))?;
+    print(&measured);
+    if let Some(folder) = out.parent().filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| FileError::new(folder, "cannot make the folder", e))?;
+    }
+    let text = measured.machine.print();
+    write_atomic(&out, |file| file.write_all(text.as_bytes()))?;
+    println!("written: {}", out.display());
+    let compared = args.model.as_ref().map(|model| compare(model, &knobs, &measured.machine)).transpose()?;
+    if args.common.json {
+        let rates = &measured.machine.rates;
+        println!(
+            "{}",
+            serde_json::json!({
+                "threads": threads, "profile": out, "f32_flops": rates.f32, "bf16_flops": rates.bf16,
+                "one_thread_flops": measured.one_thread, "copy_bytes_per_second": rates.near_bytes_per_second,
+                "adamw_bytes_per_second": measured.adamw_bytes_per_second,
+                "disk_read_bytes_per_second": measured.disk.read_bytes_per_second,
+                "disk_write_bytes_per_second": measured.disk.write_bytes_per_second,
+                "disk_latency_s": measured.disk.latency_s, "disk_is_direct": measured.disk.is_direct,
+                "kernels": measured.machine.kernels.len(), "compared": compared,
+            })
+        );
+    }
+    Ok(())
+}
+
+impl BenchArgs {
+    fn knobs(&self) -> Knobs {
+        Knobs {
+            threads: self.threads,
+            scheme: self.scheme.clone(),
+            seq: self.seq,
+            batch: Some(self.batch.unwrap_or(1)),
+            dtype: self.dtype.clone(),
+            ..Knobs::default()
+        }
+    }
+}
+
+fn print(measured: &Measured) {
+    let Measured { machine, one_thread, adamw_bytes_per_second, disk } = measured;
+    let giga = |rate: f64| rate / 1e9;
+    println!("{}", machine.figures);
+    println!("{:<28} {:>10} {:>14}", "", "one thread", format!("{} threads", machine.threads.unwrap_or(1)));
+    let all = [machine.rates.f32, machine.rates.bf16];
+    for ((name, one), all) in ["f32", "bf16"].into_iter().zip(one_thread).zip(all) {
+        let all = giga(all.unwrap_or(0.0));
+        println!("{:<28} {:>10.1} {all:>14.1} GFLOP/s", format!("product, {name}"), giga(*one));
+    }
+    let line = |name: &str, rate: f64| println!("{name:<28} {:>10} {:>14.2} GB/s", "", giga(rate));
+    line("memory, copy", machine.rates.near_bytes_per_second.unwrap_or(0.0));
+    line("memory, AdamW in f32", *adamw_bytes_per_second);
+    let how = if disk.is_direct { "disk, cold reads" } else { "disk, reads by way of the cache" };
+    line(how, disk.read_bytes_per_second);
+    if let Some(rate) = disk.write_bytes_per_second {
+        line("disk, writes", rate);
+    }
+    println!("{:<28} {:>10} {:>14.0} us", "disk, latency", "", disk.latency_s * 1e6);
+    println!("kernels: {} rows, efficiency of the largest calls", machine.kernels.len());
+    for row in &machine.kernels {
+        let (Some(ideal), Some(efficiency)) = (row.ideal_s.last(), row.efficiency.last()) else { continue };
+        let what = format!("{} {} {}", row.kernel, row.factors, row.weights);
+        let limit = format!("{:?}", row.limit).to_lowercase();
+        println!("  {what:<40} {limit:>6} {efficiency:>7.2}  at {:>9.1} us", ideal * 1e6);
+    }
+}
+
+/// Rows of random tokens without padding.
+struct RandomRows {
+    seq: usize,
+    vocab: usize,
+}
+
+impl RowReader for RandomRows {
+    fn rows(&self) -> u64 {
+        1 << 20
+    }
+
+    fn seq(&self) -> usize {
+        self.seq
+    }
+
+    fn read(&self, row: u64, buf: &mut RowBuf<'_>) -> Result<(), DataError> {
+        let stream = Stream { seed: 1, step: row as u32, tensor: 0 };
+        let token = |i: usize| (f64::from(stream.uniform(i as u64)) * self.vocab as f64) as u32;
+        for t in 0..self.seq {
+            (buf.tokens[t], buf.labels[t]) = (token(t), token(t + 1) as i32);
+            (buf.loss_weight[t], buf.positions[t], buf.segments[t]) = (1.0, t as i32, 0);
+        }
+        Ok(())
+    }
+}
+
+/// Trains some steps and prints their median time beside the predicted one.
+fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::Value, CommandError> {
+    let settings = knobs.settings()?;
+    let model = request::open(path, knobs)?;
+    let plans = request::plan_phases(&model, &settings, Wanted::Train, &[])?;
+    let first = &plans[..1];
+    let cost = profile::step_cost(machine, first, settings.batch).map_err(CommandError::run)?;
+    let options = TrainOptions {
+        batch: settings.batch as usize,
+        micro_rows: plans[0].micro_rows as usize,
+        seq: settings.seq as usize,
+        schedule: LrSchedule { peak: 1e-6, floor: 1.0, warmup_steps: 0, steps: 1 << 20, decay: Decay::Constant },
+        beta1: settings.optimizer.beta1,
+        beta2: settings.optimizer.beta2,
+        seed: 0,
+        phase_steps: 0,
+        keep_states: false,
+    };
+    let mut runner =
+        Runner::new(plans[0].compiled.plan.clone(), RunOptions { count_times: true, ..RunOptions::default() })?;
+    runner.load(&model.files, 0)?;
+    let rows = RandomRows { seq: settings.seq as usize, vocab: model.config.vocab };
+    let pool = runner.threads();
+    let mut trainer = Trainer::new(runner, options, rows.rows());
+    let mut times = Vec::new();
+    for _ in 0..=STEPS {
+        let started = std::time::Instant::now();
+        pool.enter(|| trainer.step(&rows))?;
+        times.push(started.elapsed().as_secs_f64());
+    }
+    crate::debug::print_beside(trainer.runner(), machine);
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    let (measured, predicted, bound) = (times[STEPS / 2], cost.prediction_s, cost.bound.seconds());
+    println!(
+        "{} {}: a step takes {measured:.3} s (median of {STEPS}), predicted {predicted:.3} s ({:+.1} %), bound {bound:.3} s \
+         by {}, efficiency {:.2}",
+        path.display(),
+        settings.scheme,
+        100.0 * (predicted / measured - 1.0),
+        cost.bound.resource(),
+        bound / measured
+    );
+    Ok(serde_json::json!({
+        "measured_s": measured, "predicted_s": predicted, "bound_s": bound, "efficiency": bound / measured,
+        "tokens": settings.batch * settings.seq,
+    }))
+}

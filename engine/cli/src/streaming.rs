@@ -1,0 +1,174 @@
+//! Which blocks stream: all of them in memory, or a window, by hand or by what it costs.
+
+use crate::fixed::PLAN_PART;
+use crate::model::Model;
+use crate::planning::{Settings, Wanted, compile_window, needs, weight_bytes_min};
+use crate::profile;
+use tinyforge::far::CHUNK_BYTES;
+use tinyforge_compiler::compile::{CompileError, Compiled};
+use tinyforge_compiler::passes::pipeline::Window;
+use tinyforge_plan::Fixed;
+
+/// What streams from disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Streaming {
+    /// Nothing.
+    Never,
+    /// What the budget leaves no room for; with a machine's profile, what it predicts to be fastest.
+    Auto {
+        /// Blocks that come in together.
+        prefetch: u32,
+    },
+    /// All but so many blocks.
+    Window(Window),
+}
+
+/// What one plan is made for.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) settings: &'a Settings,
+    pub(crate) wanted: Wanted,
+    /// Parts of the process outside the arena.
+    pub(crate) fixed: &'a [Fixed],
+    /// Packed rows a micro-batch.
+    pub(crate) rows: u32,
+    /// Plans that the process holds.
+    pub(crate) phases: u64,
+}
+
+/// A plan with its window, and what was considered.
+pub(crate) struct Streamed {
+    pub(crate) compiled: Compiled,
+    pub(crate) window: Option<Window>,
+    /// Windows that fit with the seconds a step that they were predicted to take, where a profile says.
+    pub(crate) considered: Vec<(Option<Window>, f64)>,
+}
+
+/// The window that takes least: a model that is smaller than the buffers of moving copies does not stream.
+pub fn least_window(model: &Model, settings: &Settings) -> u32 {
+    if weight_bytes_min(model, settings) > MOVING_BYTES { 1 } else { model.config.layers as u32 }
+}
+
+/// What moving copies takes: a buffer of the moving thread, one for calls between runs, and its stack.
+const MOVING_BYTES: u64 = 2 * CHUNK_BYTES as u64 + (256 << 10);
+
+/// The fixed part that a window adds.
+pub(crate) fn moving(model: &Model, window: Option<Window>) -> Option<Fixed> {
+    let streams = window.is_some_and(|w| w.blocks < model.config.layers as u32);
+    streams.then(|| Fixed { name: "transfers".to_string(), bytes: MOVING_BYTES })
+}
+
+/// A plan in the way that the settings ask for.
+pub(crate) fn plan(asked: &Asked) -> Result<Streamed, CompileError> {
+    let one = |window| {
+        let compiled = fitting(asked, window)?;
+        Ok(Streamed { compiled, window, considered: Vec::new() })
+    };
+    match asked.settings.window {
+        Streaming::Never => one(None),
+        Streaming::Window(window) => one(Some(window)),
+        Streaming::Auto { prefetch } => cheapest(asked, prefetch),
+    }
+}
+
+/// Of the plans that fit the one that is predicted to be fastest; without a profile the one that streams least.
+fn cheapest(asked: &Asked, prefetch: u32) -> Result<Streamed, CompileError> {
+    let layers = asked.model.config.layers as u32;
+    let widest = widest(asked, prefetch)?;
+    let blocks = widest.1.map_or(layers, |w| w.blocks);
+    let is_train = asked.wanted == Wanted::Train;
+    let Some(machine) = asked.settings.machine.as_ref().filter(|_| is_train && can_gain(asked, &widest.0)) else {
+        return Ok(Streamed { compiled: widest.0, window: widest.1, considered: Vec::new() });
+    };
+    // A narrower window leaves room to recompute less.
+    let mut narrower: Vec<u32> = [3 * blocks / 4, blocks / 2, blocks / 4].into_iter().filter(|b| *b > 0).collect();
+    narrower.dedup();
+    let mut plans = vec![widest];
+    for blocks in narrower {
+        let window = Some(Window { blocks, prefetch: prefetch.min(blocks) });
+        match fitting(asked, window) {
+            Ok(compiled) => plans.push((compiled, window)),
+            Err(error) if needs(&error).is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let seconds = |compiled: &Compiled| {
+        let cost = profile::plan_cost(machine, &compiled.plan, asked.rows, asked.settings.batch);
+        cost.map_or(f64::INFINITY, |cost| cost.prediction_s)
+    };
+    let considered: Vec<_> = plans.iter().map(|(compiled, window)| (*window, seconds(compiled))).collect();
+    let best = (0..plans.len()).min_by(|&a, &b| considered[a].1.total_cmp(&considered[b].1)).unwrap_or(0);
+    let (compiled, window) = plans.swap_remove(best);
+    Ok(Streamed { compiled, window, considered })
+}
+
+/// Whether another window may be faster: where something is recomputed, and blocks can stream.
+fn can_gain(asked: &Asked, widest: &Compiled) -> bool {
+    widest.choice.recompute_step > 0 && least_window(asked.model, asked.settings) < asked.model.config.layers as u32
+}
+
+/// All blocks in memory where that fits, else the widest window that does.
+fn widest(asked: &Asked, prefetch: u32) -> Result<(Compiled, Option<Window>), CompileError> {
+    let &Asked { model, settings, wanted, rows, .. } = asked;
+    let layers = model.config.layers as u32;
+    let attempt = |window: Option<Window>| fitting(asked, window).map(|compiled| (compiled, window));
+    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
+    let least = least_window(model, settings);
+    // A window that holds all blocks still visits each once for all micro-batches, and sums gradients block by block.
+    let is_cut = wanted == Wanted::Train && rows < settings.batch;
+    // Weights alone may be too much.
+    let is_hopeless = least < layers && settings.memory.is_some_and(|limit| weight_bytes_min(model, settings) > limit);
+    let all = match (!is_hopeless).then(|| attempt(None)) {
+        Some(Err(error)) if needs(&error).is_some() && (least < layers || is_cut) => Some(error),
+        None => None,
+        Some(result) => return result,
+    };
+    // What does not fit with the least window fits with none.
+    let mut best = match (attempt(of(least)), all) {
+        (Err(error), Some(all)) if needs(&error) >= needs(&all) => return Err(all),
+        (result, _) => result?,
+    };
+    let (mut fits, mut over) = (least, layers + u32::from(is_cut));
+    while over - fits > 1 {
+        let middle = fits + (over - fits) / 2;
+        match attempt(of(middle)) {
+            Ok(found) => (fits, best) = (middle, found),
+            Err(error) if needs(&error).is_some() => over = middle,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(best)
+}
+
+/// A plan that fits together with what it takes on the heap itself, which is known when it is there.
+fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
+    let moving = moving(asked.model, window);
+    let mut fixed: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving.clone()).collect();
+    let moving_bytes = moving.map_or(0, |part| part.bytes);
+    loop {
+        let compiled = compile_window(&Asked { fixed: &fixed, ..*asked }, window);
+        let mut compiled = compiled.map_err(|error| beside(error, moving_bytes))?;
+        // It is there twice: as a plan, and bound to kernels.
+        let needed = 2 * compiled.plan.heap_bytes() * asked.phases;
+        let raise = |parts: &mut [Fixed]| {
+            let part = parts.iter_mut().find(|f| f.name == PLAN_PART && f.bytes < needed);
+            part.map(|part| part.bytes = needed + needed / 16).is_some()
+        };
+        let is_raised = raise(&mut fixed) && raise(&mut compiled.plan.fixed);
+        let fits = asked.settings.memory.is_none_or(|limit| compiled.plan.total_bytes() <= limit);
+        if !is_raised || fits {
+            return Ok(compiled);
+        }
+    }
+}
+
+/// A refusal in which `bytes` more are counted with the arena, so that refusals with and without them compare.
+fn beside(error: CompileError, bytes: u64) -> CompileError {
+    match error {
+        CompileError::Budget { need, limit, entry, peak, at, steps, stored } => {
+            CompileError::Budget { need: need + bytes, limit: limit + bytes, entry, peak, at, steps, stored }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,134 @@
+//! Machines' profiles: measured by `bench`, read by `plan` and `train`.
+
+mod common;
+mod made;
+
+use common::{Folder, MODELS, fixtures, row_settings};
+use made::{SMALL, Scratch};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use tinyforge_cli::bench::{self, Options};
+use tinyforge_cli::model::Model;
+use tinyforge_cli::planning::{self, Settings, Wanted};
+use tinyforge_cli::profile;
+use tinyforge_compiler::machine::Machine;
+use tinyforge_compiler::scheme::Scheme;
+use tinyforge_plan::DType;
+
+const PROFILE: &str = r#"
+name = "slow"
+figures = "made up"
+near = "ram"
+[traits]
+shares_cores = true
+[rates]
+f32 = 1e6
+near_bytes_per_second = 1e9
+optimizer_bytes_per_second = 1e9
+[[space]]
+name = "ram"
+"#;
+
+/// Exit code, stdout, stderr of the command, in a home of its own.
+fn tinyforge(home: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tinyforge"));
+    let output = command.args(args).env("XDG_CONFIG_HOME", home).output().expect("runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_plan_says_what_a_step_takes() {
+    let folder = Folder::new("profile-plan");
+    let model = fixtures().join("llama").display().to_string();
+    let plan = |more: &[&str]| tinyforge(&folder.0, &[&["plan", &model, "--seq", "16", "--json"], more].concat());
+    let (code, out, _) = plan(&[]);
+    assert!(code == Some(0) && out.contains("\"bound_s\":null") && !out.contains("speed on"), "{out}");
+    std::fs::create_dir_all(folder.0.join("tinyforge")).expect("a folder");
+    std::fs::write(folder.0.join("tinyforge/machine.toml"), PROFILE).expect("written");
+    let (code, out, _) = plan(&[]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("speed on `slow`") && out.contains("machine.toml; made up"), "{out}");
+    let json: serde_json::Value = serde_json::from_str(out.lines().last().expect("a line")).expect("JSON");
+    let (flops, bound) = (json["entries"][0]["flops"].as_f64(), json["bound_s"].as_f64().expect("a number"));
+    let update_s = bound - flops.expect("a number") / 1e6;
+    assert!((0.0..0.01).contains(&update_s), "the bound is arithmetic and updates: {update_s} over");
+    assert!(json["predicted_s"].as_f64() >= Some(bound));
+    assert_eq!(json["bound_by"], "compute");
+    let (code, out, _) = plan(&["--dtype", "bf16"]);
+    assert!(
+        code == Some(0) && out.contains("no predicted time: the profile `slow` does not say FLOP/s in bf16"),
+        "{out}"
+    );
+}
+
+#[test]
+fn a_target_gives_memory_and_rates() {
+    let folder = Folder::new("profile-target");
+    let model = fixtures().join("llama").display().to_string();
+    let plan = |more: &[&str]| tinyforge(&folder.0, &[&["plan", &model, "--seq", "16"], more].concat());
+    let card = common::workspace().join("examples/targets/24GB-card.toml").display().to_string();
+    let (code, out, said) = plan(&["--target", &card]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(out.contains("vram total") && out.contains("at the rates as they are given"), "{out}");
+    let small = folder.0.join("small.toml");
+    std::fs::write(&small, PROFILE.replace("name = \"ram\"", "name = \"ram\"\nbytes = 100_000")).expect("written");
+    let (code, _, said) = plan(&["--target", &small.display().to_string()]);
+    assert!(code == Some(2) && said.contains("plan needs") && said.contains("the budget is"), "{said}");
+    std::fs::write(&small, PROFILE.replace("1e6", "0")).expect("written");
+    let (code, _, said) = plan(&["--target", &small.display().to_string()]);
+    assert!(code == Some(2) && said.contains("small.toml: rates: f32 is 0, must be above 0"), "{said}");
+    let (code, _, said) = plan(&["--target", "abacus"]);
+    assert!(code == Some(2) && said.contains("abacus: neither a file nor one of cpu, wgpu"), "{said}");
+    let (code, _, said) = plan(&["--profile", "none.toml"]);
+    assert!(code == Some(2) && said.contains("none.toml"), "{said}");
+}
+
+#[test]
+fn a_run_says_where_its_time_went() {
+    let scratch = Scratch::new("profile-train");
+    let (model, data) = (scratch.join("model"), scratch.join("data.txt"));
+    SMALL.write(&model);
+    std::fs::write(&data, "A short text about a ship and its log.\n".repeat(40)).expect("written");
+    std::fs::write(scratch.join("slow.toml"), PROFILE).expect("written");
+    let [model, data, out, slow] =
+        [&model, &data, &scratch.join("out"), &scratch.join("slow.toml")].map(|p| p.display().to_string());
+    let args = ["train", &model, "--data", &data, "--out", &out, "--seq", "24", "--steps", "3", "--batch", "1"];
+    let more = ["--threads", "1", "--profile", &slow, "--json"];
+    let (code, text, said) = tinyforge(scratch.path(), &[&args[..], &more].concat());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(text.contains("time: ") && text.contains("of the bound"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    let number = |name: &str| json["speed"][name].as_f64().expect("a number");
+    let sum = number("compute_s") + number("update_s") + number("waiting_s");
+    assert!((sum / number("step_s") - 1.0).abs() < 1e-6, "{json}");
+    assert!((number("efficiency") - number("bound_s") / number("step_s")).abs() < 1e-9, "{json}");
+    assert!(number("predicted_s") >= number("bound_s"));
+}
+
+#[test]
+fn what_bench_measures_covers_training() {
+    let folder = Folder::new("profile-bench");
+    let times = [Duration::from_millis(1), Duration::from_millis(30)];
+    let options = Options { threads: 1, folder: folder.0.clone(), file: None, times };
+    let mut told = Vec::new();
+    let measured = bench::measure(&options, &mut |what| told.push(what.to_string())).expect("measured");
+    assert_eq!(told, ["products", "memory", "disk", "kernels"]);
+    let machine = measured.machine;
+    assert_eq!(Machine::parse(&machine.print()).expect("a machine"), machine);
+    assert!(measured.one_thread.iter().all(|&f| f > 1e8) && measured.adamw_bytes_per_second > 1e7);
+    let scheme = |name: &str| Scheme::parse(name).expect("a scheme");
+    for name in MODELS {
+        let model = Model::open(&fixtures().join(name)).expect("opens");
+        for (scheme, dtype) in
+            [("full", DType::F32), ("lora", DType::F32), ("last:1", DType::BF16)].map(|(s, d)| (scheme(s), d))
+        {
+            let settings = Settings { dtype, ..row_settings(scheme, 16) };
+            let planned = planning::plan(&model, &settings, Wanted::Train, &[]).expect("plans");
+            let cost = profile::step_cost(&machine, &[planned], 1).expect("costs");
+            assert!(cost.measured_share > 0.95, "{name} {}: {} is measured", settings.scheme, cost.measured_share);
+            assert!(cost.bound.seconds() <= cost.prediction_s);
+        }
+    }
+}
