@@ -13,6 +13,7 @@ pub mod generate;
 pub mod load;
 pub mod runner;
 pub mod samples;
+pub mod sim;
 pub mod simulate;
 pub mod text;
 pub mod train;

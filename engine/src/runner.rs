@@ -8,6 +8,7 @@ use crate::cpu::{Code, KernelError};
 use crate::far::{self, Far};
 use crate::files::{FileError, ReadAt};
 use crate::load::{self, LoadError};
+use crate::sim::{self, Report, Sim, SimError, SimOptions};
 use bytemuck::Pod;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -43,6 +44,9 @@ pub enum RunError {
     /// A copy could not be moved.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A simulated machine failed, as it was told to.
+    #[error(transparent)]
+    Sim(#[from] SimError),
 }
 
 /// How a plan is run.
@@ -53,6 +57,8 @@ pub struct RunOptions {
     /// Where the work file of a plan with a far memory is made; in the system's folder for such files where none is
     /// named.
     pub work: Option<PathBuf>,
+    /// The machine to simulate; without it the plan runs on this one.
+    pub sim: Option<SimOptions>,
 }
 
 /// A plan bound to kernels.
@@ -82,6 +88,7 @@ pub struct Runner {
     phases: Vec<Phase>,
     active: usize,
     work: Option<PathBuf>,
+    sim: Option<Sim>,
     /// Before the arena, in which it moves.
     far: Option<Far>,
     arena: Arena,
@@ -111,6 +118,10 @@ impl Runner {
             return Err(RunError::Plan("the phases' arenas begin at different addresses".to_string()));
         }
         let threads = plans[0].threads.max(1) as usize;
+        let sim = options.sim.as_ref().map(Sim::new);
+        if let Some(sim) = &sim {
+            reserve(sim, &plans, bytes, threads)?;
+        }
         let common: Vec<Tensor> = common_states(plans.iter()).map(|s| s.tensor.clone()).collect();
         let mut phases = Vec::with_capacity(plans.len());
         for plan in plans {
@@ -126,7 +137,7 @@ impl Runner {
             .map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
         let par = Par::new(threads, STACK_BYTES)
             .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
-        Ok(Runner { phases, active: 0, work: options.work, far: None, arena, par: Arc::new(par) })
+        Ok(Runner { phases, active: 0, work: options.work, sim, far: None, arena, par: Arc::new(par) })
     }
 
     /// Fills the stored tensors of the active phase.
@@ -134,10 +145,10 @@ impl Runner {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(&mut self, files: &[ReadAt], seed: u64) -> Result<(), RunError> {
-        let Runner { phases, active, work, far, arena, .. } = self;
+        let Runner { phases, active, work, sim, far, arena, .. } = self;
         let plan = &phases[*active].plan;
         if plan.arena_start() > 0 && far.is_none() {
-            *far = Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref())?);
+            *far = Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref(), sim.as_ref())?);
         }
         Ok(load::load(plan, arena, far.as_mut(), files, seed)?)
     }
@@ -279,6 +290,11 @@ impl Runner {
         self.far.as_ref().map(Far::times)
     }
 
+    /// Where the time of a simulated machine went until now; what happens between entries takes none.
+    pub fn simulated(&self) -> Option<Report> {
+        self.sim.as_ref().map(Sim::report)
+    }
+
     /// Runs an entry.
     ///
     /// # Errors
@@ -292,13 +308,18 @@ impl Runner {
     /// # Errors
     /// A kernel refused its data.
     pub fn run_steps(&mut self, entry: usize, steps: Range<usize>) -> Result<(), RunError> {
-        let Runner { phases, active, far, arena, par, .. } = self;
+        let Runner { phases, active, sim, far, arena, par, .. } = self;
         let Phase { plan, code, .. } = &mut phases[*active];
+        let sim = sim.as_ref();
         match far {
-            None => Ok(par.enter(|| code.run(plan, entry, steps, arena, par))?),
+            None if sim.is_none() => Ok(par.enter(|| code.run(plan, entry, steps, arena, par))?),
+            None => {
+                let mut steps = steps.start..steps.end.min(code.len(entry));
+                par.enter(|| steps.try_for_each(|i| sim::launch(sim, (plan, code), (entry, i), arena, par)))
+            }
             Some(far) => {
                 far.enter((*active, entry), arena)?;
-                let result = par.enter(|| far.run((plan, code), entry, steps, arena, par));
+                let result = par.enter(|| far.run((plan, code), entry, steps, arena, par, sim));
                 far.leave(result)
             }
         }
@@ -308,6 +329,15 @@ impl Runner {
     pub fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
         self.phases[self.active].code.times(self.plan())
     }
+}
+
+/// Takes what a run takes of a simulated machine's near memory.
+fn reserve(sim: &Sim, plans: &[Plan], bytes: u64, threads: usize) -> Result<(), RunError> {
+    if let Some(why) = plans.iter().find_map(|plan| sim.lacks(plan)) {
+        return Err(RunError::System { what: "cannot reserve the plan's memories", why });
+    }
+    sim.allocate("the arena", bytes)?;
+    Ok(sim.allocate("stacks of threads", (threads * STACK_BYTES) as u64)?)
 }
 
 fn of_micro_batch<'a>(named: &'a [Named], micro: usize, name: &str) -> Option<&'a Tensor> {

@@ -113,6 +113,8 @@ impl Run {
         // Settings that do not depend on the data are refused before it is read.
         knobs.lr_schedule(1, settings.batch)?;
         make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
+        // A killed run's, which may have needed one where this does not.
+        remove_if_there(&out.join(WORK))?;
         settings.micro_batch = Some(plans[0].micro_rows);
         let data = read_data(&data_path, &out, knobs, &settings, &tokenizer)?;
         let schedule = knobs.lr_schedule(data.train.rows(), settings.batch)?;
@@ -139,7 +141,7 @@ impl Run {
             steps: schedule.steps,
         };
         let run_key = run_key(&record)?;
-        let run_options = RunOptions { count_times: true, work: Some(out.join(WORK)) };
+        let run_options = RunOptions { count_times: true, work: Some(out.join(WORK)), sim: None };
         let mut runner = Runner::with_phases(plans, run_options)?;
         runner.load(&model.files, options.seed)?;
         if tokenizer.vocab_len() > model.config.vocab {
@@ -325,15 +327,17 @@ fn check_tokens(rows: &dyn RowReader, vocab: usize) -> Result<(), CommandError> 
 /// Starts a run in a folder where everything else is ready: only now what an earlier run left there is removed.
 fn begin(out: &Path, record: &RunRecord) -> Result<(), CommandError> {
     for name in [CHECKPOINT, METRICS] {
-        match std::fs::remove_file(out.join(name)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(FileError::new(&out.join(name), "cannot remove", e).into());
-            }
-            _ => {}
-        }
+        remove_if_there(&out.join(name))?;
     }
     let json = serde_json::to_vec_pretty(record).map_err(CommandError::run)?;
     Ok(write_atomic(&out.join(RECORD), |file| file.write_all(&json))?)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FileError::new(path, "cannot remove", e)),
+        _ => Ok(()),
+    }
 }
 
 fn read_data(

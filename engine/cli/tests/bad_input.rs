@@ -547,21 +547,21 @@ fn outputs_that_cannot_be_written() {
     desk.done();
 }
 
-/// A limit on the size of files stands for a disk that is full: writes fail in the middle.
+/// Runs the program with files limited to so many blocks of 1024 bytes: that stands for a disk that is full, and writes
+/// fail in the middle.
+#[cfg(target_os = "linux")]
+fn limited(blocks: u64, args: &[&str]) -> Ran {
+    let quoted: Vec<String> = program(args).get_args().map(|a| format!("'{}'", a.to_string_lossy())).collect();
+    let (name, args) = (env!("CARGO_BIN_EXE_tinyforge"), quoted.join(" "));
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec '{name}' {args}");
+    Ran::of(Command::new("bash").args(["-c", &script]).output().expect("a shell"))
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_leaves_the_last_checkpoint() {
     let mut desk = Desk::new("bad-disk");
     let out = desk.path("full");
-    let limited = |blocks: u32, args: &[&str]| {
-        let quoted: Vec<String> = program(args).get_args().map(|a| format!("'{}'", a.to_string_lossy())).collect();
-        let script = format!(
-            "trap '' XFSZ; ulimit -f {blocks}; exec '{}' {}",
-            env!("CARGO_BIN_EXE_tinyforge"),
-            quoted.join(" ")
-        );
-        Ran::of(Command::new("bash").args(["-c", &script]).output().expect("a shell"))
-    };
     let (model, text) = (desk.path("model"), desk.path("text.txt"));
     let flags = ["--scheme", "full", "--seq", "16", "--steps", "4", "--checkpoint-every", "1", "--threads", "1"];
     let args = [&["train", arg(&model), "--data", arg(&text), "--out", arg(&out)], &flags[..]].concat();
@@ -589,6 +589,53 @@ fn a_full_disk_leaves_the_last_checkpoint() {
     desk.refused("a checkpoint that does not fit", |_| limited(200, &["resume", arg(&out)]));
     assert!(std::fs::read(out.join("checkpoint.bin")).expect("it stands") == before);
     assert!(!out.join("checkpoint.partial").exists(), "half a checkpoint is left");
+    desk.done();
+}
+
+/// A disk without room for the work file, and one without room for a checkpoint beside it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_a_streamed_run() {
+    let mut desk = Desk::new("bad-work");
+    let (model, text, out) = (desk.path("model"), desk.path("text.txt"), desk.path("full"));
+    let (work, checkpoint) = (out.join("work.bin"), out.join("checkpoint.bin"));
+    let flags = ["--scheme", "full", "--window", "1", "--seq", "16", "--checkpoint-every", "1", "--threads", "1"];
+    let data = ["train", arg(&model), "--data", arg(&text), "--out"];
+    let args = [&data[..], &[arg(&out), "--steps", "4"], &flags].concat();
+    let undisturbed = desk.path("undisturbed");
+    run([&data[..], &[arg(&undisturbed), "--steps", "4"], &flags].concat()).ok();
+    // The rows of the data fit, the work file does not: at a run's beginning, and when it goes on.
+    let ran = desk.refused("no room for the work file", |_| limited(64, &args));
+    let told = ran.stderr.contains("work.bin") && ran.stderr.contains("cannot reserve space for the work file");
+    assert!(ran.code == Some(1) && told, "{ran:?}");
+    assert!(!work.exists() && !checkpoint.exists(), "something is left");
+    // Its size, of which the error tells; the first checkpoint is larger.
+    let size = ran.stderr.split("work file: ").nth(1).and_then(|s| s.split(' ').next()?.parse().ok());
+    let blocks = size.map(|bytes: u64| bytes.next_multiple_of(4096) / 1024).expect("the error tells the size");
+    let ran = desk.refused("a block too little", |_| limited(blocks - 1, &args));
+    assert!(ran.stderr.contains("work.bin") && !work.exists(), "{ran:?}");
+    let ran = desk.refused("room for the work file alone", |_| limited(blocks, &args));
+    assert!(ran.code == Some(1) && ran.stderr.contains("checkpoint"), "{ran:?}");
+    assert!(!work.exists() && !checkpoint.exists(), "something is left");
+    run(["resume", arg(&out)]).ok();
+    let same = |desk: &Desk, name: &str| {
+        let [a, b] = [&out, &undisturbed].map(|f| std::fs::read(f.join(name)).expect("a finished run has it"));
+        assert!(a == b, "{name} is not the undisturbed run's: {:?}", desk.faults);
+    };
+    same(&desk, "model/model.safetensors");
+    same(&desk, "checkpoint.bin");
+    // A checkpoint stands, and the disk is full when its run goes on.
+    for room in [64, blocks] {
+        std::fs::remove_dir_all(&out).expect("removed");
+        run([&data[..], &[arg(&out), "--steps", "2"], &flags].concat()).ok();
+        std::fs::remove_dir_all(out.join("model")).expect("removed");
+        let before = std::fs::read(&checkpoint).expect("a checkpoint");
+        let ran = desk.refused(&format!("{room} KiB for going on"), |_| limited(room, &["resume", arg(&out)]));
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(std::fs::read(&checkpoint).expect("it stands") == before && !work.exists(), "{ran:?}");
+        run(["resume", arg(&out)]).ok();
+        assert!(out.join("model/model.safetensors").exists());
+    }
     desk.done();
 }
 

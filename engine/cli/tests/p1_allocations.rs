@@ -3,11 +3,14 @@
 
 mod made;
 
-use made::{SMALL, Scratch, knobs, trainer, write_text};
+use made::{SMALL, Scratch, knobs, planned, trainer, write_text};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tinyforge::data::{self, DataOptions, DataSet};
+use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::sim::SimOptions;
+use tinyforge::train::Trainer;
 use tinyforge_cli::model::Model;
 
 /// The system allocator, counting allocations.
@@ -35,8 +38,11 @@ static ALLOCATOR: Counting = Counting;
 const SEQ: usize = 24;
 
 fn allocations_of_later_steps(model: &Model, set: &DataSet, pairs: &[&str], steps: usize) -> usize {
-    let mut trainer = trainer(model, &knobs(pairs), set.train.rows());
-    let step = |trainer: &mut tinyforge::train::Trainer| {
+    later_allocations(trainer(model, &knobs(pairs), set.train.rows()), set, steps)
+}
+
+fn later_allocations(mut trainer: Trainer, set: &DataSet, steps: usize) -> usize {
+    let step = |trainer: &mut Trainer| {
         trainer.step(&*set.train).expect("trains");
         trainer.evaluate(&*set.train, 5).expect("evaluates");
     };
@@ -45,6 +51,17 @@ fn allocations_of_later_steps(model: &Model, set: &DataSet, pairs: &[&str], step
         let before = CALLS.load(Relaxed);
         (0..steps).for_each(|_| step(&mut trainer));
         CALLS.load(Relaxed) - before
+    })
+}
+
+/// Blocks that stream: on this machine, and on a simulated one.
+fn allocations_of_streamed_steps(model: &Model, set: &DataSet, pairs: &[&str]) -> [usize; 2] {
+    [None, Some(SimOptions::default())].map(|sim| {
+        let (plans, options) = planned(model, &knobs(pairs));
+        let mut runner = Runner::with_phases(plans, RunOptions { sim, ..RunOptions::default() }).expect("runs");
+        runner.load(&model.files, options.seed).expect("loads");
+        assert!(runner.moved().is_some(), "{pairs:?}: nothing streams");
+        later_allocations(Trainer::new(runner, options, set.train.rows()), set, 6)
     })
 }
 
@@ -65,6 +82,11 @@ fn steps_after_the_first_allocate_nothing() {
             let count = allocations_of_later_steps(&model, &set, &[pairs, &[&scheme]].concat(), 6);
             assert_eq!(count, 0, "{scheme} {pairs:?}: allocations in six steps");
         }
+    }
+    for scheme in ["full", "lora", "cycle:1"] {
+        let scheme = format!("scheme=\"{scheme}\"");
+        let counts = allocations_of_streamed_steps(&model, &set, &[&scheme, "window=\"1\"", "cycle_steps=2"]);
+        assert_eq!(counts, [0, 0], "{scheme}: allocations in six streamed steps");
     }
     let kept = ["scheme=\"cycle:1\"", "cycle_steps=2", "keep_state=true", "micro_batch=1"];
     assert_eq!(allocations_of_later_steps(&model, &set, &kept, 8), 0, "allocations where states are kept");

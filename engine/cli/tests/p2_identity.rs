@@ -3,6 +3,7 @@
 
 mod made;
 
+use made::trace::{Trace, difference};
 use made::{Llama, MadeRows, SMALL, Scratch, TIED, VOCAB, knobs, trainer};
 use std::path::Path;
 use tinyforge::data::RowReader;
@@ -10,54 +11,12 @@ use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::Wanted;
 use tinyforge_cli::request;
 
-/// What a run leaves.
-#[derive(PartialEq)]
-struct Trace {
-    losses: Vec<f64>,
-    norms: Vec<Option<f32>>,
-    /// Evaluated at the end.
-    eval: f64,
-    tensors: Vec<(String, Vec<u8>)>,
-}
-
 fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
     let knobs = knobs(pairs);
     let vocab = model.config.vocab as u32;
     let rows = MadeRows { rows: 7, seq: knobs.seq.expect("given") as usize, vocab };
     let mut trainer = trainer(model, &knobs, rows.rows());
-    let reports: Vec<_> = (0..steps).map(|_| trainer.step(&rows).expect("trains")).collect();
-    let eval = trainer.evaluate(&rows, 4).expect("evaluates");
-    let runner = trainer.runner_mut();
-    // Sums of gradients are there with several micro-batches only, and zero between steps.
-    let changed = runner.plan().stored.iter().filter(|s| s.changes && !s.name.contains(".grad_sum"));
-    let changed: Vec<_> = changed.map(|s| (s.name.clone(), s.tensor.clone())).collect();
-    let bytes = |(name, tensor): (String, _)| (name, runner.fetch(&tensor).expect("is there").to_vec());
-    let mut tensors: Vec<_> = changed.into_iter().map(bytes).collect();
-    tensors.sort();
-    Trace {
-        losses: reports.iter().map(|r| r.loss).collect(),
-        norms: reports.iter().map(|r| r.grad_norm).collect(),
-        eval,
-        tensors,
-    }
-}
-
-/// Where two traces differ, in words; nothing where they do not.
-fn difference(a: &Trace, b: &Trace) -> Option<String> {
-    if a == b {
-        return None;
-    }
-    let mut text = format!(
-        "losses {:?} and {:?}, norms {:?} and {:?}, evaluated {} and {}",
-        a.losses, b.losses, a.norms, b.norms, a.eval, b.eval
-    );
-    for ((name, x), (other, y)) in a.tensors.iter().zip(&b.tensors) {
-        if name != other || x != y {
-            let count = x.chunks(4).zip(y.chunks(4)).filter(|(x, y)| x != y).count();
-            text += &format!("; `{name}`/`{other}`: {count} of {} words", x.len() / 4);
-        }
-    }
-    Some(text)
+    Trace::of(&mut trainer, &rows, steps).expect("trains")
 }
 
 /// All that differs from the first run of a list.

@@ -50,16 +50,28 @@ impl Desk {
     }
 }
 
+/// The file of what does not stay in memory.
+const WORK: &str = "work.bin";
+
+const MODEL: [&str; 3] = ["model/model.safetensors", "model/config.json", "checkpoint.bin"];
+const ADAPTER: [&str; 3] = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "checkpoint.bin"];
+
 /// What two runs must agree in: weights, checkpoint, and the losses of all steps, each there once.
 #[track_caller]
 fn agree(out: &Path, wanted: &Path) {
-    for name in ["model/model.safetensors", "model/config.json", "checkpoint.bin"] {
+    agree_in(&MODEL, out, wanted);
+}
+
+/// The same, of these files.
+#[track_caller]
+fn agree_in(names: &[&str], out: &Path, wanted: &Path) {
+    for name in names {
         let [a, b] = [out, wanted].map(|f| std::fs::read(f.join(name)).expect("a finished run has it"));
         assert!(a == b, "{name} differs from the undisturbed run's");
     }
     assert_eq!(steps(out), steps(wanted));
-    let left: Vec<_> =
-        files(out).into_iter().filter(|f| f.extension().is_some_and(|e| e == "partial" || e == "part")).collect();
+    let is_passing = |f: &PathBuf| f.extension().is_some_and(|e| e == "partial" || e == "part") || f.ends_with(WORK);
+    let left: Vec<_> = files(out).into_iter().filter(is_passing).collect();
     assert!(left.is_empty(), "{left:?} are left over");
 }
 
@@ -75,11 +87,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Kills a run and goes on with it until it is done, again and again, at least `kills` times.
-fn survives_kills(desk: &Desk, kills: u32) {
+/// Kills a run and goes on with it until it is done, again and again, at least `kills` times. How often a work
+/// file was left.
+fn survives_kills(desk: &Desk, kills: u32) -> u32 {
     let (wanted, whole) = desk.undisturbed();
     let stream = Stream { seed: 99, step: 0, tensor: 0 };
-    let (mut killed, mut round, mut deepest) = (0, 0, 0);
+    let (mut killed, mut round, mut deepest, mut works) = (0, 0, 0, 0);
     while killed < kills {
         let out = desk.out(&format!("killed{round}"));
         round += 1;
@@ -92,6 +105,7 @@ fn survives_kills(desk: &Desk, kills: u32) {
                 child.kill().expect("a signal");
                 killed += 1;
             }
+            works += u32::from(out.join(WORK).exists());
             let ran = Ran::of(child.wait_with_output().expect("a child"));
             let from = ran.stderr.split("going on from step ").nth(1).and_then(|s| s.lines().next()?.parse().ok());
             deepest = from.unwrap_or(0).max(deepest);
@@ -112,6 +126,7 @@ fn survives_kills(desk: &Desk, kills: u32) {
         std::fs::remove_dir_all(&out).expect("removed");
     }
     assert!(deepest > 0, "no kill of {killed} left a checkpoint to go on from");
+    works
 }
 
 #[test]
@@ -160,6 +175,82 @@ fn an_interrupt_finishes_the_step() {
         // A run that is done stays done.
         run(["resume", arg(&out)]).ok();
         agree(&out, &wanted);
+    }
+}
+
+/// With the work file in use: what a kill leaves of it is worth nothing, and in nobody's way.
+#[test]
+fn a_killed_run_with_a_work_file_ends_with_the_same_bytes() {
+    let flags = ["--window", "1", "--steps", "16", "--checkpoint-every", "2"];
+    for (name, more) in [
+        ("p6-window", &["--scheme", "full", "--optimizer", "adamw8", "--dtype", "bf16"][..]),
+        ("p6-window-cycle", &["--scheme", "cycle:1", "--cycle-steps", "3", "--micro-batch", "1"]),
+    ] {
+        let desk = Desk::new(name, &[&flags[..], more].concat());
+        let works = survives_kills(&desk, 10);
+        assert!(works > 0, "{name}: no kill came while there was a work file");
+        // A streamed run is what one with everything resident is; the checkpoint of that one may hold sums of gradients.
+        let out = desk.out("resident");
+        let mut args = desk.train_args(&out);
+        let at = args.iter().position(|a| a == "--window").expect("given");
+        args[at + 1] = "all".to_string();
+        std::fs::create_dir_all(&out).expect("a folder");
+        std::fs::write(out.join(WORK), "left by a kill").expect("written");
+        run(args).ok();
+        agree_in(&MODEL[..2], &out, &desk.out("undisturbed"));
+    }
+}
+
+/// Starts a run, does something to it behind a few steps, and waits for its end.
+fn meanwhile(desk: &Desk, out: &Path, act: impl FnOnce()) -> Ran {
+    let mut child = program(desk.train_args(out)).spawn().expect("the program starts");
+    let started = Instant::now();
+    while !std::fs::read_to_string(out.join("metrics.jsonl")).is_ok_and(|t| t.lines().count() >= 3) {
+        assert!(started.elapsed() < Duration::from_secs(60), "no step is done");
+        assert!(child.try_wait().expect("a child").is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    act();
+    Ran::of(child.wait_with_output().expect("a child"))
+}
+
+#[test]
+fn a_model_that_changes_under_a_streamed_run_stops_it() {
+    let flags = ["--window", "1", "--steps", "150", "--checkpoint-every", "1"];
+    for (name, scheme) in [("p6-model-lora", "lora"), ("p6-model-last", "last:1"), ("p6-model-cycle", "cycle:1")] {
+        let desk = Desk::new(name, &[&flags[..], &["--scheme", scheme]].concat());
+        let (wanted, _) = desk.undisturbed();
+        let path = desk.scratch.join("model").join("model.safetensors");
+        let whole = std::fs::read(&path).expect("a model");
+        let cut = |len: usize| {
+            let file = std::fs::File::options().write(true).open(&path).expect("opens");
+            file.set_len(len as u64).expect("cut");
+        };
+        let changes: [(&str, &dyn Fn(), &str); 5] = [
+            ("cut in the middle", &|| cut(whole.len() / 2), "bytes and has"),
+            ("cut to nothing", &|| cut(0), "and has 0"),
+            ("made longer", &|| cut(whole.len() + 1), "bytes and has"),
+            (
+                "written anew",
+                &|| std::fs::write(&path, vec![0; whole.len()]).expect("written"),
+                "changed under the run",
+            ),
+            ("removed", &|| std::fs::remove_file(&path).expect("removed"), "changed under the run"),
+        ];
+        for (what, change, word) in changes {
+            let what = format!("{scheme}: {what}");
+            let out = desk.out("changed");
+            let ran = meanwhile(&desk, &out, change);
+            one_error(&ran, &what);
+            let told = ran.stderr.contains("model.safetensors") && ran.stderr.contains("changed under the run");
+            assert!(ran.code == Some(1) && told && ran.stderr.contains(word), "{what}: {ran:?}");
+            assert!(!out.join(WORK).exists() && !out.join("model").exists(), "{what}");
+            assert!(!out.join("adapter").exists(), "{what}");
+            std::fs::write(&path, &whole).expect("put back");
+            run(["resume", arg(&out)]).ok();
+            agree_in(if scheme == "lora" { &ADAPTER } else { &MODEL }, &out, &wanted);
+            std::fs::remove_dir_all(&out).expect("removed");
+        }
     }
 }
 

@@ -57,12 +57,17 @@ impl Direct {
     /// Makes a file of `bytes` for reading and writing; the space is reserved, so that a full disk shows here.
     ///
     /// # Errors
-    /// The folder cannot be written, or the disk is full.
+    /// The folder cannot be written, or the disk is full; then nothing is left of it.
     pub fn create(path: &Path, bytes: u64) -> Result<Direct, FileError> {
         let made =
             Direct::with(path, OpenOptions::new().read(true).write(true).create(true).truncate(true), "cannot make")?;
         let result = reserve(&made.file, bytes.next_multiple_of(BLOCK_BYTES));
-        result.map_err(|source| FileError::new(path, "cannot reserve space for", source))?;
+        result.map_err(|source| {
+            // An error here would hide the first one.
+            let _ = std::fs::remove_file(path);
+            let why = std::io::Error::new(source.kind(), format!("{bytes} bytes: {source}"));
+            FileError::new(path, "cannot reserve space for the work file", why)
+        })?;
         Ok(made)
     }
 
@@ -200,4 +205,128 @@ fn write_all(file: &File, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Direct};
+    use std::path::PathBuf;
+    use tinyforge_kernels::random::Stream;
+
+    /// Around block and chunk.
+    fn edges() -> Vec<usize> {
+        let (block, chunk) = (BLOCK_BYTES as usize, CHUNK_BYTES);
+        let mut edges = vec![0, 1, 7, block / 2];
+        for edge in [block, 2 * block, chunk - block, chunk, chunk + block] {
+            edges.extend([edge - 1, edge, edge + 1]);
+        }
+        edges
+    }
+
+    /// Not a multiple of a block.
+    const FILE_BYTES: usize = 2 * CHUNK_BYTES + 2 * BLOCK_BYTES as usize + 77;
+
+    fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+        let stream = Stream { seed, step: 0, tensor: 0 };
+        let words = (0..bytes.div_ceil(16) as u64).flat_map(|i| stream.block(i));
+        let mut noise: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+        noise.truncate(bytes);
+        noise
+    }
+
+    /// A file's name that is free, and goes away with the value.
+    struct Name(PathBuf);
+
+    impl Name {
+        fn new(name: &str) -> Name {
+            Name(std::env::temp_dir().join(format!("tinyforge-direct-{name}-{}", std::process::id())))
+        }
+    }
+
+    impl Drop for Name {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    /// The file as the system lets it be opened, and the ordinary way.
+    fn both(path: &std::path::Path) -> [Direct; 2] {
+        let plain = Direct { file: std::fs::File::open(path).expect("there"), path: path.into(), is_direct: false };
+        [Direct::open(path).expect("opens"), plain]
+    }
+
+    #[test]
+    fn reads_of_every_alignment_are_the_file() {
+        let (name, bytes) = (Name::new("reads"), noise(FILE_BYTES, 1));
+        std::fs::write(&name.0, &bytes).expect("written");
+        let mut chunk = Chunk::new();
+        let mut out = vec![0; FILE_BYTES];
+        for file in both(&name.0) {
+            for offset in edges() {
+                for len in edges().into_iter().filter(|len| offset + len <= FILE_BYTES) {
+                    let out = &mut out[..len];
+                    out.fill(0xa5);
+                    file.read(offset as u64, out, &mut chunk).expect("inside the file");
+                    assert!(*out == bytes[offset..offset + len], "{len} bytes from {offset}");
+                }
+                let tail = &mut out[..FILE_BYTES - offset];
+                file.read(offset as u64, tail, &mut chunk).expect("up to the end");
+                assert!(*tail == bytes[offset..], "all from {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_past_the_end_is_an_error() {
+        let (name, bytes) = (Name::new("end"), noise(FILE_BYTES, 2));
+        std::fs::write(&name.0, &bytes).expect("written");
+        let mut chunk = Chunk::new();
+        for file in both(&name.0) {
+            for (offset, len) in [(FILE_BYTES, 1), (FILE_BYTES - 1, 2), (0, FILE_BYTES + 1), (FILE_BYTES + 5000, 1)] {
+                let error = file.read(offset as u64, &mut vec![0; len], &mut chunk).expect_err("there is no more");
+                assert_eq!(error.source.kind(), std::io::ErrorKind::UnexpectedEof, "{len} bytes from {offset}");
+            }
+            // The file is cut off while it is open.
+            let longer = std::fs::File::options().write(true).open(&name.0).expect("opens");
+            longer.set_len(FILE_BYTES as u64 / 2).expect("cut");
+            file.read(0, &mut vec![0; FILE_BYTES], &mut chunk).expect_err("half of it is gone");
+            file.read(0, &mut vec![0; FILE_BYTES / 2], &mut chunk).expect("the first half is there");
+            std::fs::write(&name.0, &bytes).expect("written");
+        }
+    }
+
+    #[test]
+    fn writes_of_every_alignment_leave_the_rest() {
+        let name = Name::new("writes");
+        let made = Direct::create(&name.0, FILE_BYTES as u64).expect("made");
+        let path = name.0.clone();
+        let plain = || std::fs::File::options().read(true).write(true).open(&path).expect("there");
+        let ways = [made, Direct { file: plain(), path: path.clone(), is_direct: false }];
+        let mut chunk = Chunk::new();
+        let mut wanted = std::fs::read(&name.0).expect("reserved");
+        assert!(wanted.len() >= FILE_BYTES && wanted.iter().all(|&b| b == 0), "{} bytes", wanted.len());
+        let data = noise(FILE_BYTES, 3);
+        for file in &ways {
+            for (i, offset) in edges().into_iter().enumerate() {
+                for len in edges().into_iter().filter(|len| offset + len <= FILE_BYTES) {
+                    // Other bytes every time.
+                    let from = (i * 131 + len) % 997;
+                    let data = &data[from.min(FILE_BYTES - len)..][..len];
+                    file.write(offset as u64, data, &mut chunk).expect("there is room");
+                    wanted[offset..offset + len].copy_from_slice(data);
+                    assert!(std::fs::read(&name.0).expect("there") == wanted, "{len} bytes at {offset}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_an_error_and_not_left() {
+        let name = Name::new("large");
+        // More than any disk has.
+        let error = Direct::create(&name.0, 1 << 60).map(|_| ()).expect_err("no disk is so large");
+        assert!(error.to_string().contains(&(1u64 << 60).to_string()), "{error}");
+        assert!(!name.0.exists(), "half a file is left");
+        Direct::create(&name.0.join("below"), 1).map(|_| ()).expect_err("there is no such folder");
+    }
 }

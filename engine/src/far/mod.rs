@@ -4,17 +4,20 @@
 //! Invariant: a transfer's part of the arena is touched by nothing else from its beginning to its end, as the plan's
 //! checker has made sure. Not for results: a work file is worth nothing without its process, and goes with it.
 
+mod carrier;
 mod direct;
 mod mover;
 
+pub(crate) use carrier::{Carrier, Span};
 pub use direct::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Direct};
-pub(crate) use mover::Span;
+pub(crate) use mover::Move;
 
 use crate::arena::Arena;
 use crate::cpu::Code;
 use crate::files::{FileError, ReadAt};
 use crate::runner::RunError;
-use mover::{Move, Mover};
+use crate::sim::{Sim, SimMover, launch};
+use mover::Mover;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,12 +67,16 @@ impl Files {
     pub(crate) fn open(plan: &Plan, files: &[ReadAt], work: &Path) -> Result<Arc<Files>, FileError> {
         let model = files.iter().map(|f| Direct::open(f.path())).collect::<Result<Vec<_>, _>>()?;
         let stamps = files.iter().map(|f| stamp(f.path())).collect::<Result<Vec<_>, _>>()?;
-        let bytes: u64 = plan.spaces.iter().filter(|s| s.is_far && s.is_written).map(|s| s.bytes).sum();
-        let work = match bytes {
+        let work = match Files::work_bytes(plan) {
             0 => None,
-            _ => Some(Work { file: Direct::create(work, bytes)?, path: work.to_path_buf() }),
+            bytes => Some(Work { file: Direct::create(work, bytes)?, path: work.to_path_buf() }),
         };
         Ok(Arc::new(Files { model, stamps, work }))
+    }
+
+    /// Bytes of a plan's work file.
+    fn work_bytes(plan: &Plan) -> u64 {
+        plan.spaces.iter().filter(|s| s.is_far && s.is_written).map(|s| s.bytes).sum()
     }
 
     /// Whether the model's files are what they were when the run began.
@@ -78,9 +85,15 @@ impl Files {
     /// One has changed, or is gone.
     pub(crate) fn check_unchanged(&self, files: &[PathBuf]) -> Result<(), FileError> {
         for (path, then) in files.iter().zip(&self.stamps) {
-            if stamp(path)? != *then {
-                let why = "its length or time of change is not what it was when the run began";
-                return Err(FileError::new(path, "the model's file changed under the run", std::io::Error::other(why)));
+            let err = |source| FileError::new(path, "the model's file changed under the run", source);
+            let now = stamp(path).map_err(|e| err(e.source))?;
+            if now != *then {
+                let how = match (then.0, now.0) {
+                    (then, now) if then != now => format!("it had {then} bytes and has {now}"),
+                    (bytes, _) => format!("its {bytes} bytes were written anew"),
+                };
+                let why = format!("{how}; put it back as it was and go on from the last checkpoint");
+                return Err(err(std::io::Error::other(why)));
             }
         }
         Ok(())
@@ -149,7 +162,7 @@ struct EntryMoves {
 /// The far memory of a run.
 pub(crate) struct Far {
     files: Arc<Files>,
-    mover: Mover,
+    mover: Box<dyn Carrier>,
     /// For calls between runs.
     chunk: Chunk,
     paths: Vec<PathBuf>,
@@ -162,7 +175,7 @@ pub(crate) struct Far {
 }
 
 impl Far {
-    /// Opens the files of a run's phases and starts the moving thread.
+    /// Opens the files of a run's phases and starts the moving thread, if the machine is not simulated.
     ///
     /// # Errors
     /// A file is not there, the disk has no room, or the system has no thread.
@@ -170,21 +183,36 @@ impl Far {
         plans: impl Iterator<Item = &'a Plan> + Clone,
         files: &[ReadAt],
         work: Option<&Path>,
+        sim: Option<&Sim>,
     ) -> Result<Far, RunError> {
         let of_plan = |plan: &Plan| {
             let of_entry =
                 |entry| EntryMoves { list: mover::moves(plan, entry), residents: mover::residents(plan, entry) };
             plan.entries.iter().map(of_entry).collect::<Vec<_>>()
         };
-        let moves: Vec<Vec<EntryMoves>> = plans.clone().map(of_plan).collect();
+        let mut moves: Vec<Vec<EntryMoves>> = plans.clone().map(of_plan).collect();
+        let all = moves.iter_mut().flatten().flat_map(|e| e.list.iter_mut().chain(&mut e.residents));
+        all.enumerate().for_each(|(number, m)| m.number = number);
         let most = moves.iter().flatten().map(|e| e.list.len().max(e.residents.len())).max().unwrap_or(0);
         let name = format!("tinyforge-{}-{}.work", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let work = work.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
         let plan = plans.clone().max_by_key(|p| p.arena_start()).expect("a run has a phase");
+        if let Some(sim) = sim {
+            sim.allocate("the work file", Files::work_bytes(plan))?;
+        }
         let files_of_run = Files::open(plan, files, &work)?;
-        let mover = Mover::new(Arc::clone(&files_of_run), most);
-        let mover =
-            mover.map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?;
+        let mover: Box<dyn Carrier> = match sim {
+            Some(sim) => {
+                sim.allocate("what copies go through", CHUNK_BYTES as u64)?;
+                let all = moves.iter().flatten().flat_map(|e| e.list.iter().chain(&e.residents));
+                sim.name_copies(all.map(|m| (m.name.clone(), m.direction)));
+                Box::new(SimMover::new(sim.clone(), Arc::clone(&files_of_run), most))
+            }
+            None => Box::new(
+                Mover::new(Arc::clone(&files_of_run), most)
+                    .map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?,
+            ),
+        };
         let paths = files.iter().map(|f| f.path().to_path_buf()).collect();
         let (chunk, numbers) = (Chunk::new(), vec![0; most]);
         Ok(Far { files: files_of_run, mover, chunk, paths, moves, resident: None, numbers })
@@ -201,9 +229,10 @@ impl Far {
         }
         self.resident = None;
         for coming in &self.moves[at.0][at.1].residents {
-            self.mover.begin(coming.place, arena.part(coming.near.0, coming.near.1), coming.direction);
+            self.mover.begin(coming, arena.part(coming.near.0, coming.near.1));
         }
-        self.mover.wait_all()?;
+        let result = self.mover.wait_all();
+        self.leave(result)?;
         self.resident = Some(at);
         Ok(())
     }
@@ -219,12 +248,14 @@ impl Far {
         steps: Range<usize>,
         arena: &mut Arena,
         par: &Par,
+        sim: Option<&Sim>,
     ) -> Result<(), RunError> {
         let count = code.len(entry);
         let end = steps.end.min(count);
         for i in steps.start..end {
             self.before(i, arena)?;
-            code.step(&plan.entries[entry].steps[i], (entry, i), arena, par)?;
+            launch(sim, (plan, code), (entry, i), arena, par)?;
+            self.mover.stepped();
         }
         if end == count {
             self.before(count, arena)?;
@@ -233,14 +264,15 @@ impl Far {
     }
 
     /// Waits for what must have ended before step `i`, and begins what may begin there.
-    fn before(&mut self, i: usize, arena: &mut Arena) -> Result<(), FileError> {
+    fn before(&mut self, i: usize, arena: &mut Arena) -> Result<(), RunError> {
         let (phase, entry) = self.resident.expect("the entry was entered");
         let list = &self.moves[phase][entry].list;
         let begun = list.partition_point(|m| m.begins < i);
-        let ended = (0..begun).filter(|&k| list[k].ends == i).map(|k| self.numbers[k]).max();
-        ended.map_or(Ok(()), |number| self.mover.wait(number))?;
+        for k in (0..begun).filter(|&k| list[k].ends == i) {
+            self.mover.wait(self.numbers[k])?;
+        }
         for (k, m) in list.iter().enumerate().skip(begun).take_while(|(_, m)| m.begins == i) {
-            self.numbers[k] = self.mover.begin(m.place, arena.part(m.near.0, m.near.1), m.direction);
+            self.numbers[k] = self.mover.begin(m, arena.part(m.near.0, m.near.1));
             if m.ends == i {
                 self.mover.wait(self.numbers[k])?;
             }
@@ -248,14 +280,18 @@ impl Far {
         Ok(())
     }
 
-    /// Ends a run: after a failure nothing in the arena is taken for a copy, once everything has come to rest.
+    /// Ends a run: after a failure nothing in the arena is taken for a copy, once everything has come to rest. A model
+    /// that changed meanwhile is a failure, and the reason of any other.
     ///
     /// # Errors
-    /// The run's.
+    /// The run's, or a file has changed.
     pub(crate) fn leave(&mut self, result: Result<(), RunError>) -> Result<(), RunError> {
         if result.is_err() {
             // The first error is the one to tell.
             let _ = self.mover.wait_all();
+        }
+        let result = self.files.check_unchanged(&self.paths).map_err(RunError::from).and(result);
+        if result.is_err() {
             self.resident = None;
         }
         result

@@ -3,30 +3,22 @@
 //! Neighbouring transfers that begin and end together are one move, where their bytes lie together on both sides.
 //! Moves are carried out one after the other in the plan's order, so a place that one frees can be filled by the next.
 
-use super::{Chunk, Files, Place, place};
+use super::{Carrier, Chunk, Files, Place, Span, place};
 use crate::files::FileError;
+use crate::runner::RunError;
 use std::collections::VecDeque;
-use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tinyforge_plan::{Direction, Entry, Plan};
 
-/// A part of the arena, for one move.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
-    pub(crate) start: NonNull<u8>,
-    pub(crate) bytes: usize,
-}
-
-// SAFETY: a span is handed to the mover for one move at a time, in which nothing else touches its bytes; the arena
-// outlives the mover, which the runner drops first.
-#[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
-unsafe impl Send for Span {}
-
 /// One move: what lies where, and between which steps.
 #[derive(Clone, Debug)]
 pub(crate) struct Move {
+    /// The first tensor that moves.
+    pub(crate) name: String,
+    /// Which one of all that there are.
+    pub(crate) number: usize,
     pub(crate) place: Place,
     /// First address of the copy, and its bytes.
     pub(crate) near: (u64, u64),
@@ -41,6 +33,8 @@ pub(crate) fn moves(plan: &Plan, entry: &Entry) -> Vec<Move> {
     for transfer in &entry.transfers {
         let stored = &plan.stored[transfer.stored as usize];
         let next = Move {
+            name: stored.name.clone(),
+            number: 0,
             place: place(plan, stored),
             near: (transfer.near_byte, stored.tensor.bytes()),
             direction: transfer.direction,
@@ -58,7 +52,15 @@ pub(crate) fn residents(plan: &Plan, entry: &Entry) -> Vec<Move> {
     for resident in &entry.residents {
         let stored = &plan.stored[resident.stored as usize];
         let near = (resident.near_byte, stored.tensor.bytes());
-        let next = Move { place: place(plan, stored), near, direction: Direction::In, begins: 0, ends: 0 };
+        let next = Move {
+            name: stored.name.clone(),
+            number: 0,
+            place: place(plan, stored),
+            near,
+            direction: Direction::In,
+            begins: 0,
+            ends: 0,
+        };
         join(&mut found, next, u64::from(plan.align_bytes));
     }
     found
@@ -97,6 +99,8 @@ struct Queue {
     finished: u64,
     failed: Option<FileError>,
     is_over: bool,
+    /// Whether the thread has ended by a panic: nothing moves any more.
+    is_dead: bool,
     /// Nanoseconds spent moving, and bytes moved.
     busy_ns: u64,
     bytes: u64,
@@ -131,42 +135,45 @@ impl Mover {
         Ok(Mover { shared, thread: Some(thread), waited_ns: 0 })
     }
 
-    /// Hands over a move; the number it has among all.
-    pub(crate) fn begin(&self, place: Place, span: Span, direction: Direction) -> u64 {
+    /// Waits until so many moves have ended.
+    fn wait_for(&mut self, number: u64) -> Result<(), RunError> {
+        let started = Instant::now();
         let mut queue = self.shared.queue.lock().expect("the mover does not panic");
-        queue.jobs.push_back(Job { place, span, direction });
+        while queue.finished < number {
+            queue = self.shared.finished.wait(queue).expect("the mover does not panic");
+        }
+        let dead = queue.is_dead.then(dead);
+        let failed = queue.failed.take().or(dead);
+        drop(queue);
+        self.waited_ns += started.elapsed().as_nanos() as u64;
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+impl Carrier for Mover {
+    fn begin(&mut self, m: &Move, span: Span) -> u64 {
+        let mut queue = self.shared.queue.lock().expect("the mover does not panic");
         queue.given += 1;
-        self.shared.given.notify_one();
+        if !queue.is_dead {
+            queue.jobs.push_back(Job { place: m.place, span, direction: m.direction });
+            self.shared.given.notify_one();
+        }
         queue.given
     }
 
-    /// Waits until the move of this number and all before it are done.
-    ///
-    /// # Errors
-    /// One of them failed.
-    pub(crate) fn wait(&mut self, number: u64) -> Result<(), FileError> {
-        let started = Instant::now();
-        let mut queue = self.shared.queue.lock().expect("the mover does not panic");
-        while queue.finished < number && queue.failed.is_none() {
-            queue = self.shared.finished.wait(queue).expect("the mover does not panic");
-        }
-        let failed = queue.failed.take();
-        drop(queue);
-        self.waited_ns += started.elapsed().as_nanos() as u64;
-        failed.map_or(Ok(()), Err)
+    /// All before it have ended then, too.
+    fn wait(&mut self, number: u64) -> Result<(), RunError> {
+        self.wait_for(number)
     }
 
-    /// Waits until nothing is under way.
-    ///
-    /// # Errors
-    /// A move failed.
-    pub(crate) fn wait_all(&mut self) -> Result<(), FileError> {
+    fn wait_all(&mut self) -> Result<(), RunError> {
         let given = self.shared.queue.lock().expect("the mover does not panic").given;
-        self.wait(given)
+        self.wait_for(given)
     }
 
-    /// Time that steps waited, time that the mover worked, and the bytes it moved.
-    pub(crate) fn times(&self) -> (Duration, Duration, u64) {
+    fn stepped(&mut self) {}
+
+    fn times(&self) -> (Duration, Duration, u64) {
         let queue = self.shared.queue.lock().expect("the mover does not panic");
         (Duration::from_nanos(self.waited_ns), Duration::from_nanos(queue.busy_ns), queue.bytes)
     }
@@ -195,8 +202,7 @@ impl Drop for Farewell<'_> {
             return;
         }
         let mut queue = self.0.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let why = std::io::Error::other("the moving thread ended by a panic");
-        queue.failed.get_or_insert(FileError::new(std::path::Path::new("work file"), "cannot move", why));
+        queue.is_dead = true;
         queue.finished = u64::MAX;
         self.0.finished.notify_all();
     }
@@ -206,7 +212,7 @@ fn work(shared: &Shared, files: &Files, chunk: &mut Chunk) {
     let _farewell = Farewell(shared);
     let mut queue = shared.queue.lock().expect("nobody panics with the queue");
     loop {
-        let Some(job) = queue.jobs.pop_front() else {
+        let Some(mut job) = queue.jobs.pop_front() else {
             if queue.is_over {
                 return;
             }
@@ -215,7 +221,7 @@ fn work(shared: &Shared, files: &Files, chunk: &mut Chunk) {
         };
         drop(queue);
         let started = Instant::now();
-        let result = carry_out(&job, files, chunk);
+        let result = carry_out(&mut job, files, chunk);
         queue = shared.queue.lock().expect("nobody panics with the queue");
         queue.busy_ns += started.elapsed().as_nanos() as u64;
         queue.bytes += job.span.bytes as u64;
@@ -227,14 +233,149 @@ fn work(shared: &Shared, files: &Files, chunk: &mut Chunk) {
     }
 }
 
-#[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
-fn carry_out(job: &Job, files: &Files, chunk: &mut Chunk) -> Result<(), FileError> {
-    let Span { start, bytes } = job.span;
+fn carry_out(job: &mut Job, files: &Files, chunk: &mut Chunk) -> Result<(), FileError> {
     match job.direction {
-        // SAFETY: the span lies inside the arena, and until the move has ended no step touches it: the plan's checker
-        // has found no step that does.
-        Direction::In => files.read(job.place, unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), bytes) }, chunk),
-        // SAFETY: as above; steps may read what goes out, and nothing writes it.
-        Direction::Out => files.write(job.place, unsafe { std::slice::from_raw_parts(start.as_ptr(), bytes) }, chunk),
+        Direction::In => files.read(job.place, job.span.bytes_mut(), chunk),
+        Direction::Out => files.write(job.place, job.span.bytes(), chunk),
+    }
+}
+
+fn dead() -> FileError {
+    let why = std::io::Error::other("the moving thread ended by a panic");
+    FileError::new(std::path::Path::new("far memory"), "cannot move", why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Direct, Files, Place, Span};
+    use super::{Carrier, Move, Mover, join};
+    use std::path::PathBuf;
+    use std::ptr::NonNull;
+    use std::sync::Arc;
+    use tinyforge_plan::Direction;
+
+    const BYTES: usize = 10_000;
+
+    /// Files of a far memory: a model of [`BYTES`] bytes that count up, and no work file.
+    struct Desk {
+        path: PathBuf,
+        files: Arc<Files>,
+        near: Vec<u8>,
+    }
+
+    impl Desk {
+        fn new(name: &str) -> Desk {
+            let path = std::env::temp_dir().join(format!("tinyforge-mover-{name}-{}", std::process::id()));
+            let bytes: Vec<u8> = (0..BYTES).map(|i| (i % 251) as u8).collect();
+            std::fs::write(&path, bytes).expect("written");
+            let model = vec![Direct::open(&path).expect("opens")];
+            let files = Arc::new(Files { model, stamps: Vec::new(), work: None });
+            Desk { path, files, near: vec![0; BYTES] }
+        }
+
+        fn span(&mut self, from: usize, bytes: usize) -> Span {
+            Span { start: NonNull::from(&mut self.near[from..from + bytes]).cast(), bytes }
+        }
+    }
+
+    impl Drop for Desk {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    fn coming(place: Place, near: (u64, u64)) -> Move {
+        Move { name: "w".to_string(), number: 0, place, near, direction: Direction::In, begins: 0, ends: 0 }
+    }
+
+    /// Hands over a move of 100 bytes from `place` to byte `near`.
+    fn begin(mover: &mut Mover, desk: &mut Desk, place: Place, near: usize) -> u64 {
+        let span = desk.span(near, 100);
+        mover.begin(&coming(place, (near as u64, 100)), span)
+    }
+
+    #[test]
+    fn moves_are_done_when_they_were_waited_for() {
+        let mut desk = Desk::new("done");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 100).expect("a thread");
+        let numbers: Vec<u64> =
+            (0..100).map(|i| begin(&mut mover, &mut desk, Place::Model(0, 99 * i as u64), 100 * i)).collect();
+        assert_eq!(numbers, (1..=100).collect::<Vec<u64>>());
+        mover.wait(50).expect("nothing fails");
+        let copy = |i: usize| (0..100).map(move |k| ((99 * i + k) % 251) as u8);
+        assert!((0..50).all(|i| desk.near[100 * i..100 * i + 100].iter().copied().eq(copy(i))));
+        mover.wait_all().expect("nothing fails");
+        assert!((0..100).all(|i| desk.near[100 * i..100 * i + 100].iter().copied().eq(copy(i))));
+        assert_eq!(mover.times().2, BYTES as u64);
+    }
+
+    #[test]
+    fn an_error_is_told_once_and_the_rest_is_moved() {
+        let mut desk = Desk::new("error");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 8).expect("a thread");
+        let past = BYTES as u64 - 50;
+        begin(&mut mover, &mut desk, Place::Model(0, past), 0);
+        let last = begin(&mut mover, &mut desk, Place::Model(0, 7), 200);
+        let error = mover.wait(last).expect_err("the file ends before").to_string();
+        assert!(error.contains(desk.path.to_str().expect("plain")), "{error}");
+        mover.wait(last).expect("told already");
+        mover.wait_all().expect("told already");
+        let wanted: Vec<u8> = (7..107).map(|i| i as u8).collect();
+        assert_eq!(desk.near[200..300], wanted);
+        // Two failures, of which one is told: when everything has come to rest.
+        begin(&mut mover, &mut desk, Place::Model(0, past), 0);
+        begin(&mut mover, &mut desk, Place::Model(0, past + 1), 0);
+        begin(&mut mover, &mut desk, Place::Model(0, 9), 300);
+        mover.wait_all().expect_err("the file ends before");
+        assert_eq!(desk.near[300], 9);
+        mover.wait_all().expect("told already");
+    }
+
+    /// A file that there is not is a fault of ours and panics.
+    #[test]
+    fn a_panic_of_the_thread_is_an_error_of_every_later_move() {
+        let mut desk = Desk::new("panic");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 8).expect("a thread");
+        let first = begin(&mut mover, &mut desk, Place::Model(9, 0), 0);
+        let second = begin(&mut mover, &mut desk, Place::Model(0, 0), 100);
+        for number in [second, first, second] {
+            let error = mover.wait(number).expect_err("nothing moves any more").to_string();
+            assert!(error.contains("panic"), "{error}");
+        }
+        let third = begin(&mut mover, &mut desk, Place::Model(0, 0), 100);
+        mover.wait(third).expect_err("nothing moves any more");
+        mover.wait_all().expect_err("nothing moves any more");
+        assert!(desk.near.iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn moves_are_dropped_with_the_mover() {
+        let mut desk = Desk::new("dropped");
+        let mut mover = Mover::new(Arc::clone(&desk.files), 100).expect("a thread");
+        for _ in 0..100 {
+            begin(&mut mover, &mut desk, Place::Model(0, 0), 0);
+        }
+        drop(mover);
+        assert!(Arc::strong_count(&desk.files) == 1, "the thread still has the files");
+    }
+
+    #[test]
+    fn neighbours_move_together() {
+        let joined = |list: &[(Place, (u64, u64))]| {
+            let mut found = Vec::new();
+            list.iter().for_each(|&(place, near)| join(&mut found, coming(place, near), 64));
+            found.iter().map(|m| (m.place, m.near)).collect::<Vec<_>>()
+        };
+        let (model, work) = (|at| Place::Model(0, at), Place::Work);
+        // In the model's file only what lies together on both sides.
+        assert_eq!(joined(&[(model(8), (64, 64)), (model(72), (128, 10))]), [(model(8), (64, 74))]);
+        for apart in [model(73), Place::Model(1, 72), work(72)] {
+            assert_eq!(joined(&[(model(8), (64, 64)), (apart, (128, 10))]).len(), 2, "{apart:?}");
+        }
+        assert_eq!(joined(&[(model(8), (64, 60)), (model(72), (128, 10))]).len(), 2);
+        // In the work file with the gap that alignment leaves.
+        assert_eq!(joined(&[(work(0), (64, 60)), (work(64), (128, 10))]), [(work(0), (64, 74))]);
+        assert_eq!(joined(&[(work(0), (64, 60)), (work(64), (192, 10))]).len(), 2);
+        assert_eq!(joined(&[(work(64), (128, 10)), (work(0), (64, 60))]).len(), 2);
     }
 }

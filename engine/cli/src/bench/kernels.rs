@@ -120,7 +120,7 @@ fn run(sample: &Sample, threads: u32, limit: Duration, calls: &mut Vec<(cost::Wo
         ..Knobs::default()
     };
     let planned = planning::plan(&model, &knobs.settings()?, Wanted::Train, &[]).map_err(CommandError::run)?;
-    let mut runner = Runner::new(planned.compiled.plan, RunOptions { count_times: true, work: None })?;
+    let mut runner = Runner::new(planned.compiled.plan, RunOptions { count_times: true, ..RunOptions::default() })?;
     runner.load(&[], 0)?;
     let entries = runner.plan().entries.len();
     let mut before = times(&runner);

@@ -175,7 +175,8 @@ fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::
         phase_steps: 0,
         keep_states: false,
     };
-    let mut runner = Runner::new(plans[0].compiled.plan.clone(), RunOptions { count_times: true, work: None })?;
+    let mut runner =
+        Runner::new(plans[0].compiled.plan.clone(), RunOptions { count_times: true, ..RunOptions::default() })?;
     runner.load(&model.files, 0)?;
     let rows = RandomRows { seq: settings.seq as usize, vocab: model.config.vocab };
     let pool = runner.threads();

@@ -1,6 +1,8 @@
 //! A made-up model with a real tokenizer, made-up rows, and runs of the real program.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod trace;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,7 +17,7 @@ use tinyforge_cli::request;
 use tinyforge_compiler::import::safetensors;
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_kernels::random::Stream;
-use tinyforge_plan::DType;
+use tinyforge_plan::{DType, Plan};
 
 /// Tokens of the quickstart's tokenizer.
 pub const VOCAB: u32 = 1024;
@@ -189,8 +191,8 @@ pub fn knobs(pairs: &[&str]) -> Knobs {
     knobs
 }
 
-/// A runner for training whose stored tensors are still to be loaded, and how the run trains.
-pub fn runner(model: &Model, knobs: &Knobs) -> (Runner, TrainOptions) {
+/// The plans of a run's phases, and how it trains.
+pub fn planned(model: &Model, knobs: &Knobs) -> (Vec<Plan>, TrainOptions) {
     let settings = knobs.settings().expect("settings");
     let plans = request::plan_phases(model, &settings, Wanted::Train, &[]).expect("plans");
     let options = TrainOptions {
@@ -204,7 +206,12 @@ pub fn runner(model: &Model, knobs: &Knobs) -> (Runner, TrainOptions) {
         phase_steps: knobs.cycle_steps.unwrap_or(50),
         keep_states: settings.keep_states,
     };
-    let plans = plans.into_iter().map(|p| p.compiled.plan).collect();
+    (plans.into_iter().map(|p| p.compiled.plan).collect(), options)
+}
+
+/// A runner for training whose stored tensors are still to be loaded, and how the run trains.
+pub fn runner(model: &Model, knobs: &Knobs) -> (Runner, TrainOptions) {
+    let (plans, options) = planned(model, knobs);
     (Runner::with_phases(plans, RunOptions::default()).expect("runs"), options)
 }
 

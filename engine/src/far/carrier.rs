@@ -1,0 +1,62 @@
+//! Who carries out moves: a thread of its own, or a simulated machine.
+
+use super::mover::Move;
+use crate::runner::RunError;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+/// Carries out moves beside the steps.
+pub(crate) trait Carrier: Send + Sync {
+    /// Hands over a move; the number it has among all, ascending from 1.
+    fn begin(&mut self, m: &Move, span: Span) -> u64;
+
+    /// Waits until the move of this number has ended.
+    ///
+    /// # Errors
+    /// A move failed: each failure is told once.
+    fn wait(&mut self, number: u64) -> Result<(), RunError>;
+
+    /// Waits until nothing is under way, whether or not something failed.
+    ///
+    /// # Errors
+    /// A move failed.
+    fn wait_all(&mut self) -> Result<(), RunError>;
+
+    /// A step has ended.
+    fn stepped(&mut self);
+
+    /// Time that steps waited, time that moves took, and the bytes that moved.
+    fn times(&self) -> (Duration, Duration, u64);
+}
+
+/// A part of the arena, for one move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) start: NonNull<u8>,
+    pub(crate) bytes: usize,
+}
+
+// SAFETY: a span is handed to the carrier for one move at a time, in which nothing else touches its bytes; the arena
+// outlives the carrier, which the runner drops first.
+#[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
+unsafe impl Send for Span {}
+// SAFETY: through a shared span its bytes are only read, and only by who carries out the move.
+#[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
+unsafe impl Sync for Span {}
+
+impl Span {
+    /// What lies there, for a move that goes out.
+    #[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the span lies inside the arena; steps may read it meanwhile, and until the move has ended nothing
+        // writes it: the plan's checker has found no step that does.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+
+    /// The place of a move that comes in.
+    #[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and until the move has ended no step touches it.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+}

@@ -1,0 +1,259 @@
+//! The fake clock: kernels take the time of their arithmetic or of their bytes, whichever is longer; each direction of
+//! the link is a queue, which takes copies one after the other as they begin, beside the kernels.
+//!
+//! `end = max(now, end of the copy before it) + latency + bytes / rate`. Waiting for a copy moves the clock to its end.
+//! The clock does not decide when bytes move: that is the seed's, so a machine with several queues is covered too.
+
+use std::collections::BTreeMap;
+use tinyforge_plan::{DType, Direction, Step, Tensor};
+
+/// One direction of a link.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Link {
+    /// Rate of large transfers.
+    pub bytes_per_second: f64,
+    /// From the request of a transfer to its first byte.
+    pub latency_s: f64,
+}
+
+/// How much there is of a memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Size {
+    /// The name that a plan gives it: `ram`, `work`, ...
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What a machine can do.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Rates {
+    /// Memories whose size matters; of others there is enough.
+    pub spaces: Vec<Size>,
+    /// From far memories to the near one.
+    pub inward: Link,
+    /// From the near memory to far ones.
+    pub outward: Link,
+    /// FLOP/s by the type of a kernel's first operand; types that are not named take the first one's.
+    pub flops_per_second: Vec<(DType, f64)>,
+    /// Bytes a second that kernels read and write in the near memory.
+    pub near_bytes_per_second: f64,
+    /// Seconds from one kernel to the next beside their work.
+    pub launch_s: f64,
+}
+
+impl Default for Rates {
+    /// A small computer with a flash disk, in round figures.
+    fn default() -> Rates {
+        Rates {
+            spaces: Vec::new(),
+            inward: Link { bytes_per_second: 1e9, latency_s: 1e-4 },
+            outward: Link { bytes_per_second: 5e8, latency_s: 1e-4 },
+            flops_per_second: vec![(DType::F32, 5e10)],
+            near_bytes_per_second: 1e10,
+            launch_s: 1e-6,
+        }
+    }
+}
+
+/// What went over one direction of the link.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Traffic {
+    /// Copies.
+    pub copies: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How long the link was busy.
+    pub busy_s: f64,
+}
+
+/// What steps waited for.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Wait {
+    /// The first tensor of the copy.
+    pub name: String,
+    /// Which way it went.
+    pub direction: Direction,
+    /// How often it was not there in time.
+    pub times: u64,
+    /// For how long in all.
+    pub seconds: f64,
+}
+
+/// Where the time of a simulated run went.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Report {
+    /// All of it: computing and waiting.
+    pub seconds: f64,
+    /// Spent in kernels.
+    pub compute_s: f64,
+    /// Spent waiting for copies.
+    pub waited_s: f64,
+    /// Kernels that ran.
+    pub launches: u64,
+    /// What came in.
+    pub inward: Traffic,
+    /// What went out.
+    pub outward: Traffic,
+    /// What was waited for, longest first.
+    pub waits: Vec<Wait>,
+}
+
+/// The clock and what it has counted.
+pub(super) struct Clock {
+    rates: Rates,
+    now_s: f64,
+    compute_s: f64,
+    waited_s: f64,
+    launches: u64,
+    /// Of both directions what went over them, and when they are free again.
+    links: [(Traffic, f64); 2],
+    /// By a copy's number.
+    waits: Vec<Wait>,
+}
+
+impl Clock {
+    pub(super) fn new(rates: Rates) -> Clock {
+        let links = Default::default();
+        Clock { rates, now_s: 0.0, compute_s: 0.0, waited_s: 0.0, launches: 0, links, waits: Vec::new() }
+    }
+
+    pub(super) fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
+    pub(super) fn name_copies(&mut self, copies: impl Iterator<Item = (String, Direction)>) {
+        let wait = |(name, direction)| Wait { name, direction, times: 0, seconds: 0.0 };
+        self.waits = copies.map(wait).collect();
+    }
+
+    /// Lets the time of a kernel pass.
+    pub(super) fn compute(&mut self, step: &Step) {
+        let tensors = step.args.iter().chain(&step.outs);
+        let bytes: u64 = tensors.map(Tensor::bytes).sum();
+        let dtype = step.args.first().or(step.outs.first()).map(|t| t.dtype);
+        let flops = &self.rates.flops_per_second;
+        let rate = flops.iter().find(|(of, _)| Some(*of) == dtype).or(flops.first()).map_or(f64::INFINITY, |r| r.1);
+        let work = (step.flops as f64 / rate).max(bytes as f64 / self.rates.near_bytes_per_second);
+        let seconds = work + self.rates.launch_s;
+        self.now_s += seconds;
+        self.compute_s += seconds;
+        self.launches += 1;
+    }
+
+    /// Puts a copy on its link; when it is there.
+    pub(super) fn begin(&mut self, direction: Direction, bytes: u64) -> f64 {
+        let (link, at) = match direction {
+            Direction::In => (self.rates.inward, 0),
+            Direction::Out => (self.rates.outward, 1),
+        };
+        let (traffic, free_s) = &mut self.links[at];
+        let seconds = link.latency_s + bytes as f64 / link.bytes_per_second;
+        *free_s = free_s.max(self.now_s) + seconds;
+        traffic.copies += 1;
+        traffic.bytes += bytes;
+        traffic.busy_s += seconds;
+        *free_s
+    }
+
+    /// Waits for a copy of this number.
+    pub(super) fn wait(&mut self, number: usize, arrives_s: f64) {
+        let seconds = arrives_s - self.now_s;
+        if seconds <= 0.0 {
+            return;
+        }
+        self.now_s = arrives_s;
+        self.waited_s += seconds;
+        if let Some(wait) = self.waits.get_mut(number) {
+            wait.times += 1;
+            wait.seconds += seconds;
+        }
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let mut by_name: BTreeMap<(&str, bool), Wait> = BTreeMap::new();
+        for wait in self.waits.iter().filter(|w| w.times > 0) {
+            let sum = by_name.entry((&wait.name, wait.direction == Direction::In));
+            let sum = sum.or_insert_with(|| Wait { times: 0, seconds: 0.0, ..wait.clone() });
+            sum.times += wait.times;
+            sum.seconds += wait.seconds;
+        }
+        let mut waits: Vec<Wait> = by_name.into_values().collect();
+        waits.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Report {
+            seconds: self.now_s,
+            compute_s: self.compute_s,
+            waited_s: self.waited_s,
+            launches: self.launches,
+            inward: self.links[0].0,
+            outward: self.links[1].0,
+            waits,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Clock, Link, Rates};
+    use tinyforge_plan::{DType, Direction, Part, Step, Tensor};
+
+    fn step(dtype: DType, flops: u64) -> Step {
+        let operand = Tensor { dtype, shape: vec![10], offset: 0, value: 0 };
+        Step {
+            kernel: "relu".to_string(),
+            args: vec![operand],
+            outs: Vec::new(),
+            changes: 0,
+            attrs: Vec::new(),
+            scratch_offset: 0,
+            scratch_bytes: 0,
+            block: 0,
+            part: Part::Forward,
+            flops,
+            label: "y".to_string(),
+        }
+    }
+
+    fn clock() -> Clock {
+        let rates = Rates {
+            inward: Link { bytes_per_second: 10.0, latency_s: 1.0 },
+            outward: Link { bytes_per_second: 5.0, latency_s: 0.5 },
+            flops_per_second: vec![(DType::F32, 2.0), (DType::I8, 8.0)],
+            near_bytes_per_second: 20.0,
+            launch_s: 0.25,
+            ..Rates::default()
+        };
+        let mut clock = Clock::new(rates);
+        clock.name_copies([("w".to_string(), Direction::In), ("w".to_string(), Direction::In)].into_iter());
+        clock
+    }
+
+    #[test]
+    fn kernels_take_the_time_of_their_arithmetic_or_their_bytes() {
+        let mut clock = clock();
+        for (dtype, flops, seconds) in
+            [(DType::F32, 8, 4.25), (DType::I8, 8, 1.25), (DType::BF16, 8, 4.25), (DType::F32, 0, 2.25)]
+        {
+            let before = clock.report().seconds;
+            clock.compute(&step(dtype, flops));
+            assert_eq!(clock.report().seconds - before, seconds, "{dtype:?}, {flops}");
+        }
+        assert_eq!((clock.report().compute_s, clock.report().waited_s, clock.report().launches), (12.0, 0.0, 4));
+    }
+
+    #[test]
+    fn copies_of_one_direction_follow_one_another_beside_the_kernels() {
+        let mut clock = clock();
+        let ends = [Direction::In, Direction::In, Direction::Out].map(|way| clock.begin(way, 20));
+        assert_eq!(ends, [3.0, 6.0, 4.5]);
+        clock.compute(&step(DType::F32, 4));
+        clock.wait(0, ends[0]);
+        clock.wait(1, ends[1]);
+        clock.wait(9, ends[2]);
+        let report = clock.report();
+        assert_eq!((report.seconds, report.compute_s, report.waited_s), (6.0, 2.25, 3.75));
+        assert_eq!((report.waits.len(), report.waits[0].times, report.waits[0].seconds), (1, 2, 3.75));
+        assert_eq!((report.inward.bytes, report.inward.busy_s, report.outward.copies), (40, 6.0, 1));
+        assert_eq!(clock.begin(Direction::Out, 0), 6.5);
+    }
+}
