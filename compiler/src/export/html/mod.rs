@@ -1,17 +1,29 @@
-//! A plan as one page: memory over the steps of every entry, where it is fullest and what fills it there, totals.
+//! A plan as one page: memory over the steps of every entry, which blocks are near, what runs and moves when, where
+//! memory is fullest and what fills it there, totals.
 //!
 //! Self-contained: style, script and pictures are in the file, and nothing is fetched. Readable without scripts and
 //! on a narrow screen.
 
+mod blocks;
 mod picture;
+mod thin;
+pub mod times;
 
+use super::copies::stays;
 use super::lives::{Lane, Role, Slot, lanes};
+use crate::machine::Machine;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use tinyforge_plan::{Entry, Plan};
 
 /// Rows of a table before the rest is folded away.
 const ROWS: usize = 12;
+
+/// What the colours of a block's row mean.
+const BLOCKS_LEGEND: &str = "<div class=\"legend\"><span><i class=\"away\"></i>far</span>\
+    <span><i class=\"comes\"></i>comes in</span><span><i class=\"copy\"></i>near</span>\
+    <span><i class=\"goes\"></i>goes back</span><span>within, the steps that read it: <i class=\"forward\"></i>forward \
+    <i class=\"backward\"></i>backward <i class=\"update\"></i>update</span></div>\n";
 
 /// What a page is made from.
 pub struct Request<'a> {
@@ -21,6 +33,8 @@ pub struct Request<'a> {
     pub hash: Option<u64>,
     /// What spaces may hold: name and bytes.
     pub limits: &'a [(&'a str, u64)],
+    /// What the time line's seconds are of, where anything moves.
+    pub machine: Option<&'a Machine>,
 }
 
 impl Request<'_> {
@@ -125,7 +139,7 @@ fn uses(plan: &Plan, first_byte: u64, is_near: bool) -> Vec<(String, u64)> {
         let rest = plan.near_bytes().saturating_sub(trained + frozen);
         uses.push(("values of a step, scratch".to_string(), rest));
         uses.extend(plan.fixed.iter().map(|f| (f.name.clone(), f.bytes)));
-    } else {
+    } else if plan.spaces.iter().any(|s| s.first_byte == first_byte && !s.is_far) {
         // Tensors that change start from a copy in the memory that stays.
         uses.push(("where trained tensors start from, beside it".to_string(), plan.stored_bytes(|s| s.changes)));
     }
@@ -147,9 +161,21 @@ fn entry(out: &mut String, request: &Request, entry: &Entry) {
         escaped(&at),
         bytes(entry.peak.bytes.saturating_sub(near))
     );
+    let stays = stays(plan, entry);
     for lane in lanes.iter().filter(|lane| !lane.is_steady()) {
         legend(out, &lane.slots);
-        out.push_str(&picture::timeline(entry, lane, request.limit(&lane.space.name)));
+        out.push_str(&picture::timeline(plan, entry, lane, &stays, request.limit(&lane.space.name)));
+    }
+    for space in plan.spaces.iter().filter(|space| space.is_far) {
+        if let Some(picture) = blocks::picture(plan, entry, space, &stays) {
+            let name = escaped(&space.name);
+            let _ = writeln!(out, "<h3>Blocks of {name} in memory</h3>");
+            out.push_str(BLOCKS_LEGEND);
+            out.push_str(&picture);
+        }
+    }
+    if !entry.transfers.is_empty() || request.machine.is_some() {
+        out.push_str(&times::picture(plan, entry, request.machine));
     }
     if let Some(lane) = lanes.last() {
         holders(out, lane, entry.peak.step);
@@ -162,6 +188,9 @@ fn legend(out: &mut String, slots: &[Slot]) {
     out.push_str("<div class=\"legend\">");
     for role in Role::ALL.iter().filter(|role| used.contains(role)) {
         let _ = write!(out, "<span><i class=\"{0}\"></i>{0}</span>", role.name());
+    }
+    if used.contains(&Role::Copy) {
+        out.push_str("<span><i class=\"comes\"></i>copy comes in</span><span><i class=\"goes\"></i>copy goes back</span>");
     }
     out.push_str("<span>above, the blocks and the parts of a step: <i class=\"forward\"></i>forward ");
     out.push_str("<i class=\"backward\"></i>backward <i class=\"update\"></i>update</span></div>\n");
