@@ -9,7 +9,7 @@ use std::fmt::Write;
 use tinyforge_plan::{Entry, Part, Plan, Space};
 
 /// Height of all rows together where they are many, and the least and the largest of one.
-const HEIGHT: f64 = 520.0;
+const HEIGHT: f64 = 620.0;
 const ROW: [f64; 2] = [6.0, 14.0];
 /// Least height of a row with a name of its own.
 const NAMED: f64 = 9.0;
@@ -53,8 +53,11 @@ pub(super) fn picture(plan: &Plan, entry: &Entry, space: &Space, stays: &[Stay])
     for (i, row) in rows.iter().enumerate() {
         let y = i as f64 * height;
         name(&mut out, plan, row, [y, height], i % (NAMED / height).ceil() as usize == 0);
-        let of_row = |stay: &&Stay| stay.group == row.group && row.stored.contains(&stay.copies[0].0);
-        stays.iter().filter(of_row).for_each(|stay| bar(&mut out, plan, stay, [y, height, steps]));
+        for stay in stays.iter().filter(|stay| stay.group == row.group) {
+            // A block may have a part in each of several spaces.
+            let copies = stay.copies.iter().copied().filter(|(stored, _)| row.stored.contains(stored)).collect();
+            bar(&mut out, plan, &Stay { copies, ..stay.clone() }, [y, height, steps]);
+        }
         uses(&mut out, plan, entry, row, [y, height, steps]);
     }
     for step in (0..entry.steps.len() as u32).step_by(super::picture::unit_steps(entry.steps.len() as u32) as usize) {
@@ -76,7 +79,7 @@ fn name(out: &mut String, plan: &Plan, row: &Row, [y, height]: [f64; 2], is_name
         height - 2.0,
         escaped(&row.group.name()),
         bytes(parts.iter().map(|(_, count)| count).sum()),
-        escaped(&listed(&parts))
+        escaped(&listed(&parts, parts.len()))
     );
     if is_named {
         let _ = writeln!(

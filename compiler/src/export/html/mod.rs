@@ -16,8 +16,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use tinyforge_plan::{Entry, Plan};
 
-/// Rows of a table before the rest is folded away.
+/// Rows of a table before the rest is folded away, and rows of that before it is summed up.
 const ROWS: usize = 12;
+const FOLDED: usize = 150;
 
 /// What the colours of a block's row mean.
 const BLOCKS_LEGEND: &str = "<div class=\"legend\"><span><i class=\"away\"></i>far</span>\
@@ -168,8 +169,8 @@ fn entry(out: &mut String, request: &Request, entry: &Entry) {
     }
     for space in plan.spaces.iter().filter(|space| space.is_far) {
         if let Some(picture) = blocks::picture(plan, entry, space, &stays) {
-            let name = escaped(&space.name);
-            let _ = writeln!(out, "<h3>Blocks of {name} in memory</h3>");
+            let near = plan.spaces.last().map_or("", |s| s.name.as_str());
+            let _ = writeln!(out, "<h3>Blocks from {} in {}</h3>", escaped(&space.name), escaped(near));
             out.push_str(BLOCKS_LEGEND);
             out.push_str(&picture);
         }
@@ -204,24 +205,35 @@ fn holders(out: &mut String, lane: &Lane, step: u32) {
     let _ = writeln!(out, "<h3>Held in {} at step {step}</h3>", escaped(&lane.space.name));
     let head = "<table><tr><th>what</th><th>as</th><th class=\"n\">bytes</th><th></th></tr>\n";
     out.push_str(head);
-    for (i, slot) in held.iter().enumerate() {
+    for (i, slot) in held.iter().take(ROWS + FOLDED).enumerate() {
         if i == ROWS {
             let rest: u64 = held[i..].iter().map(|s| s.bytes).sum();
             let _ =
                 writeln!(out, "</table><details><summary>{} more, {}</summary>{head}", held.len() - ROWS, bytes(rest));
         }
-        let _ = writeln!(
-            out,
-            "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"bar\"><i class=\"{1}\" \
-             style=\"width:{:.1}%\"></i></td></tr>",
-            // A long name is broken behind its dots.
-            escaped(&slot.name).replace('.', ".<wbr>"),
-            slot.role.name(),
-            grouped(slot.bytes),
-            100.0 * slot.bytes as f64 / most as f64
-        );
+        holder(out, &slot.name, slot.role, slot.bytes, most);
+    }
+    let rest = held.get(ROWS + FOLDED..).unwrap_or_default();
+    for role in Role::ALL {
+        let of_role: Vec<u64> = rest.iter().filter(|s| s.role == role).map(|s| s.bytes).collect();
+        if !of_role.is_empty() {
+            holder(out, &format!("{} smaller ones", of_role.len()), role, of_role.iter().sum(), most);
+        }
     }
     out.push_str(if held.len() > ROWS { "</table></details>\n" } else { "</table>\n" });
+}
+
+fn holder(out: &mut String, name: &str, role: Role, count: u64, most: u64) {
+    let _ = writeln!(
+        out,
+        "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"bar\"><i class=\"{1}\" \
+         style=\"width:{:.1}%\"></i></td></tr>",
+        // A long name is broken behind its dots.
+        escaped(name).replace('.', ".<wbr>"),
+        role.name(),
+        grouped(count),
+        (100.0 * count as f64 / most as f64).min(100.0)
+    );
 }
 
 /// Spaces in which nothing comes or goes, whatever the entry.

@@ -15,8 +15,10 @@ use tinyforge_plan::{Entry, Plan, Step};
 pub(super) const WIDTH: f64 = 1200.0;
 pub(super) const LEFT: f64 = 110.0;
 pub(super) const RIGHT: f64 = 10.0;
-/// Height of the area of addresses, and of the rows above and below it.
+/// Height of the area of a whole space's addresses, the least that an entry gets which uses little of it, and of the
+/// rows above and below it.
 const HEIGHT: f64 = 420.0;
+const LOW: f64 = 180.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 34.0;
 /// Width of a letter in a slot.
@@ -27,14 +29,15 @@ const STRIP: f64 = 34.0;
 /// What is narrower or lower is drawn together with its neighbours.
 pub(super) const LITTLE: f64 = 2.0;
 
-/// Parts of a slot that its text names.
-const PARTS: usize = 24;
+/// Parts that the text of slots drawn together names.
+const PARTS: usize = 6;
 
 /// Where steps and addresses lie.
 struct Scale {
     steps: f64,
     first_byte: u64,
     span: f64,
+    height: f64,
 }
 
 impl Scale {
@@ -42,8 +45,12 @@ impl Scale {
         x(step, self.steps)
     }
 
+    fn bottom(&self) -> f64 {
+        TOP + self.height
+    }
+
     fn y(&self, address: u64) -> f64 {
-        TOP + HEIGHT - HEIGHT * (address.saturating_sub(self.first_byte)) as f64 / self.span
+        self.bottom() - self.height * (address.saturating_sub(self.first_byte)) as f64 / self.span
     }
 }
 
@@ -54,15 +61,17 @@ pub(super) fn x(step: u32, steps: f64) -> f64 {
 
 /// A lane over the steps of an entry; `limit` is what the space may hold.
 pub(super) fn timeline(plan: &Plan, entry: &Entry, lane: &Lane, stays: &[Stay], limit: Option<u64>) -> String {
-    let held = lane.space.bytes.max(1);
+    let top = lane.slots.iter().map(|s| s.offset + s.bytes).max().unwrap_or(0);
+    let held = top.saturating_sub(lane.space.first_byte).max(1);
     // A budget far above what is used would leave nothing to see.
     let limit = limit.filter(|&limit| limit >= held && limit <= held * 3 / 2);
     let scale = Scale {
         steps: entry.steps.len().max(1) as f64,
         first_byte: lane.space.first_byte,
         span: limit.unwrap_or(held) as f64 * 1.02,
+        height: (HEIGHT * held as f64 / lane.space.bytes.max(1) as f64).clamp(LOW, HEIGHT),
     };
-    let height = TOP + HEIGHT + BOTTOM;
+    let height = scale.bottom() + BOTTOM;
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -72,7 +81,7 @@ pub(super) fn timeline(plan: &Plan, entry: &Entry, lane: &Lane, stays: &[Stay], 
         escaped(&entry.name)
     );
     grid(&mut out, &scale, limit.unwrap_or(held));
-    let size = [(WIDTH - LEFT - RIGHT) / scale.steps, HEIGHT / scale.span];
+    let size = [(WIDTH - LEFT - RIGHT) / scale.steps, scale.height / scale.span];
     let slots = thin(&lane.slots, size);
     slots.iter().for_each(|slot| rectangle(&mut out, &scale, slot));
     moves(&mut out, &scale, plan, stays);
@@ -99,7 +108,7 @@ pub(super) fn timeline(plan: &Plan, entry: &Entry, lane: &Lane, stays: &[Stay], 
 
 /// Lines at round addresses, and the steps below.
 fn grid(out: &mut String, scale: &Scale, most: u64) {
-    let unit = unit(most, 8);
+    let unit = unit(most, (scale.height / 50.0) as u64);
     for address in (0..=most).step_by(unit as usize) {
         let y = scale.y(scale.first_byte + address);
         let _ = writeln!(
@@ -115,13 +124,13 @@ fn grid(out: &mut String, scale: &Scale, most: u64) {
     let steps = scale.steps as u32;
     for step in (0..steps).step_by(unit_steps(steps) as usize) {
         let x = scale.x(step);
-        let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{:.1}\">{step}</text>", TOP + HEIGHT + 14.0);
+        let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{:.1}\">{step}</text>", scale.bottom() + 14.0);
     }
     let _ = writeln!(
         out,
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">step</text>",
-        WIDTH - RIGHT,
-        TOP + HEIGHT + 25.0
+        LEFT - 6.0,
+        scale.bottom() + 14.0
     );
 }
 
@@ -196,16 +205,16 @@ fn title(slot: &Slot, first_byte: u64) -> String {
         slot.role.name(),
         bytes(slot.bytes),
         slot.offset - first_byte,
-        listed(&slot.parts)
+        listed(&slot.parts, if slot.role == Role::Copy { slot.parts.len() } else { PARTS })
     )
 }
 
-/// A line each, and of many the number.
-pub(super) fn listed(parts: &[(String, u64)]) -> String {
-    let shown = if parts.len() > PARTS { PARTS / 4 } else { parts.len() };
-    let mut out: String = parts[..shown].iter().map(|(name, count)| format!("\n{name}: {count} B")).collect();
-    if shown < parts.len() {
-        let _ = write!(out, "\nand {} more", parts.len() - shown);
+/// A line each for so many, and the number of the rest.
+pub(super) fn listed(parts: &[(String, u64)], most: usize) -> String {
+    let shown = &parts[..most.min(parts.len())];
+    let mut out: String = shown.iter().map(|(name, count)| format!("\n{name}: {count} B")).collect();
+    if shown.len() < parts.len() {
+        let _ = write!(out, "\nand {} more", parts.len() - shown.len());
     }
     out
 }
@@ -248,7 +257,7 @@ fn bands(out: &mut String, scale: &Scale, entry: &Entry) {
         );
         // Of `layers.12` the number will do where there is no room for all of it.
         let short = name.rsplit_once('.').map_or(name, |(_, last)| last);
-        let room = ((end - x - 4.0) / LETTER) as usize;
+        let room = ((end - x - 1.0) / LETTER) as usize;
         if let Some(text) = [name, short].into_iter().find(|t| t.chars().count() <= room && !t.is_empty()) {
             let _ = writeln!(
                 out,
@@ -285,7 +294,7 @@ fn peak(out: &mut String, scale: &Scale, entry: &Entry) {
         out,
         "<line class=\"peak\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{}\"/><line class=\"peak\" x1=\"{LEFT}\" \
          x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
-        TOP + HEIGHT,
+        scale.bottom(),
         WIDTH - RIGHT
     );
     // Beside the line on the side that has room.
@@ -293,7 +302,7 @@ fn peak(out: &mut String, scale: &Scale, entry: &Entry) {
     let _ = writeln!(
         out,
         "<text class=\"peak-text\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">peak {} at step {step}</text>",
-        TOP + HEIGHT + 25.0,
+        scale.bottom() + 25.0,
         bytes(entry.peak.bytes - scale.first_byte)
     );
 }

@@ -151,7 +151,7 @@ fn carried(plan: &Plan, entry: &Entry, times: &Times, direction: Direction) -> V
             (a, b) => format!("may begin with step {a}, step {b} waits for it"),
         };
         let count: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
-        let title = format!("{name}: {}, {}\n{window}{}", super::bytes(count), when(&span, times), listed(&parts));
+        let title = format!("{name}: {}, {}\n{window}{}", super::bytes(count), when(&span, times), listed(&parts, parts.len()));
         let class = if direction == Direction::In { "comes" } else { "goes" };
         bars.push(Bar { span, class, name, title, count: parts.len() });
     }
@@ -167,6 +167,9 @@ fn when(span: &Span, times: &Times) -> String {
 
 /// `12.3 ms`.
 fn seconds(s: f64) -> String {
+    if s <= 0.0 {
+        return "0 s".to_string();
+    }
     const UNITS: [(f64, &str); 3] = [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")];
     let &(unit, name) = UNITS.iter().find(|(unit, _)| s >= *unit).unwrap_or(&UNITS[2]);
     let number = s / unit;
@@ -249,7 +252,7 @@ fn lane(out: &mut String, name: &str, bars: &[Bar], y: f64, point: f64) {
         );
         // Of `layers.12` the number will do where there is no room for all of it.
         let last = bar.name.rsplit_once('.').map_or(bar.name.as_str(), |(_, last)| last);
-        let room = ((width - 4.0) / LETTER).max(0.0) as usize;
+        let room = ((width - 1.0) / LETTER).max(0.0) as usize;
         let fits = |text: &&str| text.chars().count() <= room && !text.is_empty();
         if let Some(text) = [bar.name.as_str(), last].into_iter().find(fits) {
             let _ = writeln!(
@@ -274,7 +277,6 @@ fn axis(out: &mut String, times: &Times, y: f64, point: f64) {
         let at = f64::from(i) * unit;
         let text = match times.in_units {
             Some(_) => format!("{at:.0}"),
-            None if i == 0 => "0".to_string(),
             None => seconds(at),
         };
         let _ = writeln!(
