@@ -1,6 +1,6 @@
 //! Which blocks of a far memory have copies in the near one, and when: a row a block, steps across.
 
-use super::picture::{LEFT, LITTLE, RIGHT, WIDTH, listed, x};
+use super::picture::{LEFT, RIGHT, WIDTH, listed, x};
 use super::{bytes, escaped};
 use crate::export::copies::{Group, Stay, groups};
 use crate::export::json::part;
@@ -15,6 +15,9 @@ const ROW: [f64; 2] = [6.0, 14.0];
 const NAMED: f64 = 9.0;
 /// Height of the steps below.
 const BOTTOM: f64 = 18.0;
+
+/// Steps that read a row are drawn as one use of it where they are no farther apart.
+const NEAR: f64 = 8.0;
 
 /// A group that streams between a far space and the near memory.
 struct Row {
@@ -123,7 +126,7 @@ fn bar(out: &mut String, plan: &Plan, stay: &Stay, [y, height, steps]: [f64; 3])
 /// The steps that read the row, by their part: neighbours as one.
 fn uses(out: &mut String, plan: &Plan, entry: &Entry, row: &Row, [y, height, steps]: [f64; 3]) {
     let values: Vec<u32> = row.stored.iter().map(|&i| plan.stored[i as usize].tensor.value).collect();
-    let near = (LITTLE * steps / (WIDTH - LEFT - RIGHT)) as u32 + 1;
+    let near = (NEAR * steps / (WIDTH - LEFT - RIGHT)) as u32 + 1;
     let mut runs: Vec<(Part, [u32; 2])> = Vec::new();
     for (i, step) in entry.steps.iter().enumerate() {
         if !step.args.iter().any(|arg| values.contains(&arg.value)) {
@@ -140,9 +143,9 @@ fn uses(out: &mut String, plan: &Plan, entry: &Entry, row: &Row, [y, height, ste
             "<rect class=\"use {}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"/>",
             part(its),
             x(first, steps),
-            y + height / 2.0 - height / 8.0,
-            (x(last + 1, steps) - x(first, steps)).max(1.0),
-            height / 4.0
+            y + height * 0.3,
+            (x(last + 1, steps) - x(first, steps)).max(2.0),
+            height * 0.4
         );
     }
 }

@@ -71,7 +71,7 @@ pub fn export(request: &Request) -> String {
 }
 
 /// Text inside an element or an attribute.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -191,7 +191,9 @@ fn legend(out: &mut String, slots: &[Slot]) {
         let _ = write!(out, "<span><i class=\"{0}\"></i>{0}</span>", role.name());
     }
     if used.contains(&Role::Copy) {
-        out.push_str("<span><i class=\"comes\"></i>copy comes in</span><span><i class=\"goes\"></i>copy goes back</span>");
+        out.push_str(
+            "<span><i class=\"comes\"></i>copy comes in</span><span><i class=\"goes\"></i>copy goes back</span>",
+        );
     }
     out.push_str("<span>above, the blocks and the parts of a step: <i class=\"forward\"></i>forward ");
     out.push_str("<i class=\"backward\"></i>backward <i class=\"update\"></i>update</span></div>\n");

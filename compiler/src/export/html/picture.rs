@@ -157,8 +157,10 @@ fn rectangle(out: &mut String, scale: &Scale, slot: &Slot) {
     let (width, height) = (scale.x(slot.steps[1] + 1) - x, scale.y(slot.offset) - y);
     let _ = writeln!(
         out,
-        "<rect class=\"slot {}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.2}\"><title>{}</title></rect>",
+        "<rect class=\"slot {}{}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.2}\"><title>{}</title></rect>",
         slot.role.name(),
+        // An edge would leave nothing of the colour.
+        if width.min(height) < 2.0 * LITTLE { " thin" } else { "" },
         escaped(&title(slot, scale.first_byte))
     );
 }
@@ -283,8 +285,9 @@ fn bands(out: &mut String, scale: &Scale, entry: &Entry) {
 }
 
 fn steps_title(group: &[(usize, &Step)]) -> String {
-    let lines = group.iter().map(|(at, step)| format!("step {at}: {}\n{}\n", step.kernel, step.label));
-    lines.chain([part(group[0].1.part).to_string()]).collect()
+    let lines = group.iter().take(PARTS).map(|(at, step)| format!("step {at}: {}\n{}\n", step.kernel, step.label));
+    let rest = if group.len() > PARTS { format!("and {} more\n", group.len() - PARTS) } else { String::new() };
+    lines.chain([rest, part(group[0].1.part).to_string()]).collect()
 }
 
 fn peak(out: &mut String, scale: &Scale, entry: &Entry) {

@@ -151,7 +151,8 @@ fn carried(plan: &Plan, entry: &Entry, times: &Times, direction: Direction) -> V
             (a, b) => format!("may begin with step {a}, step {b} waits for it"),
         };
         let count: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
-        let title = format!("{name}: {}, {}\n{window}{}", super::bytes(count), when(&span, times), listed(&parts, parts.len()));
+        let title =
+            format!("{name}: {}, {}\n{window}{}", super::bytes(count), when(&span, times), listed(&parts, parts.len()));
         let class = if direction == Direction::In { "comes" } else { "goes" };
         bars.push(Bar { span, class, name, title, count: parts.len() });
     }
@@ -253,11 +254,16 @@ fn lane(out: &mut String, name: &str, bars: &[Bar], y: f64, point: f64) {
         // Of `layers.12` the number will do where there is no room for all of it.
         let last = bar.name.rsplit_once('.').map_or(bar.name.as_str(), |(_, last)| last);
         let room = ((width - 1.0) / LETTER).max(0.0) as usize;
+        let ink = match bar.class {
+            "comes" => "label ink",
+            "goes" | "update" => "label",
+            _ => "label dark",
+        };
         let fits = |text: &&str| text.chars().count() <= room && !text.is_empty();
         if let Some(text) = [bar.name.as_str(), last].into_iter().find(fits) {
             let _ = writeln!(
                 out,
-                "<text class=\"label dark\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                "<text class=\"{ink}\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
                 x + width / 2.0,
                 y + LANE / 2.0 + 3.6,
                 escaped(text)

@@ -31,7 +31,7 @@ pub struct PlanArgs {
     /// Write the plan to this file
     #[arg(long)]
     emit: Option<PathBuf>,
-    /// Write a page to this file that shows memory over the steps
+    /// Write a page to this file that shows memory, blocks, transfers and compute over a step
     #[arg(long)]
     html: Option<PathBuf>,
     #[command(flatten)]
