@@ -157,7 +157,8 @@ fn rectangle(out: &mut String, scale: &Scale, slot: &Slot) {
     let (width, height) = (scale.x(slot.steps[1] + 1) - x, scale.y(slot.offset) - y);
     let _ = writeln!(
         out,
-        "<rect class=\"slot {}{}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.2}\"><title>{}</title></rect>",
+        "<rect class=\"slot {}{}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" \
+         height=\"{height:.2}\"><title>{}</title></rect>",
         slot.role.name(),
         // An edge would leave nothing of the colour.
         if width.min(height) < 2.0 * LITTLE { " thin" } else { "" },

@@ -197,7 +197,8 @@ pub(super) fn picture(plan: &Plan, entry: &Entry, machine: Option<&Machine>) -> 
     let mut out = format!("<h3>Time</h3><p>{}</p>\n", escaped(&words(plan, entry, &times, machine)));
     let _ = writeln!(
         out,
-        "<div class=\"scroll\"><svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"compute and transfers of {} \
+        "<div class=\"scroll\"><svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"compute and \
+         transfers of {} \
          over time\">",
         escaped(&entry.name)
     );
@@ -287,7 +288,8 @@ fn axis(out: &mut String, times: &Times, y: f64, point: f64) {
         };
         let _ = writeln!(
             out,
-            "<line class=\"grid\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"{1:.1}\" y2=\"{y:.1}\"/><text x=\"{0:.1}\" y=\"{2:.1}\">\
+            "<line class=\"grid\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"{1:.1}\" y2=\"{y:.1}\"/><text x=\"{0:.1}\" \
+             y=\"{2:.1}\">\
              {text}</text>",
             LEFT + at / point,
             y - GAP,
