@@ -91,7 +91,9 @@ fn the_highest_slot_ends_at_the_planned_peak() {
             assert!(names.get(&t.value).is_some_and(|n| !n.is_empty()), "{t:?}");
         }
     }
-    assert_eq!(all.into_iter().collect::<Vec<_>>(), Use::ALL);
+    // Nothing of this plan is far.
+    let wanted = Use::ALL.into_iter().filter(|role| *role != Use::Copy);
+    assert_eq!(all.into_iter().collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
 }
 
 #[test]
@@ -168,8 +170,12 @@ fn graphviz_reads_the_graph() {
 #[test]
 fn the_page_stands_alone_and_shows_every_slot() {
     let plan = plan();
-    let page =
-        html::export(&html::Request { plan: &plan, hash: Some(7), limits: &[("sram", 4096), ("flash", 1 << 20)] });
+    let page = html::export(&html::Request {
+        plan: &plan,
+        hash: Some(7),
+        limits: &[("sram", 4096), ("flash", 1 << 20)],
+        machine: None,
+    });
     for outside in ["http:", "https:", "//cdn", "src=", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
     }

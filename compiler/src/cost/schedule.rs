@@ -2,6 +2,7 @@
 
 use super::{CostError, Schedule, Transfer, work};
 use crate::machine::Machine;
+use std::ops::Range;
 use tinyforge_plan::{Direction, Entry, Plan};
 
 /// Every step of the entry with its transfers, over the links that join the machine's near memory and the memory that
@@ -11,15 +12,23 @@ use tinyforge_plan::{Direction, Entry, Plan};
 /// The entry transfers, and the machine has no link for that.
 pub fn schedule(plan: &Plan, entry: &Entry, machine: &Machine) -> Result<Schedule, CostError> {
     let mut transfers: Vec<Transfer> = Vec::new();
-    for t in &entry.transfers {
-        let link = link(machine, t.direction)?;
-        let bytes = plan.stored[t.stored as usize].tensor.bytes();
-        match transfers.last_mut().filter(|last| (last.link, last.begins, last.ends) == (link, t.begins, t.ends)) {
-            Some(last) => last.bytes += bytes,
-            None => transfers.push(Transfer { link, bytes, begins: t.begins, ends: t.ends }),
-        }
+    for event in events(entry) {
+        let &tinyforge_plan::Transfer { direction, begins, ends, .. } = &entry.transfers[event.start];
+        let bytes = entry.transfers[event].iter().map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum();
+        transfers.push(Transfer { link: link(machine, direction)?, bytes, begins, ends });
     }
     Ok(Schedule { works: entry.steps.iter().map(work).collect(), transfers })
+}
+
+/// Transfers of an entry that begin and end together in one direction, which a link carries as one: their indices.
+pub fn events(entry: &Entry) -> Vec<Range<usize>> {
+    let key = |t: &tinyforge_plan::Transfer| (t.direction, t.begins, t.ends);
+    let mut next = 0;
+    let event = |group: &[tinyforge_plan::Transfer]| {
+        next += group.len();
+        next - group.len()..next
+    };
+    entry.transfers.chunk_by(|a, b| key(a) == key(b)).map(event).collect()
 }
 
 /// The link into the near memory, or from it back to where that one comes from.

@@ -4,6 +4,7 @@
 //! the step that makes it to the last that reads it, an input from the first step, a result to the last. Spaces are
 //! the plan's own, however many there are; a lane is what one of them holds.
 
+use super::copies::{Stay, stays};
 use std::collections::{BTreeMap, BTreeSet};
 use tinyforge_plan::{DType, Entry, Part, Plan, Space, Step, Stored, Tensor};
 
@@ -14,6 +15,8 @@ pub enum Role {
     Trained,
     /// A stored tensor that stays.
     Frozen,
+    /// A copy of what lives in a far memory.
+    Copy,
     /// Filled by the caller.
     Input,
     /// Made and read in one part of a step.
@@ -30,9 +33,10 @@ pub enum Role {
 
 impl Role {
     /// Every role, in the order of a legend.
-    pub const ALL: [Role; 8] = [
+    pub const ALL: [Role; 9] = [
         Role::Trained,
         Role::Frozen,
+        Role::Copy,
         Role::Input,
         Role::Activation,
         Role::Saved,
@@ -46,6 +50,7 @@ impl Role {
         match self {
             Role::Trained => "trained",
             Role::Frozen => "frozen",
+            Role::Copy => "copy",
             Role::Input => "input",
             Role::Activation => "activation",
             Role::Saved => "saved",
@@ -71,6 +76,8 @@ pub struct Slot {
     pub steps: [u32; 2],
     /// Storage and shape, where it is a tensor.
     pub form: String,
+    /// What it is made of, with the bytes of each, where it is several.
+    pub parts: Vec<(String, u64)>,
 }
 
 /// What one space holds while an entry runs.
@@ -124,6 +131,7 @@ fn is_mask(t: &Tensor) -> bool {
 /// The lanes of an entry, in the order of the plan's spaces.
 pub fn lanes<'a>(plan: &'a Plan, entry: &Entry) -> Vec<Lane<'a>> {
     let mut slots: Vec<Slot> = plan.stored.iter().filter_map(|s| stored(s, entry)).collect();
+    slots.extend(stays(plan, entry).iter().flat_map(|stay| copied(plan, stay)));
     slots.extend(values(plan, entry));
     slots.extend(entry.steps.iter().enumerate().filter(|(_, s)| s.scratch_bytes > 0).map(scratch));
     slots.sort_by_key(|s| (s.steps, s.offset));
@@ -146,7 +154,25 @@ fn stored(s: &Stored, entry: &Entry) -> Option<Slot> {
         bytes: s.tensor.bytes(),
         steps: [0, last_step(entry)],
         form: form(&s.tensor),
+        parts: Vec::new(),
     })
+}
+
+/// The places of a stay's copies: one, where they lie side by side.
+pub fn copied(plan: &Plan, stay: &Stay) -> Vec<Slot> {
+    let tensor = |stored: u32| &plan.stored[stored as usize];
+    let end = |&(stored, near_byte): &(u32, u64)| near_byte + tensor(stored).tensor.bytes();
+    let align = u64::from(plan.align_bytes.max(1));
+    let slot = |run: &[(u32, u64)]| Slot {
+        name: stay.group.name(),
+        role: Role::Copy,
+        offset: run[0].1,
+        bytes: run.last().map_or(0, end).saturating_sub(run[0].1),
+        steps: stay.steps,
+        form: String::new(),
+        parts: run.iter().map(|&(i, _)| (tensor(i).name.clone(), tensor(i).tensor.bytes())).collect(),
+    };
+    stay.copies.chunk_by(|a, b| b.1 <= end(a).next_multiple_of(align)).map(slot).collect()
 }
 
 fn scratch((i, step): (usize, &Step)) -> Slot {
@@ -157,6 +183,7 @@ fn scratch((i, step): (usize, &Step)) -> Slot {
         bytes: step.scratch_bytes,
         steps: [i as u32, i as u32],
         form: String::new(),
+        parts: Vec::new(),
     }
 }
 
@@ -200,6 +227,7 @@ fn values(plan: &Plan, entry: &Entry) -> Vec<Slot> {
         bytes: life.tensor.bytes(),
         steps: life.steps,
         form: form(life.tensor),
+        parts: Vec::new(),
     };
     lives.iter().filter(|(_, life)| life.tensor.bytes() > 0).map(slot).collect()
 }

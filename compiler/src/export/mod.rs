@@ -4,6 +4,7 @@
 //! decides nothing.
 
 pub mod c;
+pub mod copies;
 pub mod dot;
 pub mod html;
 pub mod json;

@@ -138,7 +138,7 @@ impl Built {
             Emit::Html => {
                 let names = [plan.spaces.last(), plan.spaces.first()].map(|s| s.map_or("", |s| s.name.as_str()));
                 let limits = [(names[0], limits[0]), (names[1], limits[1])];
-                let page = html::export(&html::Request { plan, hash: Some(self.hash), limits: &limits });
+                let page = html::export(&html::Request { plan, hash: Some(self.hash), limits: &limits, machine: None });
                 vec![("model.html", page.into_bytes())]
             }
         })

@@ -31,7 +31,9 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     for (name, kind) in kinds {
         let bytes = plan.stored_bytes(|s| s.kind == kind);
         let changed = plan.stored_bytes(|s| s.kind == kind && s.changes);
-        let _ = writeln!(out, "      {name:<9} {bytes:>12} bytes, {changed} of them change");
+        let far = plan.stored_bytes(|s| s.kind == kind && plan.is_far(s));
+        let far = if far > 0 { format!(", {far} are far") } else { String::new() };
+        let _ = writeln!(out, "      {name:<9} {bytes:>12} bytes, {changed} of them change{far}");
     }
     for part in &plan.fixed {
         let _ = writeln!(out, "    {:<13} {:>10} bytes", part.name, part.bytes);
@@ -90,8 +92,8 @@ fn entries(out: &mut String, plan: &Plan) {
                 entry.flops() as f64 / 1e9,
                 lowest_block(plan)
             );
-            moved(out, plan, entry);
         }
+        moved(out, plan, entry);
     }
 }
 
@@ -107,15 +109,24 @@ fn windows(out: &mut String, planned: &Planned) {
     }
 }
 
-/// What an entry moves between the disk and memory.
+/// What an entry moves between the far memories and the near one, and what it finds there.
 fn moved(out: &mut String, plan: &Plan, entry: &Entry) {
+    let bytes = |stored: u32| plan.stored[stored as usize].tensor.bytes();
     let sum = |direction| {
         let of = entry.transfers.iter().filter(|t| t.direction == direction);
-        of.map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum::<u64>()
+        of.fold((0, 0), |(count, sum), t| (count + 1, sum + bytes(t.stored)))
     };
-    let (read, written) = (sum(Direction::In), sum(Direction::Out));
-    if read + written > 0 {
-        let _ = writeln!(out, "    reads {} from disk and writes {} to it", show(read), show(written));
+    let ((come, read), (go, written)) = (sum(Direction::In), sum(Direction::Out));
+    let resident: u64 = entry.residents.iter().map(|r| bytes(r.stored)).sum();
+    if come + go + entry.residents.len() > 0 {
+        let _ = writeln!(
+            out,
+            "    {come} copies come in, {}, and {go} go back, {}; {} stay from run to run, {}",
+            show(read),
+            show(written),
+            entry.residents.len(),
+            show(resident)
+        );
     }
 }
 

@@ -1,17 +1,30 @@
-//! A plan as one page: memory over the steps of every entry, where it is fullest and what fills it there, totals.
+//! A plan as one page: memory over the steps of every entry, which blocks are near, what runs and moves when, where
+//! memory is fullest and what fills it there, totals.
 //!
 //! Self-contained: style, script and pictures are in the file, and nothing is fetched. Readable without scripts and
 //! on a narrow screen.
 
+mod blocks;
 mod picture;
+mod thin;
+pub mod times;
 
+use super::copies::stays;
 use super::lives::{Lane, Role, Slot, lanes};
+use crate::machine::Machine;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use tinyforge_plan::{Entry, Plan};
 
-/// Rows of a table before the rest is folded away.
+/// Rows of a table before the rest is folded away, and rows of that before it is summed up.
 const ROWS: usize = 12;
+const FOLDED: usize = 150;
+
+/// What the colours of a block's row mean.
+const BLOCKS_LEGEND: &str = "<div class=\"legend\"><span><i class=\"away\"></i>far</span>\
+    <span><i class=\"comes\"></i>comes in</span><span><i class=\"copy\"></i>near</span>\
+    <span><i class=\"goes\"></i>goes back</span><span>within, the steps that read it: <i class=\"forward\"></i>forward \
+    <i class=\"backward\"></i>backward <i class=\"update\"></i>update</span></div>\n";
 
 /// What a page is made from.
 pub struct Request<'a> {
@@ -21,6 +34,8 @@ pub struct Request<'a> {
     pub hash: Option<u64>,
     /// What spaces may hold: name and bytes.
     pub limits: &'a [(&'a str, u64)],
+    /// What the time line's seconds are of, where anything moves.
+    pub machine: Option<&'a Machine>,
 }
 
 impl Request<'_> {
@@ -56,7 +71,7 @@ pub fn export(request: &Request) -> String {
 }
 
 /// Text inside an element or an attribute.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -125,7 +140,7 @@ fn uses(plan: &Plan, first_byte: u64, is_near: bool) -> Vec<(String, u64)> {
         let rest = plan.near_bytes().saturating_sub(trained + frozen);
         uses.push(("values of a step, scratch".to_string(), rest));
         uses.extend(plan.fixed.iter().map(|f| (f.name.clone(), f.bytes)));
-    } else {
+    } else if plan.spaces.iter().any(|s| s.first_byte == first_byte && !s.is_far) {
         // Tensors that change start from a copy in the memory that stays.
         uses.push(("where trained tensors start from, beside it".to_string(), plan.stored_bytes(|s| s.changes)));
     }
@@ -147,9 +162,21 @@ fn entry(out: &mut String, request: &Request, entry: &Entry) {
         escaped(&at),
         bytes(entry.peak.bytes.saturating_sub(near))
     );
+    let stays = stays(plan, entry);
     for lane in lanes.iter().filter(|lane| !lane.is_steady()) {
         legend(out, &lane.slots);
-        out.push_str(&picture::timeline(entry, lane, request.limit(&lane.space.name)));
+        out.push_str(&picture::timeline(plan, entry, lane, &stays, request.limit(&lane.space.name)));
+    }
+    for space in plan.spaces.iter().filter(|space| space.is_far) {
+        if let Some(picture) = blocks::picture(plan, entry, space, &stays) {
+            let near = plan.spaces.last().map_or("", |s| s.name.as_str());
+            let _ = writeln!(out, "<h3>Blocks from {} in {}</h3>", escaped(&space.name), escaped(near));
+            out.push_str(BLOCKS_LEGEND);
+            out.push_str(&picture);
+        }
+    }
+    if !entry.transfers.is_empty() || request.machine.is_some() {
+        out.push_str(&times::picture(plan, entry, request.machine));
     }
     if let Some(lane) = lanes.last() {
         holders(out, lane, entry.peak.step);
@@ -163,6 +190,11 @@ fn legend(out: &mut String, slots: &[Slot]) {
     for role in Role::ALL.iter().filter(|role| used.contains(role)) {
         let _ = write!(out, "<span><i class=\"{0}\"></i>{0}</span>", role.name());
     }
+    if used.contains(&Role::Copy) {
+        out.push_str(
+            "<span><i class=\"comes\"></i>copy comes in</span><span><i class=\"goes\"></i>copy goes back</span>",
+        );
+    }
     out.push_str("<span>above, the blocks and the parts of a step: <i class=\"forward\"></i>forward ");
     out.push_str("<i class=\"backward\"></i>backward <i class=\"update\"></i>update</span></div>\n");
 }
@@ -175,24 +207,35 @@ fn holders(out: &mut String, lane: &Lane, step: u32) {
     let _ = writeln!(out, "<h3>Held in {} at step {step}</h3>", escaped(&lane.space.name));
     let head = "<table><tr><th>what</th><th>as</th><th class=\"n\">bytes</th><th></th></tr>\n";
     out.push_str(head);
-    for (i, slot) in held.iter().enumerate() {
+    for (i, slot) in held.iter().take(ROWS + FOLDED).enumerate() {
         if i == ROWS {
             let rest: u64 = held[i..].iter().map(|s| s.bytes).sum();
             let _ =
                 writeln!(out, "</table><details><summary>{} more, {}</summary>{head}", held.len() - ROWS, bytes(rest));
         }
-        let _ = writeln!(
-            out,
-            "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"bar\"><i class=\"{1}\" \
-             style=\"width:{:.1}%\"></i></td></tr>",
-            // A long name is broken behind its dots.
-            escaped(&slot.name).replace('.', ".<wbr>"),
-            slot.role.name(),
-            grouped(slot.bytes),
-            100.0 * slot.bytes as f64 / most as f64
-        );
+        holder(out, &slot.name, slot.role, slot.bytes, most);
+    }
+    let rest = held.get(ROWS + FOLDED..).unwrap_or_default();
+    for role in Role::ALL {
+        let of_role: Vec<u64> = rest.iter().filter(|s| s.role == role).map(|s| s.bytes).collect();
+        if !of_role.is_empty() {
+            holder(out, &format!("{} smaller ones", of_role.len()), role, of_role.iter().sum(), most);
+        }
     }
     out.push_str(if held.len() > ROWS { "</table></details>\n" } else { "</table>\n" });
+}
+
+fn holder(out: &mut String, name: &str, role: Role, count: u64, most: u64) {
+    let _ = writeln!(
+        out,
+        "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"bar\"><i class=\"{1}\" \
+         style=\"width:{:.1}%\"></i></td></tr>",
+        // A long name is broken behind its dots.
+        escaped(name).replace('.', ".<wbr>"),
+        role.name(),
+        grouped(count),
+        (100.0 * count as f64 / most as f64).min(100.0)
+    );
 }
 
 /// Spaces in which nothing comes or goes, whatever the entry.

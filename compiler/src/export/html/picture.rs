@@ -3,53 +3,75 @@
 //! Knows lanes, slots and steps, nothing of what kind of plan they are from: a lane of another space, or of what
 //! crosses a link, is drawn by the same code.
 
+use super::thin::thin;
 use super::{bytes, escaped};
+use crate::export::copies::Stay;
 use crate::export::json::part;
-use crate::export::lives::{Lane, Role, Slot};
+use crate::export::lives::{Lane, Role, Slot, copied};
 use std::fmt::Write;
-use tinyforge_plan::Entry;
+use tinyforge_plan::{Entry, Plan, Step};
 
 /// Width of the picture, of which the text left of it.
-const WIDTH: f64 = 1200.0;
-const LEFT: f64 = 66.0;
-const RIGHT: f64 = 10.0;
-/// Height of the area of addresses, and of the rows above and below it.
+pub(super) const WIDTH: f64 = 1200.0;
+pub(super) const LEFT: f64 = 110.0;
+pub(super) const RIGHT: f64 = 10.0;
+/// Height of the area of a whole space's addresses, the least that an entry gets which uses little of it, and of the
+/// rows above and below it.
 const HEIGHT: f64 = 420.0;
+const LOW: f64 = 180.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 34.0;
 /// Width of a letter in a slot.
-const LETTER: f64 = 6.2;
+pub(super) const LETTER: f64 = 6.2;
 /// Height of a lane in which nothing comes or goes.
 const STRIP: f64 = 34.0;
+
+/// What is narrower or lower is drawn together with its neighbours.
+pub(super) const LITTLE: f64 = 2.0;
+
+/// Parts that the text of slots drawn together names.
+const PARTS: usize = 6;
 
 /// Where steps and addresses lie.
 struct Scale {
     steps: f64,
     first_byte: u64,
     span: f64,
+    height: f64,
 }
 
 impl Scale {
     fn x(&self, step: u32) -> f64 {
-        LEFT + (WIDTH - LEFT - RIGHT) * f64::from(step) / self.steps
+        x(step, self.steps)
+    }
+
+    fn bottom(&self) -> f64 {
+        TOP + self.height
     }
 
     fn y(&self, address: u64) -> f64 {
-        TOP + HEIGHT - HEIGHT * (address.saturating_sub(self.first_byte)) as f64 / self.span
+        self.bottom() - self.height * (address.saturating_sub(self.first_byte)) as f64 / self.span
     }
 }
 
+/// Where a step begins, of so many.
+pub(super) fn x(step: u32, steps: f64) -> f64 {
+    LEFT + (WIDTH - LEFT - RIGHT) * f64::from(step) / steps
+}
+
 /// A lane over the steps of an entry; `limit` is what the space may hold.
-pub(super) fn timeline(entry: &Entry, lane: &Lane, limit: Option<u64>) -> String {
-    let held = lane.space.bytes.max(1);
+pub(super) fn timeline(plan: &Plan, entry: &Entry, lane: &Lane, stays: &[Stay], limit: Option<u64>) -> String {
+    let top = lane.slots.iter().map(|s| s.offset + s.bytes).max().unwrap_or(0);
+    let held = top.saturating_sub(lane.space.first_byte).max(1);
     // A budget far above what is used would leave nothing to see.
     let limit = limit.filter(|&limit| limit >= held && limit <= held * 3 / 2);
     let scale = Scale {
         steps: entry.steps.len().max(1) as f64,
         first_byte: lane.space.first_byte,
         span: limit.unwrap_or(held) as f64 * 1.02,
+        height: (HEIGHT * held as f64 / lane.space.bytes.max(1) as f64).clamp(LOW, HEIGHT),
     };
-    let height = TOP + HEIGHT + BOTTOM;
+    let height = scale.bottom() + BOTTOM;
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -59,7 +81,11 @@ pub(super) fn timeline(entry: &Entry, lane: &Lane, limit: Option<u64>) -> String
         escaped(&entry.name)
     );
     grid(&mut out, &scale, limit.unwrap_or(held));
-    lane.slots.iter().for_each(|slot| rectangle(&mut out, &scale, slot));
+    let size = [(WIDTH - LEFT - RIGHT) / scale.steps, scale.height / scale.span];
+    let slots = thin(&lane.slots, size);
+    slots.iter().for_each(|slot| rectangle(&mut out, &scale, slot));
+    moves(&mut out, &scale, plan, stays);
+    labels(&mut out, &scale, &slots);
     bands(&mut out, &scale, entry);
     if let Some(limit) = limit {
         let y = scale.y(scale.first_byte + limit);
@@ -82,7 +108,7 @@ pub(super) fn timeline(entry: &Entry, lane: &Lane, limit: Option<u64>) -> String
 
 /// Lines at round addresses, and the steps below.
 fn grid(out: &mut String, scale: &Scale, most: u64) {
-    let unit = unit(most, 8);
+    let unit = unit(most, (scale.height / 50.0) as u64);
     for address in (0..=most).step_by(unit as usize) {
         let y = scale.y(scale.first_byte + address);
         let _ = writeln!(
@@ -98,13 +124,13 @@ fn grid(out: &mut String, scale: &Scale, most: u64) {
     let steps = scale.steps as u32;
     for step in (0..steps).step_by(unit_steps(steps) as usize) {
         let x = scale.x(step);
-        let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{:.1}\">{step}</text>", TOP + HEIGHT + 14.0);
+        let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{:.1}\">{step}</text>", scale.bottom() + 14.0);
     }
     let _ = writeln!(
         out,
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">step</text>",
-        WIDTH - RIGHT,
-        TOP + HEIGHT + 25.0
+        LEFT - 6.0,
+        scale.bottom() + 14.0
     );
 }
 
@@ -113,11 +139,11 @@ fn unit(most: u64, lines: u64) -> u64 {
     (most / lines).max(1).next_power_of_two()
 }
 
-fn unit_steps(steps: u32) -> u32 {
+pub(super) fn unit_steps(steps: u32) -> u32 {
     [1, 2, 5, 10, 20, 50, 100, 200, 500].into_iter().find(|unit| steps / unit <= 24).unwrap_or(1000)
 }
 
-fn short(bytes: u64) -> String {
+pub(super) fn short(bytes: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match UNITS.iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) if bytes.is_multiple_of(*unit) => format!("{} {name}", bytes / unit),
@@ -131,11 +157,21 @@ fn rectangle(out: &mut String, scale: &Scale, slot: &Slot) {
     let (width, height) = (scale.x(slot.steps[1] + 1) - x, scale.y(slot.offset) - y);
     let _ = writeln!(
         out,
-        "<rect class=\"slot {}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.2}\"><title>{}</title></rect>",
+        "<rect class=\"slot {}{}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" \
+         height=\"{height:.2}\"><title>{}</title></rect>",
         slot.role.name(),
+        // An edge would leave nothing of the colour.
+        if width.min(height) < 2.0 * LITTLE { " thin" } else { "" },
         escaped(&title(slot, scale.first_byte))
     );
-    label(out, slot, [x, y, width, height]);
+}
+
+/// Names, over all rectangles.
+fn labels(out: &mut String, scale: &Scale, slots: &[Slot]) {
+    for slot in slots {
+        let (x, y) = (scale.x(slot.steps[0]), scale.y(slot.offset + slot.bytes));
+        label(out, slot, [x, y, scale.x(slot.steps[1] + 1) - x, scale.y(slot.offset) - y]);
+    }
 }
 
 /// The name, where there is room for some of it.
@@ -149,7 +185,7 @@ fn label(out: &mut String, slot: &Slot, [x, y, width, height]: [f64; 4]) {
     } else {
         slot.name.chars().take(room - 1).chain(['…']).collect()
     };
-    let is_light = matches!(slot.role, Role::Activation | Role::Gradient | Role::Scratch | Role::Frozen);
+    let is_light = matches!(slot.role, Role::Activation | Role::Gradient | Role::Scratch | Role::Frozen | Role::Copy);
     let class = if is_light { "label dark" } else { "label" };
     let _ = writeln!(
         out,
@@ -167,12 +203,44 @@ fn title(slot: &Slot, first_byte: u64) -> String {
     };
     let form = if slot.form.is_empty() { String::new() } else { format!("{} ", slot.form) };
     format!(
-        "{}\n{}: {form}{}\nat {}, {steps}",
+        "{}\n{}: {form}{}\nat {}, {steps}{}",
         slot.name,
         slot.role.name(),
         bytes(slot.bytes),
-        slot.offset - first_byte
+        slot.offset - first_byte,
+        listed(&slot.parts, if slot.role == Role::Copy { slot.parts.len() } else { PARTS })
     )
+}
+
+/// A line each for so many, and the number of the rest.
+pub(super) fn listed(parts: &[(String, u64)], most: usize) -> String {
+    let shown = &parts[..most.min(parts.len())];
+    let mut out: String = shown.iter().map(|(name, count)| format!("\n{name}: {count} B")).collect();
+    if shown.len() < parts.len() {
+        let _ = write!(out, "\nand {} more", parts.len() - shown.len());
+    }
+    out
+}
+
+/// How copies come and go, over their places.
+fn moves(out: &mut String, scale: &Scale, plan: &Plan, stays: &[Stay]) {
+    for stay in stays {
+        let windows = stay.comes.iter().map(|w| (w, "comes", "comes in"));
+        for (&[first, last], class, word) in windows.chain(stay.goes.iter().map(|w| (w, "goes", "goes back"))) {
+            for slot in copied(plan, stay) {
+                let (x, y) = (scale.x(first), scale.y(slot.offset + slot.bytes));
+                let _ = writeln!(
+                    out,
+                    "<rect class=\"move {class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{} \
+                     {word}\n{}\nbeside steps {first} to {last}</title></rect>",
+                    scale.x(last + 1) - x,
+                    scale.y(slot.offset) - y,
+                    escaped(&slot.name),
+                    bytes(slot.bytes)
+                );
+            }
+        }
+    }
 }
 
 /// Above the addresses: the blocks, and below them the parts of the step.
@@ -182,17 +250,17 @@ fn bands(out: &mut String, scale: &Scale, entry: &Entry) {
         let (first, last) = (group[0].0 as u32, group[group.len() - 1].0 as u32);
         let (x, end) = (scale.x(first), scale.x(last + 1));
         let name = entry.blocks.get(group[0].1.block as usize).map_or("", String::as_str);
-        let shade = if i % 2 == 0 { "#e8ecef" } else { "#f3f5f7" };
+        let shade = if i % 2 == 0 { "even" } else { "odd" };
         let _ = writeln!(
             out,
-            "<rect x=\"{x:.1}\" y=\"4\" width=\"{:.1}\" height=\"20\" fill=\"{shade}\"><title>{}\nsteps {first} to \
+            "<rect x=\"{x:.1}\" y=\"4\" width=\"{:.1}\" height=\"20\" class=\"{shade}\"><title>{}\nsteps {first} to \
              {last}</title></rect>",
             end - x,
             escaped(name)
         );
         // Of `layers.12` the number will do where there is no room for all of it.
         let short = name.rsplit_once('.').map_or(name, |(_, last)| last);
-        let room = ((end - x - 4.0) / LETTER) as usize;
+        let room = ((end - x - 1.0) / LETTER) as usize;
         if let Some(text) = [name, short].into_iter().find(|t| t.chars().count() <= room && !t.is_empty()) {
             let _ = writeln!(
                 out,
@@ -202,18 +270,25 @@ fn bands(out: &mut String, scale: &Scale, entry: &Entry) {
             );
         }
     }
-    for (at, step) in &steps {
-        let x = scale.x(*at as u32);
+    // Neighbours in one part of the step are drawn together where each is too narrow.
+    let few = ((LITTLE * scale.steps / (WIDTH - LEFT - RIGHT)).ceil() as usize).max(1);
+    for group in steps.chunk_by(|a, b| a.1.part == b.1.part).flat_map(|run| run.chunks(few)) {
+        let (first, step) = group[0];
+        let x = scale.x(first as u32);
         let _ = writeln!(
             out,
-            "<rect class=\"{}\" x=\"{x:.1}\" y=\"26\" width=\"{:.1}\" height=\"9\"><title>step {at}: {}\n{}\n{}</title></rect>",
+            "<rect class=\"{}\" x=\"{x:.1}\" y=\"26\" width=\"{:.1}\" height=\"9\"><title>{}</title></rect>",
             part(step.part),
-            scale.x(*at as u32 + 1) - x + 0.2,
-            escaped(&step.kernel),
-            escaped(&step.label),
-            part(step.part)
+            scale.x((first + group.len()) as u32) - x + 0.2,
+            escaped(&steps_title(group))
         );
     }
+}
+
+fn steps_title(group: &[(usize, &Step)]) -> String {
+    let lines = group.iter().take(PARTS).map(|(at, step)| format!("step {at}: {}\n{}\n", step.kernel, step.label));
+    let rest = if group.len() > PARTS { format!("and {} more\n", group.len() - PARTS) } else { String::new() };
+    lines.chain([rest, part(group[0].1.part).to_string()]).collect()
 }
 
 fn peak(out: &mut String, scale: &Scale, entry: &Entry) {
@@ -223,7 +298,7 @@ fn peak(out: &mut String, scale: &Scale, entry: &Entry) {
         out,
         "<line class=\"peak\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{}\"/><line class=\"peak\" x1=\"{LEFT}\" \
          x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
-        TOP + HEIGHT,
+        scale.bottom(),
         WIDTH - RIGHT
     );
     // Beside the line on the side that has room.
@@ -231,7 +306,7 @@ fn peak(out: &mut String, scale: &Scale, entry: &Entry) {
     let _ = writeln!(
         out,
         "<text class=\"peak-text\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">peak {} at step {step}</text>",
-        TOP + HEIGHT + 25.0,
+        scale.bottom() + 25.0,
         bytes(entry.peak.bytes - scale.first_byte)
     );
 }

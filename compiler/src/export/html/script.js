@@ -1,11 +1,13 @@
 // What the pointer or a finger is on, at once; without scripts the browser shows the same text after a moment.
 const tip = document.getElementById("tip");
 const show = (event) => {
-  const title = event.target.querySelector && event.target.querySelector(":scope > title");
-  const text = event.target.dataset?.text ?? title?.textContent;
+  // What is drawn of several pieces has one text.
+  const shown = event.target.closest?.("g.stay") ?? event.target;
+  const title = shown.querySelector && shown.querySelector(":scope > title");
+  const text = shown.dataset?.text ?? title?.textContent;
   if (!text) { tip.style.display = "none"; return; }
   // The browser's own would come on top of this one.
-  if (title) { event.target.dataset.text = text; title.remove(); }
+  if (title) { shown.dataset.text = text; title.remove(); }
   tip.textContent = text;
   tip.style.display = "block";
   const right = window.innerWidth - tip.offsetWidth - 8, low = window.innerHeight - tip.offsetHeight - 8;

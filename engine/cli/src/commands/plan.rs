@@ -31,7 +31,7 @@ pub struct PlanArgs {
     /// Write the plan to this file
     #[arg(long)]
     emit: Option<PathBuf>,
-    /// Write a page to this file that shows memory over the steps
+    /// Write a page to this file that shows memory, blocks, transfers and compute over a step
     #[arg(long)]
     html: Option<PathBuf>,
     #[command(flatten)]
@@ -78,7 +78,8 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
         let plan = &largest.compiled.plan;
         let near = plan.spaces.last().map_or("", |s| s.name.as_str());
         let limits: Vec<(&str, u64)> = settings.memory.iter().map(|&bytes| (near, bytes)).collect();
-        let page = html::export(&html::Request { plan, hash: None, limits: &limits });
+        let machine = profile.as_ref().map(|p| &p.machine);
+        let page = html::export(&html::Request { plan, hash: None, limits: &limits, machine });
         tinyforge::files::write_atomic(out, |file| file.write_all(page.as_bytes()))?;
     }
     if args.common.json {
