@@ -284,8 +284,7 @@ impl Runner {
         Some((&stored.tensor, self.arena.tensor(&stored.tensor)))
     }
 
-    /// How long steps waited for copies, how long copies moved, and their bytes; nothing of a plan without a far
-    /// memory.
+    /// How long steps waited for copies, how long copies moved, and their bytes; nothing without a far memory.
     pub fn moved(&self) -> Option<(Duration, Duration, u64)> {
         self.far.as_ref().map(Far::times)
     }

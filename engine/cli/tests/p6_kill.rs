@@ -189,7 +189,7 @@ fn a_killed_run_with_a_work_file_ends_with_the_same_bytes() {
         let desk = Desk::new(name, &[&flags[..], more].concat());
         let works = survives_kills(&desk, 10);
         assert!(works > 0, "{name}: no kill came while there was a work file");
-        // A streamed run is what one with everything resident is; the checkpoint of that one may hold sums of gradients.
+        // A streamed run is what one with everything resident is. That one's checkpoint may hold sums of gradients.
         let out = desk.out("resident");
         let mut args = desk.train_args(&out);
         let at = args.iter().position(|a| a == "--window").expect("given");
