@@ -82,6 +82,7 @@ def main():
     args.add_argument("--scratch", default="/tmp/tinyforge-streaming")
     args.add_argument("--seq", default="128")
     args.add_argument("--steps", default="3")
+    args.add_argument("--schemes", default=",".join(SCHEMES))
     args.add_argument("models", nargs="+")
     args = args.parse_args()
     group, bad, count = Group(), [], 0
@@ -89,7 +90,7 @@ def main():
     scratch.mkdir(parents=True, exist_ok=True)
     for m, model in enumerate(args.models):
         dtype = ["--dtype", "bf16"] if "bf16" in model else []
-        for s, scheme in enumerate(SCHEMES):
+        for s, scheme in [(s, scheme) for s, scheme in enumerate(SCHEMES) if scheme in args.schemes.split(",")]:
             base = ["--scheme", scheme, "--seq", args.seq, "--batch", "2", *dtype]
             base += ["--cycle-steps", "1"] if scheme.startswith("cycle") else []
             first = None
