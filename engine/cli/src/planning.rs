@@ -12,7 +12,7 @@ use tinyforge_compiler::machine::Machine;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
-use tinyforge_compiler::scheme::Scheme;
+use tinyforge_compiler::scheme::{Scheme, SchemeKind};
 use tinyforge_compiler::target::Target;
 use tinyforge_plan::{DType, Fixed};
 
@@ -103,6 +103,14 @@ pub struct Planned {
     pub considered: Vec<(Option<Window>, f64)>,
 }
 
+/// How many plans take turns.
+pub fn phases(model: &Model, settings: &Settings, wanted: Wanted) -> u32 {
+    match (&settings.scheme.kind, wanted) {
+        (SchemeKind::Cycle(n), Wanted::Train) => (model.config.layers as u32).div_ceil((*n).max(1)),
+        _ => 1,
+    }
+}
+
 /// Compiles a plan that fits; `fixed` are the parts of the process outside the arena.
 ///
 /// # Errors
@@ -128,8 +136,14 @@ pub fn plan_groups(
         let mut window = settings.window;
         let of_group = |group| -> Result<Planned, CompileError> {
             let settings = Settings { group, window, ..settings.clone() };
-            let asked =
-                Asked { model, settings: &settings, wanted, fixed, rows: micro_rows, phases: groups.len() as u64 };
+            let asked = Asked {
+                model,
+                settings: &settings,
+                wanted,
+                fixed,
+                rows: micro_rows,
+                phases: phases(model, &settings, wanted).into(),
+            };
             let found = streaming::plan(&asked)?;
             window = found.window.map_or(Streaming::Never, Streaming::Window);
             Ok(Planned { compiled: found.compiled, micro_rows, window: found.window, considered: found.considered })

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::path::Path;
 use tinyforge_compiler::compile::{CompileError, Recompute};
 use tinyforge_compiler::passes::pipeline::Window;
-use tinyforge_compiler::scheme::{Scheme, SchemeKind};
+use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::{DType, Fixed};
 
 /// The fixed parts of a process that trains or runs this model.
@@ -43,18 +43,12 @@ pub fn plan_phases(
             settings.seq
         )));
     }
-    planning::plan_groups(model, settings, wanted, fixed, 0..groups(model, settings, wanted)).map_err(|error| {
-        let fixed_bytes = fixed.iter().map(|f| f.bytes).sum();
-        CommandError::request(report::refusal(&error, fixed_bytes, &hints(model, settings, wanted, fixed, &error)))
-    })
-}
-
-/// How many plans take turns.
-fn groups(model: &Model, settings: &Settings, wanted: Wanted) -> u32 {
-    match (&settings.scheme.kind, wanted) {
-        (SchemeKind::Cycle(n), Wanted::Train) => (model.config.layers as u32).div_ceil((*n).max(1)),
-        _ => 1,
-    }
+    planning::plan_groups(model, settings, wanted, fixed, 0..planning::phases(model, settings, wanted)).map_err(
+        |error| {
+            let fixed_bytes = fixed.iter().map(|f| f.bytes).sum();
+            CommandError::request(report::refusal(&error, fixed_bytes, &hints(model, settings, wanted, fixed, &error)))
+        },
+    )
 }
 
 /// The nearest settings that fit, for a budget that was refused. Each was planned; what a sum of bytes rules out is
@@ -83,7 +77,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         ways.iter().filter_map(with).min()
     };
     let attempt = |what: String, changed: Settings| {
-        let groups = 0..groups(model, &changed, wanted);
+        let groups = 0..planning::phases(model, &changed, wanted);
         total(changed, groups).map(|bytes| format!("`{what}` fits in {}", show(bytes)))
     };
     let mut hints = Vec::new();
@@ -102,7 +96,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         let other = |(name, scheme)| attempt(format!("--scheme {name}"), Settings { scheme, ..settings.clone() });
         hints.extend(others.find_map(other));
     }
-    let phases = groups(model, settings, wanted);
+    let phases = planning::phases(model, settings, wanted);
     // One micro-batch needs no sums of gradients, many need fewer activations. Backward is longest for the lowest
     // group, which may have fewer blocks than the one above it.
     let of = |rows| Settings { memory: None, micro_batch: settings.micro_batch.or(rows), ..settings.clone() };

@@ -141,6 +141,9 @@ fn widest(asked: &Asked, prefetch: u32) -> Result<(Compiled, Option<Window>), Co
     Ok(best)
 }
 
+/// Of a plan's own bytes what the part for the heap has room for.
+const IN_HEAP_BYTES: u64 = 3 << 20;
+
 /// A plan that fits together with what it takes on the heap itself, which is known when it is there.
 fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
     let moving = moving(asked.model, window);
@@ -152,7 +155,7 @@ fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileErr
         // What steps are bound to takes less than half of that again; and what making a plan took is not given back.
         let needed = compiled.plan.heap_bytes() * (3 * asked.phases + 4) / 2;
         let raise = |parts: &mut [Fixed]| {
-            let part = parts.iter_mut().find(|f| f.name == PLAN_PART && f.bytes < needed);
+            let part = parts.iter_mut().find(|f| f.name == PLAN_PART && f.bytes + IN_HEAP_BYTES < needed);
             part.map(|part| part.bytes = needed + needed / 16).is_some()
         };
         let is_raised = raise(&mut fixed) && raise(&mut compiled.plan.fixed);

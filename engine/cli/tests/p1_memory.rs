@@ -221,10 +221,12 @@ fn refuses(desk: &Desk, flags: &[&str], budget: u64) -> usize {
 fn a_budget_that_is_too_small_is_refused_with_what_would_fit() {
     let desk = Desk::new("p1-refusal", SMALL);
     let settings = ["--seq", "128", "--scheme", "full", "--threads", "2"];
-    let least = [&settings[..], &["--recompute", "all", "--micro-batch", "1"]].concat();
-    // Layer by layer, or with sums of gradients.
-    let layer_major = [&least[..], &["--window", "99"]].concat();
-    let least_bytes = desk.total_bytes(&least).min(desk.total_bytes(&layer_major));
+    // One micro-batch or many, layer by layer or with sums of gradients.
+    let ways = ["1", "4"].into_iter().flat_map(|micro| [&[][..], &["--window", "99"]].map(|window| (micro, window)));
+    let bytes = |(micro, window): (&str, &[&str])| {
+        desk.total_bytes(&[&settings[..], &["--recompute", "all", "--micro-batch", micro], window].concat())
+    };
+    let least_bytes = ways.map(bytes).min().expect("there are ways");
     for budget in [1 << 20, least_bytes - (64 << 10), least_bytes - 1] {
         refuses(&desk, &settings, budget);
     }
