@@ -1,8 +1,8 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> update -> fuse_update -> order -> recompute -> order ->
-//! fuse_rows -> fuse_channels -> pipeline -> place -> lower
+//! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> fuse_update -> order -> recompute ->
+//! order -> fuse_rows -> fuse_channels -> pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -360,15 +360,16 @@ fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
     let rotates = matches!(request.scheme.kind, SchemeKind::Cycle(_));
     let pipeline = request.window.map_or(Pipeline::default(), |window| pipeline::run(&graphs, window, rotates));
+    let stays = |i: usize| pipeline.stays.get(i).map_or(&[][..], Vec::as_slice);
+    let sizes = parcel_bytes(&graphs, &pipeline, &request.target);
     let mut placed: Vec<(Needs, Vec<Guest>, Placement)> = Vec::new();
     for (i, stage) in stages.iter().enumerate() {
         let no_kernel = |why| CompileError::NoKernel { entry: stage.name.clone(), why };
         let needs = lower::needs(&stage.graph, request.kernels).map_err(no_kernel)?;
-        let guests = guests(&graphs, &pipeline, pipeline.stays.get(i).map_or(&[], Vec::as_slice), &request.target);
+        let guests: Vec<Guest> = stays(i).iter().map(|stay| guest(stay, &sizes)).collect();
         let placement = place::run(&stage.graph, &needs, &guests, &request.target);
         placed.push((needs, guests, placement));
     }
-    let stays = |i: usize| pipeline.stays.get(i).map_or(&[][..], Vec::as_slice);
     let entries: Vec<Placed> = stages
         .iter()
         .zip(&placed)
@@ -416,20 +417,20 @@ fn arrange(request: &Request, stage: &Stage, step: u32) -> Stage {
     stage
 }
 
-/// Stays with the bytes of their parcels.
-fn guests(graphs: &[&Graph], pipeline: &Pipeline, stays: &[Stay], target: &Target) -> Vec<Guest> {
+/// Bytes of every parcel, its tensors aligned.
+fn parcel_bytes(graphs: &[&Graph], pipeline: &Pipeline, target: &Target) -> Vec<u64> {
     let bytes = |name: &String| {
         let found = graphs.iter().find_map(|g| g.find(name).map(|v| g.ty(v).bytes()));
         target.align(found.expect("a parcel's tensors are declared"))
     };
-    let sizes: Vec<u64> = pipeline.parcels.iter().map(|p| p.tensors.iter().map(bytes).sum()).collect();
+    pipeline.parcels.iter().map(|p| p.tensors.iter().map(bytes).sum()).collect()
+}
+
+/// A stay with the bytes of its parcel.
+fn guest(stay: &Stay, parcel_bytes: &[u64]) -> Guest {
     let life = |l: &[u32; 2]| Life { start: l[0], end: l[1] };
-    let guest = |stay: &Stay| Guest {
-        bytes: sizes[stay.parcel as usize],
-        life: life(&stay.lives[0]),
-        again: stay.lives.get(1).map(life),
-    };
-    stays.iter().map(guest).collect()
+    let (bytes, again) = (parcel_bytes[stay.parcel as usize], stay.lives.get(1).map(life));
+    Guest { bytes, life: life(&stay.lives[0]), again }
 }
 
 fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
@@ -446,6 +447,6 @@ fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
         peak: Box::new(fullest.peak.clone()),
         at: step.map_or(String::new(), |s| format!("{} {}", s.kernel, s.label)),
         steps: fullest.steps.len() as u32,
-        stored: plan.stored_bytes(|s| !plan.is_far(s)),
+        stored: plan.stored_bytes(|s| !plan.is_far(&s.tensor)),
     })
 }

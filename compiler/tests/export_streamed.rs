@@ -89,7 +89,7 @@ fn stays_hold_what_steps_read_and_transfers_bring() {
             };
             for (i, step) in entry.steps.iter().enumerate() {
                 for arg in &step.args {
-                    let found = plan.stored.iter().position(|s| s.tensor.value == arg.value && plan.is_far(s));
+                    let found = plan.stored.iter().position(|s| s.tensor.value == arg.value && plan.is_far(&s.tensor));
                     if let Some(stored) = found {
                         assert_eq!(holds(stored as u32, arg.offset, i as u32), 1, "step {i} of {}", entry.name);
                     }

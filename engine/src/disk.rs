@@ -1,5 +1,7 @@
 //! How fast a disk reads and writes large files, with nothing in the system's page cache where it lets us.
 
+use crate::far::BLOCK_BYTES;
+use crate::far::direct::{self, Chunk};
 use crate::files::FileError;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,8 +11,6 @@ use std::time::{Duration, Instant};
 
 /// Bytes of one request.
 const PIECE_BYTES: usize = 4 << 20;
-/// What places, lengths and memory of requests past the page cache are multiples of.
-const BLOCK_BYTES: usize = 4096;
 /// Bytes written between waits for the disk.
 const SYNC_BYTES: u64 = 64 << 20;
 /// Requests under way at a time, of which the fastest number counts.
@@ -52,7 +52,7 @@ pub fn of_folder(folder: &Path, bytes: u64, limit: Duration) -> Result<DiskRates
 /// It cannot be read, or is too short to measure.
 pub fn of_file(path: &Path, limit: Duration) -> Result<DiskRates, FileError> {
     let err = |source| FileError::new(path, "cannot read", source);
-    let (file, is_direct) = open(path).map_err(err)?;
+    let (file, is_direct) = direct::open(path, OpenOptions::new().read(true)).map_err(err)?;
     let pieces = file.metadata().map_err(err)?.len() / PIECE_BYTES as u64;
     if pieces < READERS.len() as u64 {
         return Err(err(io::Error::other(format!("it is shorter than {} MiB", (READERS.len() * PIECE_BYTES) >> 20))));
@@ -69,37 +69,19 @@ pub fn of_file(path: &Path, limit: Duration) -> Result<DiskRates, FileError> {
     Ok(DiskRates { read_bytes_per_second: best, write_bytes_per_second: None, latency_s, is_direct })
 }
 
-/// Aligned memory.
-struct Buffer {
-    memory: Vec<u8>,
-    start: usize,
-}
-
-impl Buffer {
-    fn new() -> Buffer {
-        let memory = vec![0; PIECE_BYTES + BLOCK_BYTES];
-        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
-        Buffer { memory, start }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + PIECE_BYTES]
-    }
-}
-
 /// Reads pieces from `first` to `end`, so many at a time: bytes a second.
 fn read(file: &File, first: u64, end: u64, readers: usize, limit: Duration) -> io::Result<f64> {
     let next = AtomicU64::new(first);
     let started = Instant::now();
     let read = || -> io::Result<u64> {
-        let mut buffer = Buffer::new();
+        let mut buffer = Chunk::of(PIECE_BYTES);
         let mut bytes = 0;
         while started.elapsed() < limit {
             let piece = next.fetch_add(1, Ordering::Relaxed);
             if piece >= end {
                 break;
             }
-            read_at(file, buffer.bytes(), piece * PIECE_BYTES as u64)?;
+            direct::read_all(file, piece * PIECE_BYTES as u64, buffer.bytes(PIECE_BYTES))?;
             bytes += PIECE_BYTES as u64;
         }
         Ok(bytes)
@@ -113,13 +95,13 @@ fn read(file: &File, first: u64, end: u64, readers: usize, limit: Duration) -> i
 
 /// The median time of reading one block somewhere.
 fn latency(file: &File, pieces: u64) -> io::Result<f64> {
-    let mut buffer = Buffer::new();
+    let mut buffer = Chunk::of(PIECE_BYTES);
     let mut times = Vec::with_capacity(SMALL_READS);
     for i in 0..SMALL_READS as u64 {
         // Steps by the golden ratio of the file, so that no read is ahead of the next.
         let piece = (i * 1_640_531_527) % pieces;
         let started = Instant::now();
-        read_at(file, &mut buffer.bytes()[..BLOCK_BYTES], piece * PIECE_BYTES as u64)?;
+        direct::read_all(file, piece * PIECE_BYTES as u64, buffer.bytes(BLOCK_BYTES as usize))?;
         times.push(started.elapsed().as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
@@ -130,21 +112,21 @@ fn latency(file: &File, pieces: u64) -> io::Result<f64> {
 fn write(path: &Path, bytes: u64, limit: Duration) -> Result<f64, FileError> {
     let err = |source| FileError::new(path, "cannot write", source);
     let file = File::create(path).map_err(err)?;
-    let mut buffer = Buffer::new();
+    let mut buffer = Chunk::of(PIECE_BYTES);
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let started = Instant::now();
     let mut written = 0u64;
     // A file too short to be read for a while would tell nothing.
     let least = 4 * READERS.len() * PIECE_BYTES;
     while written < bytes && (started.elapsed() < limit || written < least as u64) {
-        for word in buffer.bytes().chunks_exact_mut(8) {
+        for word in buffer.bytes(PIECE_BYTES).chunks_exact_mut(8) {
             // Xorshift of Marsaglia 2003.
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
             word.copy_from_slice(&state.to_le_bytes());
         }
-        write_all(&file, buffer.bytes(), written).map_err(err)?;
+        direct::write_all(&file, written, buffer.bytes(PIECE_BYTES)).map_err(err)?;
         written += PIECE_BYTES as u64;
         // What waits in the page cache is not written: the limit would mean little.
         if written.is_multiple_of(SYNC_BYTES) {
@@ -153,51 +135,6 @@ fn write(path: &Path, bytes: u64, limit: Duration) -> Result<f64, FileError> {
     }
     file.sync_all().map_err(err)?;
     Ok(written as f64 / started.elapsed().as_secs_f64())
-}
-
-/// A file for reading, past the page cache where that is possible.
-fn open(path: &Path) -> io::Result<(File, bool)> {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        let flag = rustix::fs::OFlags::DIRECT.bits() as i32;
-        if let Ok(file) = OpenOptions::new().read(true).custom_flags(flag).open(path) {
-            return Ok((file, true));
-        }
-    }
-    Ok((OpenOptions::new().read(true).open(path)?, false))
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(unix)]
-fn write_all(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => (out, offset) = (&mut out[n..], offset + n as u64),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(windows)]
-fn write_all(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_write(file, bytes, offset)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            n => (bytes, offset) = (&bytes[n..], offset + n as u64),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -60,14 +60,12 @@ pub(crate) fn load(
 ) -> Result<(), LoadError> {
     let mut buffer = Vec::new();
     for stored in &plan.stored {
-        match far.as_deref_mut().filter(|_| plan.is_far(stored)) {
-            None => fill(stored, arena, files, seed, &mut buffer)?,
-            Some(far) if far.is_written(plan, stored) => {
-                let here = Stored { tensor: far::borrowed(plan, &stored.tensor), ..stored.clone() };
-                fill(&here, arena, files, seed, &mut buffer)?;
-                far.change(plan, &stored.tensor, arena, |_| ())?;
-            }
-            Some(_) => {}
+        if !plan.is_far(&stored.tensor) {
+            fill(stored, arena, files, seed, &mut buffer)?;
+        } else if matches!(far::place(plan, stored), far::Place::Work(_)) {
+            let here = Stored { tensor: far::borrowed(plan, &stored.tensor), ..stored.clone() };
+            fill(&here, arena, files, seed, &mut buffer)?;
+            far::change(plan, far.as_deref_mut(), arena, &stored.tensor, |_| ())?;
         }
     }
     for stored in &plan.stored {
@@ -75,16 +73,10 @@ pub(crate) fn load(
             let scale = scale.as_deref().and_then(|name| plan.find(name));
             let scale = scale.map(|s| bytemuck::cast_slice(arena.tensor(&s.tensor)).to_vec());
             let weight = &plan.find(of).expect("a column list belongs to a stored weight").tensor;
-            let bytes = match far.as_deref_mut().filter(|_| far::is_far(plan, weight)) {
-                Some(far) => far.fetch(plan, weight, arena)?,
-                None => arena.tensor(weight),
-            };
+            let bytes = far::fetch(plan, far.as_deref_mut(), arena, weight)?;
             let list = top_columns(bytes, weight, scale.as_deref(), stored.tensor.elems() as usize);
             let set = |bytes: &mut [u8]| bytemuck::cast_slice_mut(bytes).copy_from_slice(&list);
-            match far.as_deref_mut().filter(|_| plan.is_far(stored)) {
-                Some(far) => far.change(plan, &stored.tensor, arena, set)?,
-                None => set(arena.tensor_mut(&stored.tensor)),
-            }
+            far::change(plan, far.as_deref_mut(), arena, &stored.tensor, set)?;
         }
     }
     Ok(())

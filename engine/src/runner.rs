@@ -169,7 +169,8 @@ impl Runner {
     pub fn clear_states(&mut self) -> Result<(), RunError> {
         let Runner { phases, active, far, arena, .. } = self;
         let plan = &phases[*active].plan;
-        states(plan).try_for_each(|s| change(plan, far.as_mut(), arena, &s.tensor, |bytes| bytes.fill(0)))
+        let mut clear = |t: &Tensor| far::change(plan, far.as_mut(), arena, t, |bytes| bytes.fill(0));
+        Ok(states(plan).try_for_each(|s| clear(&s.tensor))?)
     }
 
     /// Sets the states of the active phase to zero that are not in every phase's plan: those have kept their bytes.
@@ -179,7 +180,8 @@ impl Runner {
     pub fn clear_own_states(&mut self) -> Result<(), RunError> {
         let Runner { phases, active, far, arena, .. } = self;
         let Phase { plan, own_states, .. } = &phases[*active];
-        own_states.iter().try_for_each(|t| change(plan, far.as_mut(), arena, t, |bytes| bytes.fill(0)))
+        let mut clear = |t: &Tensor| far::change(plan, far.as_mut(), arena, t, |bytes| bytes.fill(0));
+        Ok(own_states.iter().try_for_each(&mut clear)?)
     }
 
     /// The bytes of a stored tensor, wherever it lives; of a far one in the part of the arena that steps use.
@@ -188,11 +190,7 @@ impl Runner {
     /// The file cannot be read.
     pub fn fetch(&mut self, tensor: &Tensor) -> Result<&[u8], FileError> {
         let Runner { phases, active, far, arena, .. } = self;
-        let plan = &phases[*active].plan;
-        match far {
-            Some(far) if far::is_far(plan, tensor) => far.fetch(plan, tensor, arena),
-            _ => Ok(arena.tensor(tensor)),
-        }
+        far::fetch(&phases[*active].plan, far.as_mut(), arena, tensor)
     }
 
     /// Sets the bytes of a stored tensor, wherever it lives. What `set` is given of a far one is not what it held.
@@ -204,7 +202,7 @@ impl Runner {
     /// The tensor lives in the model's file.
     pub fn change<R>(&mut self, tensor: &Tensor, set: impl FnOnce(&mut [u8]) -> R) -> Result<R, RunError> {
         let Runner { phases, active, far, arena, .. } = self;
-        change(&phases[*active].plan, far.as_mut(), arena, tensor, set)
+        Ok(far::change(&phases[*active].plan, far.as_mut(), arena, tensor, set)?)
     }
 
     /// The worker threads. Calls inside [`Par::enter`] go from thread to thread without being queued, and so without
@@ -280,7 +278,7 @@ impl Runner {
 
     /// The stored tensor of this name with its bytes, if it lives in the arena; [`Runner::fetch`] finds any other.
     pub fn stored(&self, name: &str) -> Option<(&Tensor, &[u8])> {
-        let stored = self.plan().find(name).filter(|s| !self.plan().is_far(s))?;
+        let stored = self.plan().find(name).filter(|s| !self.plan().is_far(&s.tensor))?;
         Some((&stored.tensor, self.arena.tensor(&stored.tensor)))
     }
 
@@ -341,17 +339,4 @@ fn reserve(sim: &Sim, plans: &[Plan], bytes: u64, threads: usize) -> Result<(), 
 
 fn of_micro_batch<'a>(named: &'a [Named], micro: usize, name: &str) -> Option<&'a Tensor> {
     named.iter().find(|n| n.micro_batch() == (micro as u32, name)).map(|n| &n.tensor)
-}
-
-fn change<R>(
-    plan: &Plan,
-    far: Option<&mut Far>,
-    arena: &mut Arena,
-    tensor: &Tensor,
-    set: impl FnOnce(&mut [u8]) -> R,
-) -> Result<R, RunError> {
-    match far {
-        Some(far) if far::is_far(plan, tensor) => Ok(far.change(plan, tensor, arena, set)?),
-        _ => Ok(set(arena.tensor_mut(tensor))),
-    }
 }

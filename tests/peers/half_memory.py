@@ -9,13 +9,11 @@ its peak RSS, and Tinyforge recomputes and streams as it must. Prints tokens/s (
 the plan streams, and how busy other processes kept the machine beside PyTorch: above a few percent a line says nothing.
 """
 
-import json
 import pathlib
-import shutil
 import sys
 import tempfile
 
-from side_by_side import CONFIG, ROOT, describe, ours, split, torch
+from side_by_side import describe, make_model, ours, split, torch
 
 CASES = ["lora:f32:512", "full:f32:512", "last:2:f32:512", "lora:bf16:512"]
 
@@ -24,10 +22,7 @@ def main():
     print(f"{'case':<18}{'tokens/s':>9}{'torch':>8}{'ratio':>7}{'RSS,MiB':>9}{'torch':>8}{'others':>8}  schedule")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(ROOT / "examples/quickstart/model" / file, folder / "model")
+        make_model(folder)
         for case in sys.argv[1:] or CASES:
             speed2, rss2, _, found = torch(f"{case}:ckpt")
             memory = f"{int(rss2 / 2)}MiB"

@@ -88,14 +88,19 @@ def torch(case):
 HEADINGS = "tokens/s torch ratio bound eff RSS,MiB torch working torch share others".split()
 
 
+def make_model(folder):
+    """The shape with a tokenizer, to be trained from random weights."""
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "examples/quickstart/model" / file, folder / "model")
+
+
 def main():
     print(f"{'case':<24}" + "".join(f"{heading:>9}" for heading in HEADINGS))
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(ROOT / "examples/quickstart/model" / file, folder / "model")
+        make_model(folder)
         for case in sys.argv[1:] or CASES:
             (speed, rss, working), (speed2, rss2, working2, found) = ours(case, folder), torch(case)
             bound = split(case)[2] * found["gemm_gflops"] / gflop(case, folder)

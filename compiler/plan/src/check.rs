@@ -208,7 +208,7 @@ fn columns_suit(plan: &Plan, list: &Tensor, w: &Tensor, scale: Option<&str>) -> 
 }
 
 fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut Vec<String>) {
-    let mut top = plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(plan.arena_start());
+    let mut top = plan.stored_end();
     let Some(mut moves) = Moves::new(plan, entry, &mut contents, faults) else { return };
     for input in &entry.inputs {
         clear_of_stored(plan, span(&input.tensor), &input.name, faults);
@@ -251,8 +251,13 @@ fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut 
     }
 }
 
+/// The stored tensor whose own place a place overlaps.
+pub(crate) fn stored_under(plan: &Plan, place: (u64, u64)) -> Option<&Stored> {
+    plan.stored.iter().find(|s| overlap(span(&s.tensor), place))
+}
+
 fn clear_of_stored(plan: &Plan, written: (u64, u64), at: &str, faults: &mut Vec<String>) {
-    if let Some(s) = plan.stored.iter().find(|s| overlap(span(&s.tensor), written)) {
+    if let Some(s) = stored_under(plan, written) {
         faults.push(format!("{at}: writes {}..{} over stored `{}`", written.0, written.1, s.name));
     }
 }
@@ -261,7 +266,7 @@ fn clear_of_stored(plan: &Plan, written: (u64, u64), at: &str, faults: &mut Vec<
 /// one that is far.
 fn is_changed_stored(plan: &Plan, t: &Tensor) -> bool {
     let is_meant = |s: &Stored| {
-        let is_here = if plan.is_far(s) { s.tensor.bytes() == t.bytes() } else { span(&s.tensor) == span(t) };
+        let is_here = if plan.is_far(&s.tensor) { s.tensor.bytes() == t.bytes() } else { span(&s.tensor) == span(t) };
         s.changes && s.tensor.value == t.value && is_here
     };
     plan.stored.iter().any(is_meant)

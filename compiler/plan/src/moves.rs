@@ -5,7 +5,7 @@
 //! in is the newest, what goes out too; a change leaves no older copy behind; at an entry's end the far memory is up
 //! to date and the residents are there.
 
-use crate::check::{Contents, overlap, span};
+use crate::check::{Contents, overlap, span, stored_under};
 use crate::plan::{Direction, Entry, Plan, Resident, Step, Transfer};
 use alloc::format;
 use alloc::string::String;
@@ -58,7 +58,7 @@ impl<'a> Moves<'a> {
 
     /// The place of a copy: inside a written space of the arena, of a tensor that is far.
     fn place(&self, stored: u32, near_byte: u64) -> Option<(u64, u64)> {
-        let is_far = self.plan.stored.get(stored as usize).is_some_and(|s| self.plan.is_far(s));
+        let is_far = self.plan.stored.get(stored as usize).is_some_and(|s| self.plan.is_far(&s.tensor));
         let place = span(&self.plan.copy_of(stored, near_byte).filter(|_| is_far)?);
         let space = self.plan.space_of(near_byte)?;
         let fits = !space.is_far && space.is_written && place.1 <= space.end();
@@ -136,7 +136,7 @@ impl<'a> Moves<'a> {
                 }
             }
         }
-        if plan_stored_overlaps(self.plan, place) {
+        if stored_under(self.plan, place).is_some() {
             faults.push(format!("{at}: lies over a stored tensor"));
         }
         self.moving.push((t, place));
@@ -183,7 +183,7 @@ impl<'a> Moves<'a> {
         // A result may lie where a stored tensor lies that it was added to.
         for x in changed.iter().chain(&step.outs) {
             let Some(i) = self.plan.stored.iter().position(|s| s.tensor.value == x.value) else { continue };
-            if self.plan.is_far(&self.plan.stored[i]) {
+            if self.plan.is_far(&self.plan.stored[i].tensor) {
                 self.is_behind[i] = true;
                 contents.forget_elsewhere(x.value, span(x));
             }
@@ -208,9 +208,4 @@ impl<'a> Moves<'a> {
             }
         }
     }
-}
-
-/// Whether a place overlaps a tensor that keeps its own in the arena.
-fn plan_stored_overlaps(plan: &Plan, place: (u64, u64)) -> bool {
-    plan.stored.iter().any(|s| !plan.is_far(s) && overlap(span(&s.tensor), place))
 }

@@ -68,6 +68,10 @@ pub enum StoredKind {
     Const,
 }
 
+/// What the names of states end with, or hold before a number, in which gradients of micro-batches add up. They are
+/// zero between steps, and a plan that does all micro-batches in one run has none.
+pub const GRADIENT_SUM: &str = ".grad_sum";
+
 /// A tensor that keeps its place: in the near memory, or in a far one, from where transfers bring copies of it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Stored {
@@ -81,6 +85,13 @@ pub struct Stored {
     pub tensor: Tensor,
     /// What it holds after load.
     pub source: Source,
+}
+
+impl Stored {
+    /// Whether gradients of micro-batches add up in it.
+    pub fn is_gradient_sum(&self) -> bool {
+        self.kind == StoredKind::State && self.name.contains(GRADIENT_SUM)
+    }
 }
 
 /// What a stored tensor holds after load.
@@ -396,9 +407,21 @@ impl Plan {
         self.end_byte().saturating_sub(self.arena_start())
     }
 
-    /// Whether a stored tensor lies in a far memory.
-    pub fn is_far(&self, stored: &Stored) -> bool {
-        stored.tensor.offset < self.arena_start()
+    /// Whether a tensor lies in a far memory.
+    pub fn is_far(&self, tensor: &Tensor) -> bool {
+        tensor.offset < self.arena_start()
+    }
+
+    /// First address behind the stored tensors that keep their places in the arena.
+    pub fn stored_end(&self) -> u64 {
+        self.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(self.arena_start())
+    }
+
+    /// How many copies of an entry go one way, and their bytes.
+    pub fn moved(&self, entry: &Entry, direction: Direction) -> (usize, u64) {
+        let of = entry.transfers.iter().filter(|t| t.direction == direction);
+        let bytes = |t: &Transfer| self.stored.get(t.stored as usize).map_or(0, |s| s.tensor.bytes());
+        (of.clone().count(), sum(of.map(bytes)))
     }
 
     /// A stored tensor as a transfer's copy in the near memory.

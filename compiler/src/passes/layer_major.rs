@@ -9,6 +9,7 @@
 use crate::ir::graph::{Graph, Kind, Node, Region, Value, ValueInfo};
 use crate::ir::ops::Op;
 use std::collections::HashMap;
+use tinyforge_plan::GRADIENT_SUM;
 
 /// Puts `micro_batches` copies of `step` and one of `update` together.
 pub fn run(step: &Graph, update: &Graph, micro_batches: u32) -> Graph {
@@ -36,7 +37,7 @@ fn blocks_of_weights(step: &Graph) -> HashMap<String, u32> {
 
 /// A sum of gradients, which `update` keeps in a state of this name.
 fn is_sum(info: &ValueInfo) -> bool {
-    info.decl == Some(Kind::State) && info.name.contains(".grad_sum")
+    info.decl == Some(Kind::State) && info.name.contains(GRADIENT_SUM)
 }
 
 /// Inputs that are the same for all micro-batches.

@@ -19,7 +19,7 @@ use crate::ir::types::Type;
 use crate::ir::verify::Finding;
 use crate::optimizer::{RULES, StateDef, rule_index};
 use std::collections::HashMap;
-use tinyforge_plan::DType;
+use tinyforge_plan::{DType, GRADIENT_SUM};
 
 /// What the optimizer is asked to do.
 #[derive(Clone, PartialEq, Debug)]
@@ -266,7 +266,7 @@ fn accumulate(graph: &mut Graph, finish: &mut Graph, grads: &[(String, Value)]) 
         let leaves = leaves(graph, &reads, *grad);
         let mut sum: Option<Value> = None;
         for (i, leaf) in leaves.into_iter().enumerate() {
-            let state = format!("{name}.grad_sum{}", if i == 0 { String::new() } else { format!(".{i}") });
+            let state = format!("{name}{GRADIENT_SUM}{}", if i == 0 { String::new() } else { format!(".{i}") });
             accumulate_leaf(graph, leaf, &state, reads[leaf.index()] == 1);
             let part = finish.declare(Kind::State, &state, graph.ty(leaf).clone());
             sum = Some(match sum {
@@ -334,7 +334,7 @@ fn accumulate_leaf(graph: &mut Graph, leaf: Value, state: &str, read_once: bool)
 
 fn clear(finish: &mut Graph) {
     let sums: Vec<Value> =
-        finish.declared(Kind::State).filter(|v| finish.info(*v).name.contains(".grad_sum")).collect();
+        finish.declared(Kind::State).filter(|v| finish.info(*v).name.contains(GRADIENT_SUM)).collect();
     let mut b = Builder::new(finish);
     b.at(0, Region::Update);
     for s in sums {

@@ -1,9 +1,7 @@
 //! Where the time of training steps goes, and how far it is from the bound.
 
-use crate::error::CommandError;
-use crate::knobs::Knobs;
 use crate::planning::Planned;
-use crate::profile;
+use crate::profile::{self, Profile};
 use serde::Serialize;
 use std::time::Instant;
 use tinyforge::runner::Runner;
@@ -47,14 +45,11 @@ pub struct Speed {
 }
 
 impl Clock {
-    /// A clock for a run of these plans, with what a step costs on this machine where its profile says.
-    ///
-    /// # Errors
-    /// The profile is none. A missing rate is no error: there is no efficiency then.
-    pub fn new(knobs: &Knobs, plans: &[Planned], batch: u32) -> Result<Clock, CommandError> {
-        let profile = profile::of_this_machine(knobs.profile.as_deref())?;
+    /// A clock for a run of these plans, with what a step costs on the machine of a profile. Where that lacks a rate,
+    /// there is no efficiency.
+    pub fn new(profile: Option<Profile>, plans: &[Planned], batch: u32) -> Clock {
         let cost = profile.and_then(|p| Some((p.origin, profile::step_cost(&p.machine, plans, batch).ok()?)));
-        Ok(Clock { cost, steps: 0, seconds: 0.0, kernels_ns: [0; 2], began: None, phase: None })
+        Clock { cost, steps: 0, seconds: 0.0, kernels_ns: [0; 2], began: None, phase: None }
     }
 
     /// A step begins.

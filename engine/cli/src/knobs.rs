@@ -3,7 +3,6 @@
 
 use crate::error::CommandError;
 use crate::planning::Settings;
-use crate::profile;
 use crate::sizes;
 use crate::streaming::Streaming;
 use serde::{Deserialize, Serialize};
@@ -280,7 +279,7 @@ impl Knobs {
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
             target: Target::CPU,
-            machine: profile::of_this_machine(self.profile.as_deref())?.map(|p| p.machine),
+            machine: None,
         })
     }
 

@@ -64,7 +64,10 @@ fn parse(path: &Path, bytes: Vec<u8>) -> Result<Profile, CommandError> {
 /// # Errors
 /// The machine's description lacks a rate.
 pub fn plan_cost(machine: &Machine, plan: &Plan, micro_rows: u32, batch: u32) -> Result<StepCost, CostError> {
-    let runs = runs(machine, plan, micro_rows, batch)?;
+    together(machine, &runs(machine, plan, micro_rows, batch)?)
+}
+
+fn together(machine: &Machine, runs: &[(Schedule, u32)]) -> Result<StepCost, CostError> {
     let runs: Vec<(&Schedule, u32)> = runs.iter().map(|(schedule, times)| (schedule, *times)).collect();
     cost::step(machine, &runs)
 }
@@ -89,8 +92,7 @@ pub fn step_cost(machine: &Machine, plans: &[Planned], batch: u32) -> Result<Ste
     for planned in plans {
         runs.extend(self::runs(machine, &planned.compiled.plan, planned.micro_rows, batch)?);
     }
-    let runs: Vec<(&Schedule, u32)> = runs.iter().map(|(schedule, times)| (schedule, *times)).collect();
-    Ok(cost::step(machine, &runs)?.scaled(1.0 / plans.len().max(1) as f64))
+    Ok(together(machine, &runs)?.scaled(1.0 / plans.len().max(1) as f64))
 }
 
 /// The cost in words.

@@ -31,7 +31,7 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     for (name, kind) in kinds {
         let bytes = plan.stored_bytes(|s| s.kind == kind);
         let changed = plan.stored_bytes(|s| s.kind == kind && s.changes);
-        let far = plan.stored_bytes(|s| s.kind == kind && plan.is_far(s));
+        let far = plan.stored_bytes(|s| s.kind == kind && plan.is_far(&s.tensor));
         let far = if far > 0 { format!(", {far} are far") } else { String::new() };
         let _ = writeln!(out, "      {name:<9} {bytes:>12} bytes, {changed} of them change{far}");
     }
@@ -111,13 +111,8 @@ fn windows(out: &mut String, planned: &Planned) {
 
 /// What an entry moves between the far memories and the near one, and what it finds there.
 fn moved(out: &mut String, plan: &Plan, entry: &Entry) {
-    let bytes = |stored: u32| plan.stored[stored as usize].tensor.bytes();
-    let sum = |direction| {
-        let of = entry.transfers.iter().filter(|t| t.direction == direction);
-        of.fold((0, 0), |(count, sum), t| (count + 1, sum + bytes(t.stored)))
-    };
-    let ((come, read), (go, written)) = (sum(Direction::In), sum(Direction::Out));
-    let resident: u64 = entry.residents.iter().map(|r| bytes(r.stored)).sum();
+    let ((come, read), (go, written)) = (plan.moved(entry, Direction::In), plan.moved(entry, Direction::Out));
+    let resident: u64 = entry.residents.iter().map(|r| plan.stored[r.stored as usize].tensor.bytes()).sum();
     if come + go + entry.residents.len() > 0 {
         let _ = writeln!(
             out,

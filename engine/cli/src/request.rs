@@ -99,10 +99,11 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
     let phases = planning::phases(model, settings, wanted);
     // One micro-batch needs no sums of gradients, many need fewer activations. Backward is longest for the lowest
     // group, which may have fewer blocks than the one above it.
-    let of = |rows| Settings { memory: None, micro_batch: settings.micro_batch.or(rows), ..settings.clone() };
-    let rows = [None, (settings.batch > 1).then_some(settings.batch)];
-    let rows = rows.iter().take(settings.batch.min(2) as usize);
-    let least = rows.filter_map(|&rows| total(of(rows), phases.saturating_sub(2)..phases)).min();
+    let of = |micro_batch| Settings { memory: None, micro_batch, ..settings.clone() };
+    let is_free = wanted == Wanted::Train && settings.micro_batch.is_none() && settings.batch > 1;
+    let whole = is_free.then(|| of(Some(settings.batch)));
+    let ways = std::iter::once(of(settings.micro_batch)).chain(whole);
+    let least = ways.filter_map(|settings| total(settings, phases.saturating_sub(2)..phases)).min();
     hints.extend(least.map(|bytes| format!("these settings need `--memory {}`", mib_up(bytes))));
     hints
 }

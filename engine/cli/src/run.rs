@@ -11,6 +11,7 @@ use crate::knobs::Knobs;
 use crate::model::Model;
 use crate::output;
 use crate::planning::{Settings, Wanted};
+use crate::profile;
 use crate::progress::Bar;
 use crate::request;
 use crate::sampling;
@@ -101,6 +102,8 @@ impl Run {
         let mut settings = knobs.settings()?;
         // Without a budget the machine's memory is one: results do not depend on it.
         settings.memory = settings.memory.or_else(fixed::machine_bytes);
+        let profile = profile::of_this_machine(knobs.profile.as_deref())?;
+        settings.machine = profile.as_ref().map(|p| p.machine.clone());
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
@@ -109,7 +112,7 @@ impl Run {
         let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
         let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
-        let clock = Clock::new(knobs, &plans, settings.batch)?;
+        let clock = Clock::new(profile, &plans, settings.batch);
         // Settings that do not depend on the data are refused before it is read.
         knobs.lr_schedule(1, settings.batch)?;
         make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;

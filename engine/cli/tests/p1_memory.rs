@@ -11,8 +11,6 @@ use tinyforge::runner::Runner;
 use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::Wanted;
 use tinyforge_cli::request;
-use tinyforge_plan::Plan;
-
 const ALIGN_BYTES: u64 = 64;
 
 /// Fills every input of an entry with something that suits it.
@@ -62,7 +60,7 @@ fn run_poisoned(model: &Model, pairs: &[&str], poison: u8, touched: &mut Vec<Vec
     for phase in 0..runner.plans().count() {
         runner.activate(phase);
         runner.clear_states().expect("clears");
-        let stored = (stored_end(runner.plan()) - runner.plan().arena_start()) as usize;
+        let stored = (runner.plan().stored_end() - runner.plan().arena_start()) as usize;
         for entry in 0..runner.plan().entries.len() {
             runner.arena_mut().bytes_mut()[stored..].fill(poison);
             fill(&mut runner, entry, options.seq);
@@ -83,11 +81,6 @@ fn run_poisoned(model: &Model, pairs: &[&str], poison: u8, touched: &mut Vec<Vec
     kept
 }
 
-/// First address behind the tensors that keep their places in the arena.
-fn stored_end(plan: &Plan) -> u64 {
-    plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(plan.arena_start())
-}
-
 fn touches_what_is_planned(model: &Model, pairs: &[&str]) {
     // A byte may happen to be written as the poison is; never with both.
     let mut touched = Vec::new();
@@ -97,7 +90,7 @@ fn touches_what_is_planned(model: &Model, pairs: &[&str]) {
     let peaks = runner.plans().flat_map(|p| p.entries.iter().map(move |e| (p, e)));
     for (touched, (plan, entry)) in touched.iter().zip(peaks) {
         let highest = touched.iter().rposition(|t| *t).expect("something is touched") as u64 + 1;
-        let (start, stored) = (plan.arena_start(), stored_end(plan));
+        let (start, stored) = (plan.arena_start(), plan.stored_end());
         let (highest, planned) = (start + highest, entry.peak.bytes);
         assert!(
             highest.max(stored).next_multiple_of(ALIGN_BYTES) == planned.next_multiple_of(ALIGN_BYTES),

@@ -298,7 +298,7 @@ const FAULTS: &[Fault] = &[
         "a copy over a tensor that stays",
         |p, (e, t)| {
             going(p, (e, t), Direction::In)?;
-            let near = p.stored.iter().find(|s| !p.is_far(s))?.tensor.offset;
+            let near = p.stored.iter().find(|s| !p.is_far(&s.tensor))?.tensor.offset;
             p.entries[e].transfers[t].near_byte = near;
             Some(())
         },
@@ -307,7 +307,7 @@ const FAULTS: &[Fault] = &[
     (
         "a copy of a tensor that is near",
         |p, (e, t)| {
-            let near = p.stored.iter().position(|s| !p.is_far(s))?;
+            let near = p.stored.iter().position(|s| !p.is_far(&s.tensor))?;
             p.entries[e].transfers[t].stored = near as u32;
             Some(())
         },
@@ -341,7 +341,9 @@ fn neighbour_resident(plan: &Plan, e: usize, t: usize) -> Option<u32> {
     let own = residents.get(t % residents.len().max(1))?.stored;
     let bytes = |stored: u32| plan.stored[stored as usize].tensor.bytes();
     let is_other = |&s: &u32| {
-        plan.is_far(&plan.stored[s as usize]) && bytes(s) == bytes(own) && residents.iter().all(|r| r.stored != s)
+        plan.is_far(&plan.stored[s as usize].tensor)
+            && bytes(s) == bytes(own)
+            && residents.iter().all(|r| r.stored != s)
     };
     (0..plan.stored.len() as u32).find(is_other)
 }

@@ -13,7 +13,7 @@ pub const BLOCK_BYTES: u64 = 4096;
 /// Bytes that are moved at one time.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
-/// An aligned buffer of [`CHUNK_BYTES`].
+/// An aligned buffer, of [`CHUNK_BYTES`] for what moves.
 pub struct Chunk {
     memory: Vec<u8>,
     start: usize,
@@ -22,12 +22,18 @@ pub struct Chunk {
 impl Chunk {
     /// A buffer; the only allocation here.
     pub fn new() -> Chunk {
-        let memory = vec![0; CHUNK_BYTES + BLOCK_BYTES as usize];
+        Chunk::of(CHUNK_BYTES)
+    }
+
+    /// A buffer of so many bytes.
+    pub(crate) fn of(bytes: usize) -> Chunk {
+        let memory = vec![0; bytes + BLOCK_BYTES as usize];
         let start = memory.as_ptr().align_offset(BLOCK_BYTES as usize);
         Chunk { memory, start }
     }
 
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
+    /// The first bytes of it.
+    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
         &mut self.memory[self.start..self.start + len]
     }
 }
@@ -72,11 +78,7 @@ impl Direct {
     }
 
     fn with(path: &Path, options: &mut OpenOptions, what: &'static str) -> Result<Direct, FileError> {
-        let err = |source| FileError::new(path, what, source);
-        let (file, is_direct) = match open_direct(path, options) {
-            Some(file) => (file, true),
-            None => (options.open(path).map_err(err)?, false),
-        };
+        let (file, is_direct) = open(path, options).map_err(|source| FileError::new(path, what, source))?;
         Ok(Direct { file, path: path.to_path_buf(), is_direct })
     }
 
@@ -136,6 +138,14 @@ impl Direct {
     }
 }
 
+/// A file, and whether it leaves the page cache alone: as the system lets us.
+pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, bool)> {
+    match open_direct(path, options) {
+        Some(file) => Ok((file, true)),
+        None => Ok((options.open(path)?, false)),
+    }
+}
+
 #[cfg(target_os = "linux")]
 fn open_direct(path: &Path, options: &mut OpenOptions) -> Option<File> {
     use std::os::unix::fs::OpenOptionsExt;
@@ -175,7 +185,8 @@ fn read_some(file: &File, offset: u64, out: &mut [u8], wanted: usize) -> io::Res
     Ok(there)
 }
 
-fn read_all(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
+/// Fills `out` from `offset`.
+pub(crate) fn read_all(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
     let wanted = out.len();
     read_some(file, offset, out, wanted).map(|_| ())
 }
@@ -185,8 +196,9 @@ fn read_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::read_at(file, out, offset)
 }
 
+/// Writes all of `data` at `offset`.
 #[cfg(unix)]
-fn write_all(file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, data, offset)
 }
 
@@ -195,8 +207,9 @@ fn read_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, out, offset)
 }
 
+/// Writes all of `data` at `offset`.
 #[cfg(windows)]
-fn write_all(file: &File, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(file: &File, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
     use std::os::windows::fs::FileExt;
     while !data.is_empty() {
         match file.seek_write(data, offset)? {

@@ -5,7 +5,7 @@
 //! checker has made sure. Not for results: a work file is worth nothing without its process, and goes with it.
 
 mod carrier;
-mod direct;
+pub(crate) mod direct;
 mod mover;
 
 pub(crate) use carrier::{Carrier, Span};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tinyforge_kernels::par::Par;
-use tinyforge_plan::{Plan, Source, Stored, Tensor};
+use tinyforge_plan::{Entry, Plan, Source, Stored, Tensor};
 
 /// Where a stored tensor of a far memory lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,9 +145,37 @@ pub(crate) fn place(plan: &Plan, stored: &Stored) -> Place {
     }
 }
 
-/// Whether a tensor's address is in a far memory of the plan.
-pub(crate) fn is_far(plan: &Plan, tensor: &Tensor) -> bool {
-    tensor.offset < plan.arena_start()
+/// The bytes of a stored tensor, wherever it lives; of a far one in the part of the arena that steps use.
+///
+/// # Errors
+/// The file cannot be read.
+pub(crate) fn fetch<'a>(
+    plan: &Plan,
+    far: Option<&mut Far>,
+    arena: &'a mut Arena,
+    tensor: &Tensor,
+) -> Result<&'a [u8], FileError> {
+    match far {
+        Some(far) if plan.is_far(tensor) => far.fetch(plan, tensor, arena),
+        _ => Ok(arena.tensor(tensor)),
+    }
+}
+
+/// Sets the bytes of a stored tensor, wherever it lives. What `set` is given of a far one is not what it held.
+///
+/// # Errors
+/// The work file cannot be written.
+pub(crate) fn change<R>(
+    plan: &Plan,
+    far: Option<&mut Far>,
+    arena: &mut Arena,
+    tensor: &Tensor,
+    set: impl FnOnce(&mut [u8]) -> R,
+) -> Result<R, FileError> {
+    match far {
+        Some(far) if plan.is_far(tensor) => far.change(plan, tensor, arena, set),
+        _ => Ok(set(arena.tensor_mut(tensor))),
+    }
 }
 
 /// Work files that this process has made without being told where.
@@ -155,8 +183,27 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// The moves of one entry.
 struct EntryMoves {
+    /// In the order in which they begin.
     list: Vec<Move>,
+    /// Indices into `list`, in the order in which they end.
+    by_end: Vec<usize>,
     residents: Vec<Move>,
+}
+
+impl EntryMoves {
+    fn of(plan: &Plan, entry: &Entry) -> EntryMoves {
+        let list = mover::moves(plan, entry);
+        let mut by_end: Vec<usize> = (0..list.len()).collect();
+        by_end.sort_by_key(|&k| list[k].ends);
+        EntryMoves { list, by_end, residents: mover::residents(plan, entry) }
+    }
+
+    /// The moves that step `i` waits for and that have begun before it.
+    fn due(&self, i: usize) -> impl Iterator<Item = usize> + '_ {
+        let first = self.by_end.partition_point(|&k| self.list[k].ends < i);
+        let due = self.by_end[first..].iter().copied().take_while(move |&k| self.list[k].ends == i);
+        due.filter(move |&k| self.list[k].begins < i)
+    }
 }
 
 /// The far memory of a run.
@@ -186,8 +233,7 @@ impl Far {
         sim: Option<&Sim>,
     ) -> Result<Far, RunError> {
         let of_plan = |plan: &Plan| {
-            let of_entry =
-                |entry| EntryMoves { list: mover::moves(plan, entry), residents: mover::residents(plan, entry) };
+            let of_entry = |entry| EntryMoves::of(plan, entry);
             plan.entries.iter().map(of_entry).collect::<Vec<_>>()
         };
         let mut moves: Vec<Vec<EntryMoves>> = plans.clone().map(of_plan).collect();
@@ -266,11 +312,12 @@ impl Far {
     /// Waits for what must have ended before step `i`, and begins what may begin there.
     fn before(&mut self, i: usize, arena: &mut Arena) -> Result<(), RunError> {
         let (phase, entry) = self.resident.expect("the entry was entered");
-        let list = &self.moves[phase][entry].list;
-        let begun = list.partition_point(|m| m.begins < i);
-        for k in (0..begun).filter(|&k| list[k].ends == i) {
+        let moves = &self.moves[phase][entry];
+        for k in moves.due(i) {
             self.mover.wait(self.numbers[k])?;
         }
+        let list = &moves.list;
+        let begun = list.partition_point(|m| m.begins < i);
         for (k, m) in list.iter().enumerate().skip(begun).take_while(|(_, m)| m.begins == i) {
             self.numbers[k] = self.mover.begin(m, arena.part(m.near.0, m.near.1));
             if m.ends == i {
@@ -298,15 +345,7 @@ impl Far {
     }
 
     /// A far tensor, read into the part of the arena that steps use.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub(crate) fn fetch<'a>(
-        &mut self,
-        plan: &Plan,
-        tensor: &Tensor,
-        arena: &'a mut Arena,
-    ) -> Result<&'a [u8], FileError> {
+    fn fetch<'a>(&mut self, plan: &Plan, tensor: &Tensor, arena: &'a mut Arena) -> Result<&'a [u8], FileError> {
         self.resident = None;
         let there = borrowed(plan, tensor);
         self.files.read(place_of(plan, tensor), arena.tensor_mut(&there), &mut self.chunk)?;
@@ -314,10 +353,7 @@ impl Far {
     }
 
     /// Sets a far tensor in the part of the arena that steps use, and writes it to the work file.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub(crate) fn change<R>(
+    fn change<R>(
         &mut self,
         plan: &Plan,
         tensor: &Tensor,
@@ -336,11 +372,6 @@ impl Far {
         self.resident = None;
     }
 
-    /// Whether a far tensor lives in the work file.
-    pub(crate) fn is_written(&self, plan: &Plan, stored: &Stored) -> bool {
-        matches!(place(plan, stored), Place::Work(_))
-    }
-
     /// How long steps waited, how long the mover worked, and the bytes it moved.
     pub(crate) fn times(&self) -> (Duration, Duration, u64) {
         self.mover.times()
@@ -349,8 +380,7 @@ impl Far {
 
 /// A far tensor in the part of the arena that steps use, behind the stored tensors.
 pub(crate) fn borrowed(plan: &Plan, tensor: &Tensor) -> Tensor {
-    let stored = plan.stored.iter().map(|s| s.tensor.end()).max().unwrap_or(0).max(plan.arena_start());
-    Tensor { offset: stored.next_multiple_of(u64::from(plan.align_bytes)), ..tensor.clone() }
+    Tensor { offset: plan.stored_end().next_multiple_of(u64::from(plan.align_bytes)), ..tensor.clone() }
 }
 
 fn place_of(plan: &Plan, tensor: &Tensor) -> Place {

@@ -29,37 +29,27 @@ pub(crate) struct Move {
 
 /// The moves of an entry, in order.
 pub(crate) fn moves(plan: &Plan, entry: &Entry) -> Vec<Move> {
-    let mut found: Vec<Move> = Vec::new();
-    for transfer in &entry.transfers {
-        let stored = &plan.stored[transfer.stored as usize];
-        let next = Move {
-            name: stored.name.clone(),
-            number: 0,
-            place: place(plan, stored),
-            near: (transfer.near_byte, stored.tensor.bytes()),
-            direction: transfer.direction,
-            begins: transfer.begins as usize,
-            ends: transfer.ends as usize,
-        };
-        join(&mut found, next, u64::from(plan.align_bytes));
-    }
-    found
+    joined(plan, entry.transfers.iter().map(|t| (t.stored, t.near_byte, t.direction, [t.begins, t.ends])))
 }
 
 /// The copies that must be there when an entry begins, as moves that come in.
 pub(crate) fn residents(plan: &Plan, entry: &Entry) -> Vec<Move> {
+    joined(plan, entry.residents.iter().map(|r| (r.stored, r.near_byte, Direction::In, [0, 0])))
+}
+
+/// Copies as moves: the stored tensor, its place in the near memory, which way, and between which steps.
+fn joined(plan: &Plan, copies: impl Iterator<Item = (u32, u64, Direction, [u32; 2])>) -> Vec<Move> {
     let mut found: Vec<Move> = Vec::new();
-    for resident in &entry.residents {
-        let stored = &plan.stored[resident.stored as usize];
-        let near = (resident.near_byte, stored.tensor.bytes());
+    for (stored, near_byte, direction, [begins, ends]) in copies {
+        let stored = &plan.stored[stored as usize];
         let next = Move {
             name: stored.name.clone(),
             number: 0,
             place: place(plan, stored),
-            near,
-            direction: Direction::In,
-            begins: 0,
-            ends: 0,
+            near: (near_byte, stored.tensor.bytes()),
+            direction,
+            begins: begins as usize,
+            ends: ends as usize,
         };
         join(&mut found, next, u64::from(plan.align_bytes));
     }

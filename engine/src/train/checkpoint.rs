@@ -76,10 +76,6 @@ fn damaged(path: &Path, why: impl ToString) -> CheckpointError {
     CheckpointError::Damaged { path: path.display().to_string(), why: why.to_string() }
 }
 
-/// What the names of states end with, or hold before a number, in which gradients of micro-batches add up. They are
-/// zero between steps, and a plan that does all micro-batches in one run has none.
-const GRADIENT_SUM: &str = ".grad_sum";
-
 /// What is saved of a run: every weight and common state that some phase changes, and the active phase's own states,
 /// each at its place, in order of name. It is the same for every budget and window.
 pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan> + Clone, active: usize) -> Vec<(String, Tensor)> {
@@ -87,7 +83,7 @@ pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan> + Clone, active: usize)
     let common: BTreeSet<&str> = common_states(plans.clone()).map(|s| s.name.as_str()).collect();
     for (i, plan) in plans.enumerate() {
         let shared = |s: &&Stored| s.kind == StoredKind::Weight || common.contains(s.name.as_str());
-        let lasts = |s: &&Stored| s.changes && !s.name.contains(GRADIENT_SUM);
+        let lasts = |s: &&Stored| s.changes && !s.is_gradient_sum();
         let saved = plan.stored.iter().filter(lasts).filter(|s| i == active || shared(s));
         found.extend(saved.map(|s| (s.name.clone(), s.tensor.clone())));
     }

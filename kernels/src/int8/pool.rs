@@ -35,18 +35,23 @@ fn fits(dims: &Conv, x: usize, y: usize) -> bool {
 /// `y = clamp(nearest(sum of (x - zero) / taps inside) + zero, lo, hi)`; the output's step and zero are the input's
 /// (`quant.zero_x`; `zero_y` is not read).
 pub fn i8_avg_pool(dims: &Conv, quant: &Quant, x: &[i8], y: &mut [i8]) {
+    let rounder = Rounder::new(quant.zero_x, quant.lo, quant.hi);
+    averages(dims, quant, x, y, |sum, count| rounder.stored(sum as f32 / count.max(1) as f32).0);
+}
+
+/// Every output from the sum of the `x - zero` inside and their number.
+#[inline(always)]
+fn averages(dims: &Conv, quant: &Quant, x: &[i8], y: &mut [i8], stored: impl Fn(i32, usize) -> i8) {
     if !fits(dims, x.len(), y.len()) {
         return;
     }
     let channels = dims.in_channels;
-    let rounder = Rounder::new(quant.zero_x, quant.lo, quant.hi);
     for ((n, at), y) in windows(dims).zip(y.chunks_exact_mut(channels.max(1))) {
         let pixels = pixels(dims, n, at);
         let count = pixels.clone().count();
         for (c, y) in y.iter_mut().enumerate() {
             let taps = pixels.clone().filter_map(|q| x.get(q * channels + c));
-            let sum = taps.fold(0i32, |sum, x| sum.wrapping_add(i32::from(*x) - quant.zero_x));
-            *y = rounder.stored(sum as f32 / count.max(1) as f32).0;
+            *y = stored(taps.fold(0i32, |sum, x| sum.wrapping_add(i32::from(*x) - quant.zero_x)), count);
         }
     }
 }
@@ -54,21 +59,12 @@ pub fn i8_avg_pool(dims: &Conv, quant: &Quant, x: &[i8], y: &mut [i8]) {
 /// [`i8_avg_pool`] in whole numbers, ties away from zero:
 /// `y = clamp(sign(sum) floor((|sum| + floor(taps / 2)) / taps) + zero, lo, hi)`, `sum` of the `x - zero` inside.
 pub fn i8_avg_pool_away(dims: &Conv, quant: &Quant, x: &[i8], y: &mut [i8]) {
-    if !fits(dims, x.len(), y.len()) {
-        return;
-    }
-    let channels = dims.in_channels;
     let rounder = Rounder::new(quant.zero_x, quant.lo, quant.hi);
-    for ((n, at), y) in windows(dims).zip(y.chunks_exact_mut(channels.max(1))) {
-        let pixels = pixels(dims, n, at);
-        let count = (pixels.clone().count() as u32).max(1);
-        for (c, y) in y.iter_mut().enumerate() {
-            let taps = pixels.clone().filter_map(|q| x.get(q * channels + c));
-            let sum = taps.fold(0i32, |sum, x| sum.wrapping_add(i32::from(*x) - quant.zero_x));
-            let mean = (sum.unsigned_abs().wrapping_add(count / 2) / count) as i32;
-            *y = rounder.clamp(quant.zero_x + if sum < 0 { -mean } else { mean });
-        }
-    }
+    averages(dims, quant, x, y, |sum, count| {
+        let count = (count as u32).max(1);
+        let mean = (sum.unsigned_abs().wrapping_add(count / 2) / count) as i32;
+        rounder.clamp(quant.zero_x + if sum < 0 { -mean } else { mean })
+    });
 }
 
 /// Factor, offset and limits of sums.

@@ -211,11 +211,7 @@ pub(super) fn picture(plan: &Plan, entry: &Entry, machine: Option<&Machine>) -> 
 }
 
 fn words(plan: &Plan, entry: &Entry, times: &Times, machine: Option<&Machine>) -> String {
-    let sum = |direction| {
-        let of = entry.transfers.iter().filter(|t| t.direction == direction);
-        of.map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum::<u64>()
-    };
-    let (read, written) = (short(sum(Direction::In)), short(sum(Direction::Out)));
+    let [read, written] = [Direction::In, Direction::Out].map(|direction| short(plan.moved(entry, direction).1));
     let amounts = match entry.transfers.is_empty() {
         true => String::new(),
         false => format!("; {read} come in, {written} go back"),

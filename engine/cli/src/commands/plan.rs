@@ -49,10 +49,10 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
         Some(target) => Some(profile::open(target)?),
         None => profile::of_this_machine(knobs.profile.as_deref())?,
     };
+    settings.machine = profile.as_ref().map(|p| p.machine.clone());
     if let (Some(profile), Some(_)) = (&profile, &args.target) {
         settings.target = profile.machine.target();
         settings.memory = settings.memory.or(profile.machine.near_space().bytes);
-        settings.machine = Some(profile.machine.clone());
     }
     let stored = args.stored.as_deref().map(|name| storage("--stored", name)).transpose()?;
     let model = request::open_to_plan(&path, &knobs, stored)?;

@@ -12,7 +12,7 @@ fn uses(plan: &Plan) -> Vec<(&'static str, u64)> {
     let near = plan.spaces.last().map_or(0, |s| s.first_byte);
     let of = |is: &dyn Fn(&Stored) -> bool| plan.stored_bytes(|s| s.tensor.offset >= near && is(s));
     let weights = of(&|s| s.kind != StoredKind::State);
-    let sums = of(&|s| s.kind == StoredKind::State && s.name.contains(".grad_sum"));
+    let sums = of(&Stored::is_gradient_sum);
     let states = of(&|s| s.kind == StoredKind::State) - sums;
     let rest = plan.near_bytes() - weights - states - sums;
     vec![("trained weights", weights), ("optimizer state", states), ("gradient sums", sums), ("activations", rest)]

@@ -34,7 +34,7 @@ impl Trace {
 pub fn changed(trainer: &mut Trainer) -> Vec<(String, Vec<u8>)> {
     let runner = trainer.runner_mut();
     // Sums of gradients are there with several micro-batches only, and zero between steps.
-    let changed = runner.plan().stored.iter().filter(|s| s.changes && !s.name.contains(".grad_sum"));
+    let changed = runner.plan().stored.iter().filter(|s| s.changes && !s.is_gradient_sum());
     let changed: Vec<_> = changed.map(|s| (s.name.clone(), s.tensor.clone())).collect();
     let bytes = |(name, tensor): (String, _)| (name, runner.fetch(&tensor).expect("is there").to_vec());
     let mut tensors: Vec<_> = changed.into_iter().map(bytes).collect();
