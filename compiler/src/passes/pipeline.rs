@@ -11,6 +11,7 @@ use crate::ir::graph::{Graph, Kind, Region};
 use crate::passes::live;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use tinyforge_plan::part_of;
 
 /// How much of the model the near memory holds at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,10 +22,10 @@ pub struct Window {
     pub prefetch: u32,
 }
 
-/// Tensors that move together: those of one block, of one kind.
+/// Tensors that move together: those of one block, of one kind, or of one part.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Parcel {
-    /// The block's name.
+    /// The block's name, and the part of it.
     pub block: String,
     /// Whether these are the optimizer's states, which only updates read.
     pub is_state: bool,
@@ -129,27 +130,29 @@ fn near_states(parcels: &[Parcel], window: Window) -> Vec<u32> {
 const SMALL_PART: u64 = 16;
 
 /// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
-/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states.
+/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
+/// blocks, the states that are stored in parts.
 fn parcels(graphs: &[&Graph], rotates: bool) -> Vec<Parcel> {
     let is_resident = |user: &User, block: u64| match rotates {
         true => user.kind == Kind::State,
         false => user.changes && user.bytes * SMALL_PART <= block,
     };
     let users = users(graphs);
-    let numbered = |block: &str| block.rsplit('.').next().is_some_and(|n| n.parse::<u32>().is_ok());
     let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
-    let owned = users.iter().filter(|u| u.kind != Kind::State && u.blocks.len() == 1 && numbered(u.blocks[0]));
-    owned.clone().for_each(|u| *bytes_of.entry(u.blocks[0]).or_default() += u.bytes);
+    let owned = users.iter().filter(|u| u.kind != Kind::State && u.is_of_numbered());
+    owned.for_each(|u| *bytes_of.entry(u.blocks[0].0).or_default() += u.bytes);
     let mut parcels: Vec<Parcel> = Vec::new();
-    for user in users.iter().filter(|u| u.blocks.len() == 1 && numbered(u.blocks[0])) {
-        let block = user.blocks[0];
-        if is_resident(user, bytes_of.get(block).copied().unwrap_or(0)) {
-            continue;
-        }
+    for user in users.iter().filter(|u| u.is_of_numbered() || u.part().is_some()) {
         let is_state = user.kind == Kind::State;
+        let (name, _) = user.blocks[0];
+        let block = match user.part() {
+            Some(part) => format!("{name}, part {part}"),
+            None if is_resident(user, bytes_of.get(name).copied().unwrap_or(0)) => continue,
+            None => name.to_string(),
+        };
         let found = parcels.iter().position(|p| p.block == block && p.is_state == is_state);
         let at = found.unwrap_or_else(|| {
-            parcels.push(Parcel { block: block.to_string(), is_state, tensors: Vec::new(), rotates });
+            parcels.push(Parcel { block, is_state, tensors: Vec::new(), rotates });
             parcels.len() - 1
         });
         parcels[at].tensors.push(user.name.to_string());
@@ -168,8 +171,21 @@ struct User<'a> {
     name: &'a str,
     kind: Kind,
     bytes: u64,
-    blocks: Vec<&'a str>,
+    /// Names, and whether they are numbered.
+    blocks: Vec<(&'a str, bool)>,
     changes: bool,
+}
+
+impl User<'_> {
+    /// Whether one numbered block alone reads it.
+    fn is_of_numbered(&self) -> bool {
+        matches!(self.blocks[..], [(_, true)])
+    }
+
+    /// The number of the part that it is, of a state that is stored in parts.
+    fn part(&self) -> Option<u32> {
+        part_of(self.name).filter(|_| self.kind == Kind::State).map(|(_, part)| part)
+    }
 }
 
 fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
@@ -177,7 +193,7 @@ fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
     let mut at: BTreeMap<&str, usize> = BTreeMap::new();
     for graph in graphs {
         for node in &graph.nodes {
-            let block = graph.blocks[node.block as usize].as_str();
+            let block = (graph.blocks[node.block as usize].as_str(), graph.is_numbered(node.block));
             let changes = (node.op.def().mutates)(&node.attrs);
             for (k, &v) in node.args.iter().enumerate() {
                 let info = graph.info(v);
