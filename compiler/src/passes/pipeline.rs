@@ -7,7 +7,7 @@
 //! needed last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs
 //! fewer. Steps repeat: what stays at the end of one is there when the next begins.
 
-use crate::ir::graph::{Graph, Kind, Region};
+use crate::ir::graph::{Graph, Kind, Node, Region};
 use crate::passes::live;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -77,7 +77,7 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     let blocks = parcels.iter().filter(|p| !p.is_state).count();
     let Some(&train) = graphs.first().filter(|_| blocks > window.blocks as usize) else { return Pipeline::default() };
     if rotates {
-        let of_graph = |graph: &&Graph| stays(&visits(graph, &parcels, false), window, graph.nodes.len() as u32);
+        let of_graph = |graph: &&Graph| stays(&visits(graph, &parcels, false), window, graph.nodes.len() as u32, 0);
         let stays = graphs.iter().map(of_graph).collect();
         return Pipeline { parcels, stays };
     }
@@ -101,8 +101,8 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     }
     let of_graph = |graph: &&Graph| {
         let nodes = graph.nodes.len() as u32;
-        let mut found = stays(&visits(graph, &parcels, false), weights, nodes);
-        found.extend(stays(&visits(graph, &parcels, true), states, nodes));
+        let mut found = stays(&visits(graph, &parcels, false), weights, nodes, 0);
+        found.extend(stays(&visits(graph, &parcels, true), states, nodes, backward(graph)));
         found
     };
     let stays = graphs.iter().map(of_graph).collect();
@@ -127,7 +127,7 @@ fn near_states(parcels: &[Parcel], window: Window) -> Vec<u32> {
 }
 
 /// A tensor that is changed and takes at most one part in so many of its block stays in the near memory.
-const SMALL_PART: u64 = 16;
+const SMALL_PART: u64 = 64;
 
 /// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
 /// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
@@ -454,13 +454,20 @@ fn permanent(visits: &[Visit], window: Window) -> Vec<u32> {
     steady(visits, window, |_| false).permanent
 }
 
-/// The stays of one run of a graph of `nodes` nodes that is run again and again.
-fn stays(visits: &[Visit], window: Window, nodes: u32) -> Vec<Stay> {
+/// The first node behind which blocks are walked backward: no states are needed before, and where a head's loss takes
+/// most memory they would be in the way.
+fn backward(graph: &Graph) -> u32 {
+    let is_backward = |n: &Node| n.region == Region::Backward && graph.is_numbered(n.block);
+    graph.nodes.iter().position(is_backward).unwrap_or(0) as u32
+}
+
+/// The stays of one run of a graph of `nodes` nodes that is run again and again. No copy comes in before node `from`.
+fn stays(visits: &[Visit], window: Window, nodes: u32, from: u32) -> Vec<Stay> {
     if visits.is_empty() {
         return Vec::new();
     }
     let round = steady(visits, window, |_| false);
-    let frame = Frame { visits, nodes, start: round.start };
+    let frame = Frame { visits, nodes, start: round.start, from };
     let always = round.permanent.iter().map(|&parcel| Stay {
         parcel,
         comes: None,
@@ -475,6 +482,7 @@ struct Frame<'v> {
     visits: &'v [Visit],
     nodes: u32,
     start: usize,
+    from: u32,
 }
 
 impl Frame<'_> {
@@ -493,10 +501,17 @@ impl Frame<'_> {
 
     fn stay(&self, copy: &Copy) -> Stay {
         let n = self.visits.len();
-        let begins = self.boundary(copy.loads);
+        let needed = self.visits[copy.uses[0] % n].nodes[0];
+        let is_early = copy.loads < self.start || self.boundary(copy.loads) < self.from;
+        let is_held_back = is_early && (1..=needed).contains(&self.from);
         // A load that begins in the run before is over at its end, so that every run is whole in itself.
-        let waits = if copy.loads < self.start { self.nodes } else { self.visits[copy.uses[0] % n].nodes[0] };
-        let rounds = copy.loads / n..=(copy.until - 1) / n;
+        let [begins, waits] = match is_held_back {
+            true => [self.from, needed],
+            false if copy.loads < self.start => [self.boundary(copy.loads), self.nodes],
+            false => [self.boundary(copy.loads), needed],
+        };
+        let first = if is_held_back { copy.uses[0] } else { copy.loads };
+        let rounds = first / n..=(copy.until - 1) / n;
         let lives = rounds.clone().map(|round| {
             let from = if round == *rounds.start() { begins } else { 0 };
             let to = if round == *rounds.end() { self.end(copy.until - 1) } else { self.nodes };
@@ -620,10 +635,11 @@ mod tests {
     fn a_window_holds_no_more_than_it_says() {
         for blocks in 1..=12u32 {
             for window in 1..=blocks {
-                for (prefetch, changes) in (1..=window).flat_map(|p| [(p, false), (p, true)]) {
+                let ways = (1..=window).flat_map(|p| [(p, false, 0), (p, true, 0), (p, true, blocks - 1)]);
+                for (prefetch, changes, from) in ways {
                     let visits = zigzag(blocks, 0, changes);
                     let nodes = visits.len() as u32;
-                    let stays = stays(&visits, Window { blocks: window, prefetch }, nodes);
+                    let stays = stays(&visits, Window { blocks: window, prefetch }, nodes, from);
                     for node in 0..nodes {
                         let here = |l: &[u32; 2]| (l[0]..=l[1]).contains(&node);
                         let count = stays.iter().flat_map(|s| &s.lives).filter(|l| here(l)).count();
@@ -632,6 +648,8 @@ mod tests {
                         let is_there = stays.iter().any(|s| s.parcel == parcel && s.lives.iter().any(here));
                         assert!(is_there, "{blocks}, {window}, {prefetch}: {parcel} is not there at node {node}");
                     }
+                    let is_held = |comes: [u32; 2]| comes[0] >= from || comes[1] < from;
+                    assert!(stays.iter().filter_map(|s| s.comes).all(is_held), "{blocks}, {window}: before {from}");
                 }
             }
         }
