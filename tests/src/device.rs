@@ -50,6 +50,7 @@ pub fn compile_entry(name: &str, graph: Graph, target: Target, threads: u32) -> 
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target,
         kernels: &CpuKernels { threads },
         source: &|_| Source::Zero,
