@@ -1,0 +1,88 @@
+//! What all GPUs share: how a step becomes launches of kernels, and what a device must be able to do.
+//!
+//! A row's file has the stem of its kernels' files, `shaders/<stem>.wgsl`. A row says everything about its
+//! launches (kernel, operands, parameters, grid) and nothing of an interface: no type of a driver comes in here.
+//! Invariant: a launch follows from shapes and attributes alone, so the order of every sum does too.
+
+mod activation;
+mod call;
+mod device;
+mod elementwise;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
+
+pub use call::{Call, Kernel, Launch, Operand, Params, Tables, Work, grid_of};
+pub use device::GpuError;
+pub(crate) use device::{Device, Failure, Gpu};
+
+use tinyforge_plan::{Kernels, Number, Plan, Shape, Step};
+
+/// What a step of this op becomes.
+pub struct Row {
+    /// The op's name.
+    pub name: &'static str,
+    /// The launches and their scratch, or why the shapes are not supported.
+    pub work: fn(&Call) -> Result<Work, String>,
+}
+
+const FAMILIES: &[&[Row]] = &[activation::ROWS, elementwise::ROWS];
+
+/// Every row.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    FAMILIES.iter().flat_map(|f| f.iter())
+}
+
+/// The launches of a step.
+///
+/// # Errors
+/// There is no row for its op, or its shapes are not supported.
+pub fn work(step: &Step) -> Result<Work, String> {
+    of_row(&step.kernel, &Call::of_step(step))
+}
+
+fn of_row(name: &str, call: &Call) -> Result<Work, String> {
+    let row = rows().find(|r| r.name == name).ok_or_else(|| "GPUs have no such kernel".to_string())?;
+    (row.work)(call)
+}
+
+/// What the kernels of GPUs can do.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuKernels {
+    /// The most bytes of one operand that the device's kernels can address.
+    pub operand_bytes_max: u64,
+}
+
+impl GpuKernels {
+    /// Names of all ops that have kernels.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        rows().map(|r| r.name)
+    }
+}
+
+impl Kernels for GpuKernels {
+    fn scratch_bytes(
+        &self,
+        kernel: &str,
+        args: &[Shape],
+        outs: &[Shape],
+        attrs: &[(String, Number)],
+    ) -> Result<u64, String> {
+        let call = Call::of_query(args, outs, attrs);
+        let work = of_row(kernel, &call)?;
+        let largest = call.largest_bytes().max(work.scratch_bytes);
+        if largest > self.operand_bytes_max {
+            let most = self.operand_bytes_max;
+            return Err(format!("an operand of {largest} bytes; this device's kernels address at most {most}"));
+        }
+        Ok(work.scratch_bytes)
+    }
+}
+
+/// The launches of every step of a plan, by entry.
+///
+/// # Errors
+/// A step has no row: the plan was made for another device.
+pub fn launches(plan: &Plan) -> Result<Vec<Vec<Work>>, String> {
+    let of_step = |step: &Step| work(step).map_err(|why| format!("kernel `{}`: {why}", step.kernel));
+    plan.entries.iter().map(|e| e.steps.iter().map(of_step).collect()).collect()
+}
