@@ -14,7 +14,7 @@ const MOST_PIECES: usize = 24;
 /// The memories of a plan that are not far.
 pub struct Arena {
     /// Owns the memory; it is reached through `first` alone.
-    _memory: MmapMut,
+    memory: MmapMut,
     first: NonNull<u8>,
     len: usize,
     /// The address of the first byte.
@@ -35,13 +35,22 @@ impl Arena {
     /// # Errors
     /// The system has not so much address space.
     pub fn new(start: u64, bytes: u64) -> std::io::Result<Arena> {
-        let bytes = usize::try_from(bytes).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-        let mut memory = MmapMut::map_anon(bytes.max(1))?;
+        let arena = Arena::sparse(start, bytes)?;
         // Large pages save time, no more: a system without them is as correct.
         #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::HugePage);
+        let _ = arena.memory.advise(memmap2::Advice::HugePage);
+        Ok(arena)
+    }
+
+    /// The same of which little is ever touched at one time: pages are small, and [`Arena::release`] gives them back.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn sparse(start: u64, bytes: u64) -> std::io::Result<Arena> {
+        let bytes = usize::try_from(bytes).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        let mut memory = MmapMut::map_anon(bytes.max(1))?;
         let first = NonNull::new(memory.as_mut_ptr()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        Ok(Arena { _memory: memory, first, len: bytes, start })
+        Ok(Arena { memory, first, len: bytes, start })
     }
 
     /// The address of the first byte.
@@ -82,6 +91,24 @@ impl Arena {
     pub fn tensor_mut(&mut self, t: &Tensor) -> &mut [u8] {
         let index = self.index(t.offset, t.end());
         &mut self.bytes_mut()[index]
+    }
+
+    /// Gives the whole pages between two addresses back to the system: they are zero when they are touched again.
+    pub(crate) fn release(&mut self, from: u64, to: u64) {
+        /// No system that this runs on has larger small pages.
+        const PAGE: usize = 64 << 10;
+        let index = self.index(from, to);
+        let (first, end) = (index.start.next_multiple_of(PAGE), index.end / PAGE * PAGE);
+        #[cfg(target_os = "linux")]
+        #[expect(unsafe_code, reason = "the arena is one block of memory")]
+        if first < end {
+            // SAFETY: the arena is borrowed exclusively, so nothing holds a reference into these bytes, and zeros are
+            // valid bytes. Pages that the system keeps are as correct.
+            let _ =
+                unsafe { self.memory.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first) };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (first, end);
     }
 
     /// The bytes from address `from` on, for the thread that moves copies.

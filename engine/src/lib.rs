@@ -10,6 +10,7 @@ pub mod disk;
 pub mod far;
 pub mod files;
 pub mod generate;
+pub mod gpu;
 pub mod load;
 pub mod runner;
 pub mod samples;

@@ -5,6 +5,7 @@
 use crate::arena::Arena;
 use crate::far::{self, Far};
 use crate::files::{FileError, ReadAt};
+use crate::gpu::{Gpu, GpuError};
 use half::{bf16, f16};
 use tinyforge_kernels::f32::quant::dequantise;
 use tinyforge_kernels::random::Stream;
@@ -19,6 +20,9 @@ pub enum LoadError {
     /// Reading failed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The device failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The stored type cannot be made from the file's.
     #[error("`{name}` is {from} in the file, which cannot be stored as {to}", from = .from.name(), to = .to.name())]
     Conversion {
@@ -54,7 +58,7 @@ fn start_stream(seed: u64, name: &str) -> Stream {
 pub(crate) fn load(
     plan: &Plan,
     arena: &mut Arena,
-    mut far: Option<&mut Far>,
+    (mut far, mut gpu): (Option<&mut Far>, Option<&mut Gpu>),
     files: &[ReadAt],
     seed: u64,
 ) -> Result<(), LoadError> {
@@ -62,6 +66,9 @@ pub(crate) fn load(
     for stored in &plan.stored {
         if !plan.is_far(&stored.tensor) {
             fill(stored, arena, files, seed, &mut buffer)?;
+            if let Some(gpu) = gpu.as_deref_mut() {
+                gpu.send(arena, &stored.tensor)?;
+            }
         } else if matches!(far::place(plan, stored), far::Place::Work(_)) {
             let here = Stored { tensor: far::borrowed(plan, &stored.tensor), ..stored.clone() };
             fill(&here, arena, files, seed, &mut buffer)?;
@@ -73,10 +80,16 @@ pub(crate) fn load(
             let scale = scale.as_deref().and_then(|name| plan.find(name));
             let scale = scale.map(|s| bytemuck::cast_slice(arena.tensor(&s.tensor)).to_vec());
             let weight = &plan.find(of).expect("a column list belongs to a stored weight").tensor;
-            let bytes = far::fetch(plan, far.as_deref_mut(), arena, weight)?;
+            let bytes = match gpu.as_deref_mut() {
+                Some(gpu) if !plan.is_far(weight) => gpu.fetch(arena, weight)?,
+                _ => far::fetch(plan, far.as_deref_mut(), arena, weight)?,
+            };
             let list = top_columns(bytes, weight, scale.as_deref(), stored.tensor.elems() as usize);
             let set = |bytes: &mut [u8]| bytemuck::cast_slice_mut(bytes).copy_from_slice(&list);
-            far::change(plan, far.as_deref_mut(), arena, &stored.tensor, set)?;
+            match gpu.as_deref_mut() {
+                Some(gpu) if !plan.is_far(&stored.tensor) => gpu.change(arena, &stored.tensor, set)?,
+                _ => far::change(plan, far.as_deref_mut(), arena, &stored.tensor, set)?,
+            }
         }
     }
     Ok(())

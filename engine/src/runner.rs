@@ -5,8 +5,9 @@
 
 use crate::arena::Arena;
 use crate::cpu::{Code, KernelError};
-use crate::far::{self, Far};
+use crate::far::{self, Far, Near};
 use crate::files::{FileError, ReadAt};
+use crate::gpu::{Gpu, GpuError};
 use crate::load::{self, LoadError};
 use crate::sim::{self, Report, Sim, SimError, SimOptions};
 use bytemuck::Pod;
@@ -47,6 +48,29 @@ pub enum RunError {
     /// A simulated machine failed, as it was told to.
     #[error(transparent)]
     Sim(#[from] SimError),
+    /// A GPU is not there, too small, or failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// What runs the kernels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DeviceChoice {
+    /// This computer's processor.
+    #[default]
+    Cpu,
+    /// The best adapter that wgpu finds.
+    Wgpu,
+}
+
+impl DeviceChoice {
+    /// Every device by its name on the command line.
+    pub const ALL: [(&'static str, DeviceChoice); 2] = [("cpu", DeviceChoice::Cpu), ("wgpu", DeviceChoice::Wgpu)];
+
+    /// The device of this name.
+    pub fn from_name(name: &str) -> Option<DeviceChoice> {
+        DeviceChoice::ALL.iter().find(|(n, _)| *n == name).map(|(_, device)| *device)
+    }
 }
 
 /// How a plan is run.
@@ -59,12 +83,14 @@ pub struct RunOptions {
     pub work: Option<PathBuf>,
     /// The machine to simulate; without it the plan runs on this one.
     pub sim: Option<SimOptions>,
+    /// What runs the kernels; the plan was made for its kernels. A simulated machine's are the CPU's.
+    pub device: DeviceChoice,
 }
 
-/// A plan bound to kernels.
+/// A plan, bound to kernels where the CPU runs them.
 struct Phase {
     plan: Plan,
-    code: Code,
+    code: Option<Code>,
     /// The states that not all phases have.
     own_states: Vec<Tensor>,
 }
@@ -91,6 +117,8 @@ pub struct Runner {
     sim: Option<Sim>,
     /// Before the arena, in which it moves.
     far: Option<Far>,
+    /// What runs the kernels instead of the CPU; the arena then holds what goes there and comes back.
+    gpu: Option<Gpu>,
     arena: Arena,
     par: Arc<Par>,
 }
@@ -128,16 +156,20 @@ impl Runner {
             if let Some(fault) = check::check(&plan).into_iter().next() {
                 return Err(RunError::Plan(fault));
             }
-            let code = Code::bind(&plan, options.count_times).map_err(RunError::Plan)?;
+            let code = match options.device {
+                DeviceChoice::Cpu => Some(Code::bind(&plan, options.count_times).map_err(RunError::Plan)?),
+                DeviceChoice::Wgpu => None,
+            };
             let own = states(&plan).map(|s| &s.tensor).filter(|t| !common.contains(t));
             let own_states = own.cloned().collect();
             phases.push(Phase { plan, code, own_states });
         }
-        let arena = Arena::new(start, bytes)
-            .map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
+        let gpu = open_gpu(&phases, &options)?;
+        let reserved = if gpu.is_some() { Arena::sparse(start, bytes) } else { Arena::new(start, bytes) };
+        let arena = reserved.map_err(|e| RunError::System { what: "cannot reserve the arena", why: e.to_string() })?;
         let par = Par::new(threads, STACK_BYTES)
             .map_err(|e| RunError::System { what: "cannot start threads", why: e.to_string() })?;
-        Ok(Runner { phases, active: 0, work: options.work, sim, far: None, arena, par: Arc::new(par) })
+        Ok(Runner { phases, active: 0, work: options.work, sim, far: None, gpu, arena, par: Arc::new(par) })
     }
 
     /// Fills the stored tensors of the active phase.
@@ -145,12 +177,12 @@ impl Runner {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(&mut self, files: &[ReadAt], seed: u64) -> Result<(), RunError> {
-        let Runner { phases, active, work, sim, far, arena, .. } = self;
+        let Runner { phases, active, work, sim, far, gpu, arena, .. } = self;
         let plan = &phases[*active].plan;
         if plan.arena_start() > 0 && far.is_none() {
             *far = Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref(), sim.as_ref())?);
         }
-        Ok(load::load(plan, arena, far.as_mut(), files, seed)?)
+        Ok(load::load(plan, arena, (far.as_mut(), gpu.as_mut()), files, seed)?)
     }
 
     /// Makes phase `phase` active. The caller sets what the phases do not share.
@@ -167,10 +199,10 @@ impl Runner {
     /// # Errors
     /// The work file cannot be written.
     pub fn clear_states(&mut self) -> Result<(), RunError> {
-        let Runner { phases, active, far, arena, .. } = self;
+        let Runner { phases, active, far, gpu, arena, .. } = self;
         let plan = &phases[*active].plan;
-        let mut clear = |t: &Tensor| far::change(plan, far.as_mut(), arena, t, |bytes| bytes.fill(0));
-        Ok(states(plan).try_for_each(|s| clear(&s.tensor))?)
+        let mut clear = |t: &Tensor| change(plan, (far.as_mut(), gpu.as_mut()), arena, t, |bytes| bytes.fill(0));
+        states(plan).try_for_each(|s| clear(&s.tensor))
     }
 
     /// Sets the states of the active phase to zero that are not in every phase's plan: those have kept their bytes.
@@ -178,19 +210,23 @@ impl Runner {
     /// # Errors
     /// The work file cannot be written.
     pub fn clear_own_states(&mut self) -> Result<(), RunError> {
-        let Runner { phases, active, far, arena, .. } = self;
+        let Runner { phases, active, far, gpu, arena, .. } = self;
         let Phase { plan, own_states, .. } = &phases[*active];
-        let mut clear = |t: &Tensor| far::change(plan, far.as_mut(), arena, t, |bytes| bytes.fill(0));
-        Ok(own_states.iter().try_for_each(&mut clear)?)
+        let mut clear = |t: &Tensor| change(plan, (far.as_mut(), gpu.as_mut()), arena, t, |bytes| bytes.fill(0));
+        own_states.iter().try_for_each(&mut clear)
     }
 
     /// The bytes of a stored tensor, wherever it lives; of a far one in the part of the arena that steps use.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn fetch(&mut self, tensor: &Tensor) -> Result<&[u8], FileError> {
-        let Runner { phases, active, far, arena, .. } = self;
-        far::fetch(&phases[*active].plan, far.as_mut(), arena, tensor)
+    /// The file cannot be read, or the device failed.
+    pub fn fetch(&mut self, tensor: &Tensor) -> Result<&[u8], RunError> {
+        let Runner { phases, active, far, gpu, arena, .. } = self;
+        let plan = &phases[*active].plan;
+        match gpu {
+            Some(gpu) if !plan.is_far(tensor) => Ok(gpu.fetch(arena, tensor)?),
+            _ => Ok(far::fetch(plan, far.as_mut(), arena, tensor)?),
+        }
     }
 
     /// Sets the bytes of a stored tensor, wherever it lives. What `set` is given of a far one is not what it held.
@@ -201,8 +237,33 @@ impl Runner {
     /// # Panics
     /// The tensor lives in the model's file.
     pub fn change<R>(&mut self, tensor: &Tensor, set: impl FnOnce(&mut [u8]) -> R) -> Result<R, RunError> {
-        let Runner { phases, active, far, arena, .. } = self;
-        Ok(far::change(&phases[*active].plan, far.as_mut(), arena, tensor, set)?)
+        let Runner { phases, active, far, gpu, arena, .. } = self;
+        change(&phases[*active].plan, (far.as_mut(), gpu.as_mut()), arena, tensor, set)
+    }
+
+    /// Sets every byte of the near memory, wherever it is.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn fill(&mut self, byte: u8) -> Result<(), RunError> {
+        match &mut self.gpu {
+            Some(gpu) => Ok(gpu.fill(&self.arena, byte)?),
+            None => {
+                self.arena_mut().bytes_mut().fill(byte);
+                Ok(())
+            }
+        }
+    }
+
+    /// All bytes of the near memory, wherever it is.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn memory(&mut self) -> Result<&[u8], RunError> {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.fetch_all(&mut self.arena)?;
+        }
+        Ok(self.arena.bytes())
     }
 
     /// The worker threads. Calls inside [`Par::enter`] go from thread to thread without being queued, and so without
@@ -226,7 +287,7 @@ impl Runner {
         &self.phases[self.active].plan
     }
 
-    /// The memory.
+    /// The host's memory: all there is where the CPU runs the kernels.
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
@@ -278,6 +339,9 @@ impl Runner {
 
     /// The stored tensor of this name with its bytes, if it lives in the arena; [`Runner::fetch`] finds any other.
     pub fn stored(&self, name: &str) -> Option<(&Tensor, &[u8])> {
+        if self.gpu.is_some() {
+            return None;
+        }
         let stored = self.plan().find(name).filter(|s| !self.plan().is_far(&s.tensor))?;
         Some((&stored.tensor, self.arena.tensor(&stored.tensor)))
     }
@@ -305,8 +369,21 @@ impl Runner {
     /// # Errors
     /// A kernel refused its data.
     pub fn run_steps(&mut self, entry: usize, steps: Range<usize>) -> Result<(), RunError> {
-        let Runner { phases, active, sim, far, arena, par, .. } = self;
+        let Runner { phases, active, sim, far, gpu, arena, par, .. } = self;
         let Phase { plan, code, .. } = &mut phases[*active];
+        let (at, count) = ((*active, entry), plan.entries[entry].steps.len());
+        if let Some(gpu) = gpu {
+            return match far {
+                None => gpu.run(plan, at, steps, arena),
+                Some(far) => {
+                    let mut near = gpu.near(plan, at);
+                    far.enter(at, arena, &mut near)?;
+                    let result = far.run(steps, count, arena, &mut near);
+                    far.leave(result)
+                }
+            };
+        }
+        let code = code.as_mut().expect("without a GPU the CPU runs the kernels");
         let sim = sim.as_ref();
         match far {
             None if sim.is_none() => Ok(par.enter(|| code.run(plan, entry, steps, arena, par))?),
@@ -315,8 +392,9 @@ impl Runner {
                 par.enter(|| steps.try_for_each(|i| sim::launch(sim, (plan, code), (entry, i), arena, par)))
             }
             Some(far) => {
-                far.enter((*active, entry), arena)?;
-                let result = par.enter(|| far.run((plan, code), entry, steps, arena, par, sim));
+                let mut near = Here { plan, code, entry, par, sim };
+                far.enter(at, arena, &mut near)?;
+                let result = par.enter(|| far.run(steps, count, arena, &mut near));
                 far.leave(result)
             }
         }
@@ -324,7 +402,70 @@ impl Runner {
 
     /// Steps with the nanoseconds spent in them and how often they ran, where that is counted.
     pub fn times(&self) -> impl Iterator<Item = (&Step, u64, u64)> {
-        self.phases[self.active].code.times(self.plan())
+        let Phase { plan, code, .. } = &self.phases[self.active];
+        let of_gpu = self.gpu.iter().flat_map(move |gpu| {
+            plan.entries.iter().enumerate().flat_map(move |(e, entry)| {
+                let times = gpu.times((self.active, e)).unwrap_or(&[]);
+                entry.steps.iter().zip(times).map(|(step, &(ns, runs))| (step, ns, runs))
+            })
+        });
+        code.iter().flat_map(|code| code.times(plan)).chain(of_gpu)
+    }
+}
+
+/// Sets the bytes of a stored tensor, wherever it lives.
+fn change<R>(
+    plan: &Plan,
+    (far, gpu): (Option<&mut Far>, Option<&mut Gpu>),
+    arena: &mut Arena,
+    tensor: &Tensor,
+    set: impl FnOnce(&mut [u8]) -> R,
+) -> Result<R, RunError> {
+    match gpu {
+        Some(gpu) if !plan.is_far(tensor) => Ok(gpu.change(arena, tensor, set)?),
+        _ => Ok(far::change(plan, far, arena, tensor, set)?),
+    }
+}
+
+/// The arena as the near memory, and the CPU's kernels.
+struct Here<'a> {
+    plan: &'a Plan,
+    code: &'a mut Code,
+    entry: usize,
+    par: &'a Par,
+    sim: Option<&'a Sim>,
+}
+
+impl Near for Here<'_> {
+    fn came(&mut self, _: &mut Arena, _: (u64, u64)) -> Result<(), RunError> {
+        Ok(())
+    }
+
+    fn going(&mut self, _: &mut Arena, _: (u64, u64)) -> Result<(), RunError> {
+        Ok(())
+    }
+
+    fn step(&mut self, i: usize, arena: &mut Arena) -> Result<(), RunError> {
+        sim::launch(self.sim, (self.plan, self.code), (self.entry, i), arena, self.par)
+    }
+}
+
+/// Opens the device that was asked for, where it is not the CPU.
+fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunError> {
+    match options.device {
+        DeviceChoice::Cpu => Ok(None),
+        #[cfg(feature = "wgpu")]
+        DeviceChoice::Wgpu => {
+            let plans: Vec<&Plan> = phases.iter().map(|p| &p.plan).collect();
+            let adapter = crate::gpu::wgpu::default_adapter()?;
+            let device = crate::gpu::wgpu::WgpuDevice::new(adapter, &plans, options.count_times)?;
+            Ok(Some(Gpu::new(Box::new(device))))
+        }
+        #[cfg(not(feature = "wgpu"))]
+        DeviceChoice::Wgpu => {
+            let _ = phases;
+            Err(GpuError::not_built("wgpu").into())
+        }
     }
 }
 

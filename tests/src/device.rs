@@ -1,10 +1,11 @@
-//! Graphs on the CPU device: compiled as the command line compiles them, filled, run and read back.
+//! Graphs on a device: compiled as the command line compiles them, filled, run and read back.
 
 use crate::script::optimizer;
 use crate::storage;
 use std::collections::BTreeMap;
 use tinyforge::cpu::CpuKernels;
-use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::gpu::GpuKernels;
+use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Recompute, Request, Role, compile};
 use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
 use tinyforge_compiler::ir::ops::Op;
@@ -12,17 +13,78 @@ use tinyforge_compiler::ir::types::Type;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::target::Target;
-use tinyforge_plan::{DType, Plan, Source, StoredKind, Tensor};
+use tinyforge_plan::{DType, Kernels, Named, Plan, Source, StoredKind, Tensor};
 
 /// Name of the entry that [`compile_forward`] makes.
 pub const ENTRY: &str = "forward";
+
+/// A device that tests run plans on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Device {
+    /// The CPU with so many threads.
+    Cpu(u32),
+    /// The best adapter of wgpu.
+    Wgpu,
+}
+
+impl Device {
+    /// What plans are made for.
+    pub fn target(self) -> Target {
+        match self {
+            Device::Cpu(_) => Target::CPU,
+            Device::Wgpu => Target::WGPU,
+        }
+    }
+
+    /// What runs them.
+    pub fn choice(self) -> DeviceChoice {
+        match self {
+            Device::Cpu(_) => DeviceChoice::Cpu,
+            Device::Wgpu => DeviceChoice::Wgpu,
+        }
+    }
+
+    /// Worker threads.
+    pub fn threads(self) -> u32 {
+        match self {
+            Device::Cpu(threads) => threads,
+            Device::Wgpu => 1,
+        }
+    }
+
+    /// What its kernels can do.
+    pub fn kernels(self) -> Box<dyn Kernels> {
+        match self {
+            Device::Cpu(threads) => Box::new(CpuKernels { threads }),
+            // The least that any adapter gives.
+            Device::Wgpu => Box::new(GpuKernels { operand_bytes_max: 128 << 20 }),
+        }
+    }
+}
+
+/// Whether there is an adapter for wgpu. Where there must be one (`TINYFORGE_WGPU=require`) and is none, the test
+/// fails; elsewhere it says what is missing.
+///
+/// # Panics
+/// There is none where there must be one.
+pub fn has_wgpu() -> bool {
+    match tinyforge::gpu::wgpu::default_adapter() {
+        Ok(_) => true,
+        Err(why) => {
+            let is_required = std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "require");
+            assert!(!is_required, "TINYFORGE_WGPU=require, and {why}");
+            eprintln!("skipped: {why} (Debian: mesa-vulkan-drivers, libvulkan1)");
+            false
+        }
+    }
+}
 
 /// Compiles a graph that is only run forward. Every run must have a result, so the graph gets one more weight, which
 /// nothing of it reads.
 ///
 /// # Errors
 /// The device has no kernel for something.
-pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError> {
+pub fn compile_forward(graph: &Graph, device: Device) -> Result<Plan, CompileError> {
     let mut graph = graph.clone();
     let block = graph.block("layers.0");
     let anchor = graph.declare(Kind::Weight, "anchor", Type::f32(&[1]));
@@ -30,7 +92,7 @@ pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError
     b.at(block, Region::Forward);
     let out = b.push1("anchored", Op::Scale, &[anchor], &[]);
     graph.results.push(("anchored".to_string(), out));
-    compile_entry(ENTRY, graph, Target::CPU, threads)
+    compile_on(ENTRY, graph, (device.target(), &*device.kernels(), device.threads()))
 }
 
 /// Compiles a graph, as it is, to a plan's one entry that is only run forward.
@@ -38,6 +100,14 @@ pub fn compile_forward(graph: &Graph, threads: u32) -> Result<Plan, CompileError
 /// # Errors
 /// The device has no kernel for something.
 pub fn compile_entry(name: &str, graph: Graph, target: Target, threads: u32) -> Result<Plan, CompileError> {
+    compile_on(name, graph, (target, &CpuKernels { threads }, threads))
+}
+
+fn compile_on(
+    name: &str,
+    graph: Graph,
+    (target, kernels, threads): (Target, &dyn Kernels, u32),
+) -> Result<Plan, CompileError> {
     let request = Request {
         name: name.to_string(),
         entries: vec![Entry { name: name.to_string(), graph, role: Role::Forward }],
@@ -52,7 +122,7 @@ pub fn compile_entry(name: &str, graph: Graph, target: Target, threads: u32) -> 
         window: None,
         spill: None,
         target,
-        kernels: &CpuKernels { threads },
+        kernels,
         source: &|_| Source::Zero,
         files: Vec::new(),
         threads,
@@ -69,27 +139,32 @@ pub type Bytes = BTreeMap<String, Vec<u8>>;
 ///
 /// # Panics
 /// The plan is damaged, or a kernel refuses its data, or it writes where nothing was planned.
-pub fn run(plan: &Plan, contents: &Bytes, poison: u8) -> Bytes {
-    let mut runner = Runner::new(plan.clone(), RunOptions::default()).expect("a compiled plan runs");
+pub fn run(plan: &Plan, contents: &Bytes, poison: u8, device: Device) -> Bytes {
+    let options = RunOptions { device: device.choice(), ..RunOptions::default() };
+    let mut runner = Runner::new(plan.clone(), options).expect("a compiled plan runs");
     let entry = runner.entry(ENTRY).expect("the plan has the entry");
-    runner.arena_mut().bytes_mut().fill(poison);
-    let inputs = plan.entries[entry].inputs.iter().map(|n| (&n.name, &n.tensor));
-    let stored = plan.stored.iter().map(|s| (&s.name, &s.tensor));
-    for (name, tensor) in inputs.chain(stored) {
-        match contents.get(name) {
-            Some(bytes) => runner.arena_mut().tensor_mut(tensor).copy_from_slice(bytes),
-            None => runner.arena_mut().tensor_mut(tensor).fill(0),
-        }
+    runner.fill(poison).expect("the device is there");
+    let set = |bytes: &mut [u8], name: &String| match contents.get(name) {
+        Some(given) => bytes.copy_from_slice(given),
+        None => bytes.fill(0),
+    };
+    for stored in &plan.stored {
+        runner.change(&stored.tensor, |bytes| set(bytes, &stored.name)).expect("the device is there");
+    }
+    for input in &plan.entries[entry].inputs {
+        set(runner.input(entry, &input.name), &input.name);
     }
     runner.run(entry).expect("the samples hold nothing that a kernel refuses");
-    let read = |tensor: &Tensor| runner.arena().tensor(tensor).to_vec();
+    let named = |n: &Named| (n.name.clone(), runner.result(entry, &n.name).to_vec());
+    let results: Vec<(String, Vec<u8>)> = plan.entries[entry].results.iter().map(named).collect();
+    let mut read = |tensor: &Tensor| runner.fetch(tensor).expect("the device is there").to_vec();
     for stored in plan.stored.iter().filter(|s| !s.changes) {
         let unchanged = contents.get(&stored.name).is_none_or(|bytes| *bytes == read(&stored.tensor));
         assert!(unchanged, "`{}` is changed, and the plan does not say so", stored.name);
     }
-    let results = plan.entries[entry].results.iter().map(|n| (n.name.clone(), read(&n.tensor)));
     let changed = plan.stored.iter().filter(|s| s.changes && s.kind != StoredKind::Const);
-    results.chain(changed.map(|s| (s.name.clone(), read(&s.tensor)))).collect()
+    let changed: Vec<(String, Vec<u8>)> = changed.map(|s| (s.name.clone(), read(&s.tensor))).collect();
+    results.into_iter().chain(changed).collect()
 }
 
 /// The numbers of a result.

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tinyforge::cpu::CpuKernels;
+use tinyforge::gpu::GpuKernels;
 use tinyforge_compiler::compile::CompileError;
 use tinyforge_compiler::ir::attrs::Attr;
 use tinyforge_compiler::ir::graph::{Builder, Kind, Value};
 use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_plan::{DType, Plan, Source};
-use tinyforge_tests::device::{Bytes, ENTRY, compile_forward, numbers, run as run_plan};
+use tinyforge_tests::device::{Bytes, Device, ENTRY, compile_forward, has_wgpu, numbers, run as run_plan};
 use tinyforge_tests::graphs::{largest_difference, run as run_reference};
 use tinyforge_tests::samples::{Sample, edges, family, samples, size};
 use tinyforge_tests::storage::store;
@@ -17,13 +18,30 @@ use tinyforge_tests::storage::store;
 /// Ops that a backend has no kernel for, and why. A row for an op that has one fails too.
 const GAPS: &[(&str, Op, &str)] = &[];
 
+/// Why GPUs have no kernels for int8 ops.
+const INT8_GAP: &str = "int8 is for microcontrollers, and the CPU simulates those";
+
 /// The backends with the names of their kernels.
-fn backends() -> [(&'static str, BTreeSet<&'static str>); 1] {
-    [("cpu", CpuKernels::names().collect())]
+fn backends() -> [(&'static str, BTreeSet<&'static str>); 2] {
+    [("cpu", CpuKernels::names().collect()), ("gpu", GpuKernels::names().collect())]
 }
 
 fn is_gap(backend: &str, op: Op) -> bool {
-    GAPS.iter().any(|(b, o, _)| (*b, *o) == (backend, op))
+    let is_int8 = op.name().starts_with("i8_") || op.name().starts_with("i32_");
+    GAPS.iter().any(|(b, o, _)| (*b, *o) == (backend, op)) || (backend == "gpu" && is_int8 && !INT8_GAP.is_empty())
+}
+
+/// The devices to check, each with two ways to run a plan that must give the same bytes.
+fn cpu() -> [Device; 2] {
+    [Device::Cpu(1), Device::Cpu(2)]
+}
+
+fn wgpu() -> [Device; 2] {
+    [Device::Wgpu, Device::Wgpu]
+}
+
+fn name_of(devices: [Device; 2]) -> &'static str {
+    if devices == cpu() { "cpu" } else { "gpu" }
 }
 
 #[test]
@@ -137,12 +155,12 @@ struct Run {
 }
 
 /// Plans and runs a sample, and says what is wrong with it.
-fn check(sample: &Sample, failures: &mut Vec<String>) -> Option<Run> {
+fn check(sample: &Sample, devices: [Device; 2], failures: &mut Vec<String>) -> Option<Run> {
     let (bytes, tensors) = contents(sample);
     let wanted = wanted(sample, &tensors);
     let mut runs = Vec::new();
-    for (threads, poison) in [(1, 0xff), (2, 0x7f)] {
-        let plan = match compile_forward(&sample.graph, threads) {
+    for (device, poison) in devices.into_iter().zip([0xff, 0x7f]) {
+        let plan = match compile_forward(&sample.graph, device) {
             Ok(plan) => plan,
             Err(CompileError::NoKernel { why, .. }) => {
                 failures.push(format!("{}: no kernel: {why}", sample.name));
@@ -150,7 +168,7 @@ fn check(sample: &Sample, failures: &mut Vec<String>) -> Option<Run> {
             }
             Err(error) => panic!("{}: {error}", sample.name),
         };
-        let Ok(found) = catch_unwind(AssertUnwindSafe(|| run_plan(&plan, &bytes, poison))) else {
+        let Ok(found) = catch_unwind(AssertUnwindSafe(|| run_plan(&plan, &bytes, poison, device))) else {
             failures.push(format!("{}: the run panics", sample.name));
             return None;
         };
@@ -158,7 +176,7 @@ fn check(sample: &Sample, failures: &mut Vec<String>) -> Option<Run> {
         runs.push(Run { plan, found });
     }
     if runs[0].found != runs[1].found {
-        failures.push(format!("{}: one thread and two do not agree", sample.name));
+        failures.push(format!("{}: two runs do not agree", sample.name));
     }
     runs.pop()
 }
@@ -170,9 +188,11 @@ fn takes_a_place(plan: &Plan, op: Op) -> bool {
 }
 
 /// Runs a sample apart and in place; both must give the same bytes.
-fn check_both(sample: &Sample, failures: &mut Vec<String>) -> bool {
+fn check_both(sample: &Sample, devices: [Device; 2], failures: &mut Vec<String>) -> bool {
     let placed = in_place(sample);
-    let (Some(apart), Some(inside)) = (check(sample, failures), check(&placed, failures)) else { return false };
+    let (Some(apart), Some(inside)) = (check(sample, devices, failures), check(&placed, devices, failures)) else {
+        return false;
+    };
     let agree = apart.found.iter().all(|(name, bytes)| inside.found.get(name) == Some(bytes));
     if !agree {
         failures.push(format!("{} and apart do not agree", placed.name));
@@ -186,12 +206,30 @@ fn report(failures: Vec<String>) {
 
 #[test]
 fn kernels_are_their_definitions() {
-    let mut failures = Vec::new();
-    for &op in Op::ALL.iter().filter(|&&op| !is_gap("cpu", op)) {
+    check_definitions(cpu());
+}
+
+#[test]
+fn wgpu_kernels_are_their_definitions() {
+    if has_wgpu() {
+        check_definitions(wgpu());
+    }
+}
+
+/// Ops to look at: those that `TINYFORGE_OPS` begins with, or all.
+fn ops() -> impl Iterator<Item = Op> {
+    let only = std::env::var("TINYFORGE_OPS").unwrap_or_default();
+    Op::ALL.iter().copied().filter(move |op| only.is_empty() || only.split(',').any(|o| o == op.name()))
+}
+
+fn check_definitions(devices: [Device; 2]) {
+    let (mut failures, mut count, started) = (Vec::new(), 0, std::time::Instant::now());
+    for op in ops().filter(|&op| !is_gap(name_of(devices), op)) {
         let before = failures.len();
         let mut placed = false;
         for sample in [samples(op), edges(op)].concat() {
-            placed |= check_both(&sample, &mut failures);
+            placed |= check_both(&sample, devices, &mut failures);
+            count += 2;
         }
         let free = matches!(op, Op::Reshape);
         if !placed && !free && !op.def().in_place.is_empty() {
@@ -200,6 +238,7 @@ fn kernels_are_their_definitions() {
         // One op's faults are told by a few of them.
         failures.truncate(before + 4);
     }
+    println!("{}: {count} samples against their definitions in {:.1?}", name_of(devices), started.elapsed());
     report(failures);
 }
 
@@ -229,7 +268,18 @@ const STORAGES: [DType; 10] = [
 
 #[test]
 fn kernels_read_every_storage() {
-    let mut failures = Vec::new();
+    check_storages(cpu());
+}
+
+#[test]
+fn wgpu_kernels_read_every_storage() {
+    if has_wgpu() {
+        check_storages(wgpu());
+    }
+}
+
+fn check_storages(devices: [Device; 2]) {
+    let (mut failures, mut count, started) = (Vec::new(), 0, std::time::Instant::now());
     for &(op, arg) in STORED {
         let before = failures.len();
         for dtype in STORAGES {
@@ -237,19 +287,33 @@ fn kernels_read_every_storage() {
             let all: Vec<Sample> = sizes.iter().flat_map(|&z| family(op, z)).collect();
             let stored: Vec<Sample> = all.iter().filter_map(|s| stored_as(s, arg, dtype)).collect();
             assert!(!stored.is_empty(), "no sample of {} suits {}", op.name(), dtype.name());
+            count += stored.len();
             stored.iter().for_each(|sample| {
-                check(sample, &mut failures);
+                check(sample, devices, &mut failures);
             });
         }
         failures.truncate(before + 6);
     }
+    let name = name_of(devices);
+    println!("{name}: {count} samples in {} storage types in {:.1?}", STORAGES.len(), started.elapsed());
     report(failures);
 }
 
 #[test]
 fn bf16_products_are_near() {
+    check_bf16(cpu());
+}
+
+#[test]
+fn wgpu_bf16_products_are_near() {
+    if has_wgpu() {
+        check_bf16(wgpu());
+    }
+}
+
+fn check_bf16(devices: [Device; 2]) {
     let mut failures = Vec::new();
-    for &op in Op::ALL.iter().filter(|op| op.def().attrs.iter().any(|a| a.name == "compute")) {
+    for op in ops().filter(|op| op.def().attrs.iter().any(|a| a.name == "compute")) {
         let before = failures.len();
         // Adam's first step is the gradient's sign, which rounding may turn where the gradient is near 0.
         let is_adam = |s: &Sample| {
@@ -266,7 +330,7 @@ fn bf16_products_are_near() {
                 let node = sample.graph.nodes.last_mut().expect("a sample has a node");
                 node.attrs.set("compute", Attr::Int(1));
                 sample.name = format!("{} in bf16", sample.name);
-                check(&sample, &mut failures);
+                check(&sample, devices, &mut failures);
             }
         }
         failures.truncate(before + 4);
@@ -276,20 +340,57 @@ fn bf16_products_are_near() {
 
 #[test]
 fn updates_store_bf16() {
+    check_bf16_updates(cpu());
+}
+
+#[test]
+fn wgpu_updates_store_bf16() {
+    if has_wgpu() {
+        check_bf16_updates(wgpu());
+    }
+}
+
+fn check_bf16_updates(devices: [Device; 2]) {
     let mut failures = Vec::new();
     for op in [Op::Update, Op::LinearGradWUpdate] {
         for sample in [samples(op), edges(op)].concat() {
             let sample = stored_as(&sample, 0, DType::BF16).expect("bf16 has no blocks");
-            check(&sample, &mut failures);
+            check(&sample, devices, &mut failures);
         }
     }
     failures.truncate(8);
     report(failures);
 }
 
+/// Where the arithmetic before it is exact, stochastic rounding gives the CPU's bytes: the random numbers are the same.
+#[test]
+fn wgpu_rounds_with_the_cpus_random_numbers() {
+    if !has_wgpu() {
+        return;
+    }
+    let plain = |s: &Sample| {
+        let attrs = &s.graph.nodes.last().expect("a sample has a node").attrs;
+        attrs.iter().any(|a| a == ("rule", Attr::Int(0))) && attrs.iter().any(|a| a == ("states", Attr::Int(0)))
+    };
+    let mut count = 0;
+    for sample in [size(1, 1, 1, 1), size(2, 17, 33, 64)].iter().flat_map(|&z| family(Op::Update, z)).filter(plain) {
+        let mut sample = stored_as(&sample, 0, DType::BF16).expect("bf16 has no blocks");
+        let node = sample.graph.nodes.last_mut().expect("a sample has a node");
+        node.attrs.set("weight_decay", Attr::Float(0.0));
+        let (bytes, _) = contents(&sample);
+        let [cpu, gpu] = [Device::Cpu(1), Device::Wgpu].map(|device| {
+            let plan = compile_forward(&sample.graph, device).expect("both have the kernel");
+            run_plan(&plan, &bytes, 0xff, device)
+        });
+        assert!(cpu == gpu, "{}", sample.name);
+        count += 1;
+    }
+    assert!(count > 0, "no sample has exact arithmetic");
+}
+
 /// The source of a plan's tensors plays no part here, and none is read from a file.
 #[test]
 fn plans_of_samples_read_no_files() {
-    let plan = compile_forward(&samples(Op::Linear)[0].graph, 1).expect("the CPU has linear layers");
+    let plan = compile_forward(&samples(Op::Linear)[0].graph, Device::Cpu(1)).expect("the CPU has linear layers");
     assert!(plan.stored.iter().all(|s| s.source == Source::Zero) && plan.files.is_empty());
 }

@@ -1,0 +1,286 @@
+//! A step as rows see it, and the launches that they make of it.
+
+use tinyforge_plan::{DType, Number, Shape, Step, Tensor};
+
+/// Operands and results of a step, with its attributes; places only where they are known.
+pub struct Call<'a> {
+    args: Vec<Seen<'a>>,
+    outs: Vec<Seen<'a>>,
+    attrs: &'a [(String, Number)],
+}
+
+/// A tensor of a call.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    dtype: DType,
+    dims: &'a [u32],
+    /// Its first byte; none while the plan is being made.
+    offset: Option<u64>,
+}
+
+impl<'a> Seen<'a> {
+    fn of(t: &'a Tensor) -> Seen<'a> {
+        Seen { dtype: t.dtype, dims: &t.shape, offset: Some(t.offset) }
+    }
+
+    fn cols(&self) -> usize {
+        self.dims.last().map_or(1, |&d| d as usize)
+    }
+
+    fn rows(&self) -> usize {
+        self.dims.iter().rev().skip(1).map(|&d| d as usize).product()
+    }
+
+    fn bytes(&self) -> u64 {
+        ((self.rows() * self.cols()) as u64).div_ceil(self.dtype.block_elems()) * self.dtype.block_bytes()
+    }
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn of_step(step: &'a Step) -> Call<'a> {
+        let seen = |list: &'a [Tensor]| list.iter().map(Seen::of).collect();
+        Call { args: seen(&step.args), outs: seen(&step.outs), attrs: &step.attrs }
+    }
+
+    pub(super) fn of_query(args: &[Shape<'a>], outs: &[Shape<'a>], attrs: &'a [(String, Number)]) -> Call<'a> {
+        let seen = |list: &[Shape<'a>]| {
+            list.iter().map(|s| Seen { dtype: s.dtype, dims: s.dims, offset: None }).collect::<Vec<_>>()
+        };
+        Call { args: seen(args), outs: seen(outs), attrs }
+    }
+
+    /// The int attribute of this name, 0 where there is none.
+    pub fn int(&self, name: &str) -> i64 {
+        match self.attrs.iter().find(|(n, _)| n == name) {
+            Some((_, Number::Int(v))) => *v,
+            _ => 0,
+        }
+    }
+
+    /// The int attribute of this name as a size.
+    pub fn size(&self, name: &str) -> usize {
+        usize::try_from(self.int(name)).unwrap_or(0)
+    }
+
+    /// The float attribute of this name, 0 where there is none.
+    pub fn float(&self, name: &str) -> f32 {
+        match self.attrs.iter().find(|(n, _)| n == name) {
+            Some((_, Number::Float(v))) => *v as f32,
+            Some((_, Number::Int(v))) => *v as f32,
+            None => 0.0,
+        }
+    }
+
+    /// How many operands there are.
+    pub fn args(&self) -> usize {
+        self.args.len()
+    }
+
+    /// How many results there are.
+    pub fn outs(&self) -> usize {
+        self.outs.len()
+    }
+
+    /// The last dimension of operand `i`.
+    pub fn cols(&self, i: usize) -> usize {
+        self.args[i].cols()
+    }
+
+    /// The product of the other dimensions of operand `i`.
+    pub fn rows(&self, i: usize) -> usize {
+        self.args[i].rows()
+    }
+
+    /// The elements of operand `i`.
+    pub fn elems(&self, i: usize) -> usize {
+        self.rows(i) * self.cols(i)
+    }
+
+    /// The last dimension of result `i`.
+    pub fn out_cols(&self, i: usize) -> usize {
+        self.outs[i].cols()
+    }
+
+    /// The elements of result `i`.
+    pub fn out_elems(&self, i: usize) -> usize {
+        self.outs[i].rows() * self.outs[i].cols()
+    }
+
+    /// The lengths of operand `i`'s dimensions.
+    pub fn dims(&self, i: usize) -> &'a [u32] {
+        self.args[i].dims
+    }
+
+    /// The lengths of result `i`'s dimensions.
+    pub fn out_dims(&self, i: usize) -> &'a [u32] {
+        self.outs[i].dims
+    }
+
+    /// How operand `i` is stored.
+    pub fn dtype(&self, i: usize) -> DType {
+        self.args[i].dtype
+    }
+
+    /// Whole words that operand `i` takes.
+    pub fn words(&self, i: usize) -> usize {
+        self.args[i].bytes().div_ceil(4) as usize
+    }
+
+    /// Whether result `o` is known to lie where operand `i` lies.
+    pub fn is_in_place(&self, i: usize, o: usize) -> bool {
+        self.outs[o].offset.is_some() && self.args[i].offset == self.outs[o].offset
+    }
+
+    /// Whether operands `i` and `j` are known to lie at one place.
+    pub fn is_same(&self, i: usize, j: usize) -> bool {
+        self.args[i].offset.is_some() && self.args[i].offset == self.args[j].offset
+    }
+
+    /// The bytes of the largest operand or result.
+    pub(super) fn largest_bytes(&self) -> u64 {
+        self.args.iter().chain(&self.outs).map(Seen::bytes).max().unwrap_or(0)
+    }
+}
+
+/// Which kernel a launch runs: a function of a file, for one storage type of the operand that comes in several.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Kernel {
+    /// The file without its ending: the op family.
+    pub stem: &'static str,
+    /// The function.
+    pub entry: &'static str,
+    /// How the operand that comes in several storage types is stored; f32 where there is none.
+    pub storage: DType,
+}
+
+impl Kernel {
+    /// A kernel all of whose operands have one storage type.
+    pub const fn plain(stem: &'static str, entry: &'static str) -> Kernel {
+        Kernel { stem, entry, storage: DType::F32 }
+    }
+}
+
+/// Constants that a kernel reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tables {
+    /// 256 f32: what the codes of signed 8-bit states stand for, and 256 for unsigned ones.
+    Codes,
+}
+
+/// What a launch binds at one place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operand {
+    /// An operand of the step.
+    Arg(usize),
+    /// A result of the step.
+    Out(usize),
+    /// The step's scratch: its first byte, a multiple of 256, and how many.
+    Scratch(u64, u64),
+    /// Constants.
+    Table(Tables),
+}
+
+/// Words that a launch hands to its kernel, in the order of the family's struct. The first is the number of the step,
+/// which the device fills in; floats travel as their bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Params {
+    words: [u32; Params::WORDS],
+    len: usize,
+}
+
+impl Params {
+    /// Words of the longest family's struct.
+    pub const WORDS: usize = 32;
+
+    /// No words but the step's number.
+    pub const fn new() -> Params {
+        Params { words: [0; Params::WORDS], len: 1 }
+    }
+
+    /// One more word.
+    ///
+    /// # Panics
+    /// There is no room for it.
+    #[must_use]
+    pub fn word(mut self, word: u32) -> Params {
+        self.words[self.len] = word;
+        self.len += 1;
+        self
+    }
+
+    /// One more size.
+    ///
+    /// # Panics
+    /// It needs more than a word: no operand is so long.
+    #[must_use]
+    pub fn size(self, size: usize) -> Params {
+        self.word(u32::try_from(size).expect("an operand has fewer elements"))
+    }
+
+    /// More sizes.
+    #[must_use]
+    pub fn sizes(self, sizes: &[usize]) -> Params {
+        sizes.iter().fold(self, |p, &s| p.size(s))
+    }
+
+    /// One more float.
+    #[must_use]
+    pub fn float(self, x: f32) -> Params {
+        self.word(x.to_bits())
+    }
+
+    /// The words for step number `step`.
+    pub fn of_step(&self, step: u32) -> [u32; Params::WORDS] {
+        let mut words = self.words;
+        words[0] = step;
+        words
+    }
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params::new()
+    }
+}
+
+/// One launch of a kernel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Launch {
+    /// What runs.
+    pub kernel: Kernel,
+    /// What it runs on.
+    pub operands: Vec<Operand>,
+    /// Its numbers.
+    pub params: Params,
+    /// Workgroups along each axis, at most [`GRID_MAX`].
+    pub grid: [u32; 3],
+}
+
+/// The launches of a step, in their order, and the scratch that they share.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Work {
+    /// In order: each sees what those before it wrote.
+    pub launches: Vec<Launch>,
+    /// Bytes of scratch.
+    pub scratch_bytes: u64,
+}
+
+impl Work {
+    /// One launch without scratch.
+    pub fn one(launch: Launch) -> Work {
+        Work { launches: vec![launch], scratch_bytes: 0 }
+    }
+}
+
+/// The most workgroups along one axis.
+pub const GRID_MAX: usize = 65_535;
+
+/// Invocations of a workgroup of an elementwise kernel.
+pub const GROUP: usize = 256;
+
+/// So many workgroups, along two axes where one is too short for them.
+pub fn grid_of(groups: usize) -> [u32; 3] {
+    let groups = groups.max(1);
+    let high = groups.div_ceil(GRID_MAX);
+    [groups.div_ceil(high) as u32, high as u32, 1]
+}

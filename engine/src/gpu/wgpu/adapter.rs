@@ -1,0 +1,165 @@
+//! Which adapters there are, and opening one.
+
+use super::Complaint;
+use super::pipelines::Pipelines;
+use crate::gpu::GpuError;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Operands of the widest launch, and the status.
+const BINDINGS: u32 = 12;
+/// Bytes of workgroup memory that the kernels ask for.
+const WORKGROUP_BYTES: u32 = 16 << 10;
+
+/// An adapter and what its limits are.
+#[derive(Clone)]
+pub struct Adapter {
+    inner: wgpu::Adapter,
+    /// The name that its driver gives.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`.
+    pub backend: &'static str,
+    /// `discrete`, `integrated`, `software`, ...
+    pub kind: &'static str,
+    /// The driver and its version.
+    pub driver: String,
+    /// The longest buffer.
+    pub buffer_bytes_max: u64,
+    /// The longest operand of a kernel.
+    pub operand_bytes_max: u64,
+    /// Workgroup memory.
+    pub workgroup_bytes: u32,
+    /// Least and most invocations of a subgroup.
+    pub subgroup: (u32, u32),
+    /// What it can do that kernels or copies may use.
+    pub traits: Vec<&'static str>,
+}
+
+impl Adapter {
+    fn of(inner: wgpu::Adapter) -> Adapter {
+        let (info, limits, features) = (inner.get_info(), inner.limits(), inner.features());
+        let known = [
+            (wgpu::Features::SHADER_F16, "f16"),
+            (wgpu::Features::SUBGROUP, "subgroups"),
+            (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, "mappable buffers"),
+            (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
+            (wgpu::Features::PIPELINE_CACHE, "pipeline cache"),
+        ];
+        Adapter {
+            name: info.name,
+            backend: match info.backend {
+                wgpu::Backend::Vulkan => "vulkan",
+                wgpu::Backend::Metal => "metal",
+                wgpu::Backend::Dx12 => "dx12",
+                _ => "other",
+            },
+            kind: match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => "discrete",
+                wgpu::DeviceType::IntegratedGpu => "integrated",
+                wgpu::DeviceType::VirtualGpu => "virtual",
+                wgpu::DeviceType::Cpu => "software",
+                wgpu::DeviceType::Other => "other",
+            },
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            buffer_bytes_max: limits.max_buffer_size,
+            operand_bytes_max: limits.max_storage_buffer_binding_size,
+            workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            subgroup: (info.subgroup_min_size, info.subgroup_max_size),
+            traits: known.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
+            inner,
+        }
+    }
+
+    /// How good a choice it is, the best first.
+    fn rank(&self) -> u32 {
+        ["discrete", "integrated", "virtual", "other", "software"].iter().position(|k| *k == self.kind).unwrap_or(9)
+            as u32
+    }
+
+    /// Opens it with its own limits; what this process has open already is shared.
+    ///
+    /// # Errors
+    /// It lacks what every kernel needs, or its driver refuses.
+    pub(super) fn open(&self) -> Result<Arc<Opened>, GpuError> {
+        static OPENED: Mutex<BTreeMap<String, Arc<Opened>>> = Mutex::new(BTreeMap::new());
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = format!("{} {}", self.backend, self.name);
+        if let Some(open) = opened.get(&key).filter(|o| o.complaint.check(&self.name).is_ok()) {
+            return Ok(Arc::clone(open));
+        }
+        let complaint = Complaint::default();
+        let (device, queue) = self.request(&complaint)?;
+        let pipelines = Mutex::new(Pipelines::new(&device, &self.name));
+        let open = Arc::new(Opened { device, queue, complaint, pipelines });
+        opened.insert(key, Arc::clone(&open));
+        Ok(open)
+    }
+
+    fn request(&self, complaint: &Complaint) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
+        let limits = self.inner.limits();
+        let lost = |why: String| GpuError::Lost { device: self.name.clone(), why };
+        if limits.max_storage_buffers_per_shader_stage < BINDINGS {
+            let most = limits.max_storage_buffers_per_shader_stage;
+            return Err(lost(format!("its kernels can have {most} buffers, {BINDINGS} are needed")));
+        }
+        let (bytes, invocations) =
+            (limits.max_compute_workgroup_storage_size, limits.max_compute_invocations_per_workgroup);
+        if bytes < WORKGROUP_BYTES || invocations < 256 {
+            return Err(lost(format!("its workgroups have {bytes} bytes and {invocations} invocations, too few")));
+        }
+        let wanted = wgpu::DeviceDescriptor {
+            label: Some("tinyforge"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) =
+            pollster::block_on(self.inner.request_device(&wanted)).map_err(|e| lost(e.to_string()))?;
+        let (on_error, on_lost) = (complaint.clone(), complaint.clone());
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| on_error.set(e.to_string())));
+        device.set_device_lost_callback(move |reason, why| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                on_lost.set(why);
+            }
+        });
+        Ok((device, queue))
+    }
+}
+
+/// An adapter that is open, with the pipelines made so far.
+pub(super) struct Opened {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) complaint: Complaint,
+    pub(super) pipelines: Mutex<Pipelines>,
+}
+
+/// Every adapter, the best first; looked for once.
+pub fn adapters() -> &'static [Adapter] {
+    static FOUND: OnceLock<Vec<Adapter>> = OnceLock::new();
+    FOUND.get_or_init(find_adapters)
+}
+
+fn find_adapters() -> Vec<Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    let instance = wgpu::Instance::new(descriptor);
+    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let mut all: Vec<Adapter> = found.into_iter().map(Adapter::of).collect();
+    all.sort_by_key(Adapter::rank);
+    all
+}
+
+/// The adapter that a run takes where none is named.
+///
+/// # Errors
+/// There is none, with what to install.
+pub fn default_adapter() -> Result<&'static Adapter, GpuError> {
+    adapters().first().ok_or_else(|| GpuError::Absent {
+        kind: "wgpu",
+        why: "no adapter for Vulkan, Metal or DirectX 12 was found; install the graphics card's driver, or Debian's \
+              mesa-vulkan-drivers for a slow one in software; `tinyforge devices` lists what there is"
+            .to_string(),
+    })
+}
