@@ -61,6 +61,8 @@ pub enum DeviceChoice {
     Cpu,
     /// The best adapter that wgpu finds.
     Wgpu,
+    /// A card of NVIDIA.
+    Cuda,
 }
 
 /// How a plan is run.
@@ -75,6 +77,8 @@ pub struct RunOptions {
     pub sim: Option<SimOptions>,
     /// What runs the kernels; the plan was made for its kernels. A simulated machine's are the CPU's.
     pub device: DeviceChoice,
+    /// What opens the card for CUDA; the first that there is where nothing else is named.
+    pub driver: Option<crate::gpu::cuda::Open>,
 }
 
 /// A plan, bound to kernels where the CPU runs them.
@@ -148,7 +152,7 @@ impl Runner {
             }
             let code = match options.device {
                 DeviceChoice::Cpu => Some(Code::bind(&plan, options.count_times).map_err(RunError::Plan)?),
-                DeviceChoice::Wgpu => None,
+                DeviceChoice::Wgpu | DeviceChoice::Cuda => None,
             };
             let own = states(&plan).map(|s| &s.tensor).filter(|t| !common.contains(t));
             let own_states = own.cloned().collect();
@@ -395,6 +399,12 @@ impl Runner {
 fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunError> {
     match options.device {
         DeviceChoice::Cpu => Ok(None),
+        DeviceChoice::Cuda => {
+            let driver = options.driver.unwrap_or(crate::gpu::cuda::open_default)()?;
+            let plans: Vec<&Plan> = phases.iter().map(|p| &p.plan).collect();
+            let device = crate::gpu::cuda::CudaDevice::new(driver, &plans, options.count_times)?;
+            Ok(Some(Gpu::new(Box::new(device))))
+        }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu => {
             if phases.iter().any(|p| p.plan.arena_start() > 0) {

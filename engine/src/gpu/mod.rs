@@ -6,6 +6,7 @@
 
 mod activation;
 mod call;
+pub mod cuda;
 mod device;
 mod elementwise;
 #[cfg(feature = "wgpu")]
