@@ -18,6 +18,7 @@
 @group(0) @binding(9) var<storage, read_write> f7: array<f32>;
 @group(0) @binding(10) var<storage, read_write> f8: array<f32>;
 @group(0) @binding(11) var<storage, read_write> f9: array<f32>;
+@group(0) @binding(12) var<storage, read_write> f10: array<f32>;
 
 @group(0) @binding(2) var<storage, read_write> u0: array<u32>;
 @group(0) @binding(3) var<storage, read_write> u1: array<u32>;
@@ -76,8 +77,14 @@ fn bf16_of(x: f32) -> u32 {
     return select(rounded, (bits >> 16u) | 0x40u, is_nan);
 }
 
+/// By its bits: not every adapter unpacks f16, and none needs to keep subnormal numbers.
 fn float_of_f16(half: u32) -> f32 {
-    return unpack2x16float(half).x;
+    let sign = (half & 0x8000u) << 16u;
+    let magnitude = (half & 0x7fffu) << 13u;
+    var value = bitcast<f32>(magnitude + 0x38000000u);
+    if ((half & 0x7c00u) == 0u) { value = f32(half & 0x3ffu) * 5.9604645e-8; }
+    if ((half & 0x7c00u) == 0x7c00u) { value = bitcast<f32>(magnitude | 0x7f800000u); }
+    return bitcast<f32>(bitcast<u32>(value) | sign);
 }
 
 /// `1 / (1 + e^-x)`; the exponent is kept where its power is finite.
@@ -95,4 +102,100 @@ fn tanh_of(x: f32) -> f32 {
     let small = fma(z * x, q, x);
     let large = 1.0 - 2.0 / (exp(min(2.0 * abs(x), 87.0)) + 1.0);
     return select(select(large, -large, x < 0.0), small, abs(x) < 0.625);
+}
+
+/// Byte `at` of operand 1.
+fn byte_at(at: u32) -> u32 {
+    return (u1[at / 4u] >> (8u * (at % 4u))) & 0xffu;
+}
+
+/// The f16 at byte `at`, an even number, of operand 1.
+fn f16_at(at: u32) -> f32 {
+    return float_of_f16((u1[at / 4u] >> (8u * (at % 4u))) & 0xffffu);
+}
+
+fn signed_byte_at(at: u32) -> f32 {
+    return f32(bitcast<i32>(byte_at(at) << 24u) >> 24u);
+}
+
+/// The nibble of element `j` of a block of 32 whose nibbles begin at byte `at`.
+fn nibble_at(at: u32, j: u32) -> u32 {
+    return (byte_at(at + j % 16u) >> (4u * (j / 16u))) & 15u;
+}
+
+/// Bit `j` of the four bytes from `at` on, as a code's fifth bit.
+fn fifth_at(at: u32, j: u32) -> u32 {
+    return ((byte_at(at + j / 8u) >> (j % 8u)) & 1u) << 4u;
+}
+
+/// Scale and minimum of group `j` of a block of `q4_k` or `q5_k` that begins at byte `at`.
+fn group_line(at: u32, j: u32) -> vec2<f32> {
+    var scale = byte_at(at + 4u + j) & 63u;
+    var least = byte_at(at + 8u + j) & 63u;
+    if (j >= 4u) {
+        let both = byte_at(at + 8u + j);
+        scale = (both & 15u) | ((byte_at(at + j) >> 6u) << 4u);
+        least = (both >> 4u) | ((byte_at(at + 4u + j) >> 6u) << 4u);
+    }
+    return vec2<f32>(f16_at(at) * f32(scale), f16_at(at + 2u) * f32(least));
+}
+
+fn stored_q4_k(i: u32) -> f32 {
+    let at = i / 256u * 144u;
+    let group = i % 256u / 32u;
+    let code = (byte_at(at + 16u + 32u * (group / 2u) + i % 32u) >> (4u * (group % 2u))) & 15u;
+    let scale = group_line(at, group);
+    return f32(code) * scale.x - scale.y;
+}
+
+fn stored_q5_k(i: u32) -> f32 {
+    let at = i / 256u * 176u;
+    let group = i % 256u / 32u;
+    let low = (byte_at(at + 48u + 32u * (group / 2u) + i % 32u) >> (4u * (group % 2u))) & 15u;
+    let code = low | (((byte_at(at + 16u + i % 32u) >> group) & 1u) << 4u);
+    let scale = group_line(at, group);
+    return f32(code) * scale.x - scale.y;
+}
+
+fn stored_q6_k(i: u32) -> f32 {
+    let at = i / 256u * 210u;
+    let part = i % 256u / 128u;
+    let quarter = i % 128u / 32u;
+    let low = (byte_at(at + 64u * part + 32u * (quarter % 2u) + i % 32u) >> (4u * (quarter / 2u))) & 15u;
+    let high = (byte_at(at + 128u + 32u * part + i % 32u) >> (2u * quarter)) & 3u;
+    let scale = f16_at(at + 208u) * signed_byte_at(at + 192u + i % 256u / 16u);
+    return (f32(low | (high << 4u)) - 32.0) * scale;
+}
+
+/// Element `i` of operand 1, decoded from its storage type. Blocks are GGML's.
+fn stored(i: u32) -> f32 {
+    let j = i % 32u;
+    switch (STORAGE) {
+        case F16: { return float_of_f16((u1[i / 2u] >> (16u * (i % 2u))) & 0xffffu); }
+        case BF16: { return float_of_bf16((u1[i / 2u] >> (16u * (i % 2u))) & 0xffffu); }
+        case Q8_0: {
+            let at = i / 32u * 34u;
+            return signed_byte_at(at + 2u + j) * f16_at(at);
+        }
+        case Q4_0: {
+            let at = i / 32u * 18u;
+            return (f32(nibble_at(at + 2u, j)) - 8.0) * f16_at(at);
+        }
+        case Q4_1: {
+            let at = i / 32u * 20u;
+            return f32(nibble_at(at + 4u, j)) * f16_at(at) + f16_at(at + 2u);
+        }
+        case Q5_0: {
+            let at = i / 32u * 22u;
+            return (f32(nibble_at(at + 6u, j) | fifth_at(at + 2u, j)) - 16.0) * f16_at(at);
+        }
+        case Q5_1: {
+            let at = i / 32u * 24u;
+            return f32(nibble_at(at + 8u, j) | fifth_at(at + 4u, j)) * f16_at(at) + f16_at(at + 2u);
+        }
+        case Q4_K: { return stored_q4_k(i); }
+        case Q5_K: { return stored_q5_k(i); }
+        case Q6_K: { return stored_q6_k(i); }
+        default: { return bitcast<f32>(u1[i]); }
+    }
 }

@@ -5,10 +5,16 @@
 //! Invariant: a launch follows from shapes and attributes alone, so the order of every sum does too.
 
 mod activation;
+mod attention;
 mod call;
 pub mod cuda;
 mod device;
 mod elementwise;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod update;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -26,7 +32,16 @@ pub struct Row {
     pub work: fn(&Call) -> Result<Work, String>,
 }
 
-const FAMILIES: &[&[Row]] = &[activation::ROWS, elementwise::ROWS];
+const FAMILIES: &[&[Row]] = &[
+    activation::ROWS,
+    attention::ROWS,
+    elementwise::ROWS,
+    embedding::ROWS,
+    linear::ROWS,
+    loss::ROWS,
+    norm::ROWS,
+    update::ROWS,
+];
 
 /// Every row.
 pub fn rows() -> impl Iterator<Item = &'static Row> {

@@ -6,12 +6,18 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What stands before every family's own text.
-pub const COMMON: &str = concat!(include_str!("../../../../shaders/common.wgsl"));
+pub const COMMON: &str = include_str!("../../../../shaders/common.wgsl");
 
 /// The text of every family, by its stem.
 pub const FAMILIES: &[(&str, &str)] = &[
     ("activation", include_str!("../../../../shaders/activation.wgsl")),
+    ("attention", include_str!("../../../../shaders/attention.wgsl")),
     ("elementwise", include_str!("../../../../shaders/elementwise.wgsl")),
+    ("embedding", include_str!("../../../../shaders/embedding.wgsl")),
+    ("linear", include_str!("../../../../shaders/linear.wgsl")),
+    ("loss", include_str!("../../../../shaders/loss.wgsl")),
+    ("norm", include_str!("../../../../shaders/norm.wgsl")),
+    ("update", include_str!("../../../../shaders/update.wgsl")),
 ];
 
 /// The whole text of a family.

@@ -1,0 +1,76 @@
+//! Optimizer updates, alone or with the weight gradient they read.
+
+use super::call::GROUP;
+use super::elementwise::check_finite;
+use super::linear::weight_grad;
+use super::{Call, Kernel, Launch, Operand, Params, Row, Tables, Work, grid_of};
+use std::ops::Range;
+use tinyforge_plan::DType;
+
+/// Elements that are quantised together.
+const BLOCK: usize = 256;
+
+pub(super) const ROWS: &[Row] =
+    &[Row { name: "update", work: update }, Row { name: "linear_grad_w_update", work: linear_grad_w_update }];
+
+fn update(c: &Call) -> Result<Work, String> {
+    let grad = 1 + c.size("states");
+    let len = c.elems(grad);
+    let check = check_finite(Operand::Arg(grad), len);
+    let launches = vec![check, panel(c, Operand::Arg(grad), grad + 1, 0..len)?];
+    Ok(Work { launches, scratch_bytes: 0 })
+}
+
+/// Updates the trained elements of a range by the gradient of these alone; `after` is the operand behind it.
+fn panel(c: &Call, grad: Operand, after: usize, range: Range<usize>) -> Result<Launch, String> {
+    let (clip, sub, states) = (c.size("clip"), c.size("sub"), c.size("states"));
+    if !matches!(c.dtype(0), DType::F32 | DType::BF16) {
+        return Err(format!("a trained weight in {}", c.dtype(0).name()));
+    }
+    let (hyper, rng) = (Operand::Arg(after), Operand::Arg(after + 1));
+    let clip_by = if clip == 1 { Operand::Arg(after + 2) } else { hyper };
+    let index = if sub == 1 { Operand::Arg(after + 2 + clip) } else { hyper };
+    let trained = if sub == 1 { c.elems(after + 2 + clip) } else { c.cols(0) };
+    let state = |i: usize| if i < states { Operand::Arg(1 + i) } else { hyper };
+    let mut operands = vec![Operand::Arg(0), grad, hyper, rng, clip_by, index];
+    let entry = match c.int("rule") {
+        0 => {
+            operands.push(state(0));
+            "sgd"
+        }
+        1 => {
+            operands.extend([state(0), state(1)]);
+            "adamw"
+        }
+        _ => {
+            // Codes of both moments, then their scales.
+            operands.extend([state(0), state(2), state(1), state(3), Operand::Table(Tables::Codes)]);
+            "adamw8"
+        }
+    };
+    let flags = [clip == 1, sub == 1, states > 0];
+    let params = Params::new().sizes(&[range.len(), range.start, c.cols(0), trained]);
+    let params = flags.into_iter().fold(params, |p, flag| p.word(flag.into()));
+    let rates = ["beta1", "beta2", "eps", "weight_decay"];
+    let params = rates.into_iter().fold(params, |p, name| p.float(c.float(name))).word(c.int("stream") as u32);
+    let kernel = Kernel { stem: "update", entry, storage: c.dtype(0) };
+    Ok(Launch { kernel, operands, params, grid: grid_of(range.len().div_ceil(GROUP)) })
+}
+
+/// A panel of rows at a time: its gradient in scratch, whether that is finite, the update. Fixed by the shape, and no
+/// matter to the result. A multiple of [`BLOCK`] rows is a multiple of `BLOCK` elements whatever the width.
+fn linear_grad_w_update(c: &Call) -> Result<Work, String> {
+    let dy = 1 + c.size("states");
+    let (n, k) = (c.cols(dy), c.cols(dy + 1));
+    let rows = n.min(BLOCK);
+    let bytes = 4 * (rows * k) as u64;
+    let grad = Operand::Scratch(0, bytes);
+    let mut launches = Vec::new();
+    for first in (0..n).step_by(rows) {
+        let end = n.min(first + rows);
+        launches.push(weight_grad(c, dy, first..end, grad).launch());
+        launches.push(check_finite(grad, (end - first) * k));
+        launches.push(panel(c, grad, dy + 2, first * k..end * k)?);
+    }
+    Ok(Work { launches, scratch_bytes: bytes })
+}
