@@ -129,8 +129,7 @@ KERNEL(256) norm_sq_parts(Params p, u32 *status, const float *x, float *partial)
     u32 i = part * 4096 + k * 256 + l;
     if (i < p.len) sum = fmaf(x[i], x[i], sum);
   }
-  lanes[l] = sum;
-  float total = sum_lanes(lanes);
+  float total = block_sum<256>(lanes, sum);
   if (l == 0 && part * 4096 < p.len) partial[part] = total;
 }
 
@@ -140,8 +139,7 @@ KERNEL(256) norm_sq(Params p, u32 *status, const float *partial, const double *a
   u32 l = threadIdx.x;
   float sum = 0.0f;
   for (u32 i = l; i < p.len; i += 256) sum += partial[i];
-  lanes[l] = sum;
-  float total = sum_lanes(lanes);
+  float total = block_sum<256>(lanes, sum);
   if (l == 0) *y = (p.accumulate != 0 ? *acc : 0.0) + static_cast<double>(total);
 }
 

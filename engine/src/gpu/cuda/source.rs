@@ -6,7 +6,13 @@ pub const COMMON: &str = include_str!("../../../../kernels/cuda/common.cuh");
 /// The text of every family, by its stem.
 pub const FAMILIES: &[(&str, &str)] = &[
     ("activation", include_str!("../../../../kernels/cuda/activation.cu")),
+    ("attention", include_str!("../../../../kernels/cuda/attention.cu")),
     ("elementwise", include_str!("../../../../kernels/cuda/elementwise.cu")),
+    ("embedding", include_str!("../../../../kernels/cuda/embedding.cu")),
+    ("linear", include_str!("../../../../kernels/cuda/linear.cu")),
+    ("loss", include_str!("../../../../kernels/cuda/loss.cu")),
+    ("norm", include_str!("../../../../kernels/cuda/norm.cu")),
+    ("update", include_str!("../../../../kernels/cuda/update.cu")),
 ];
 
 /// The line that a family's file includes [`COMMON`] with.
