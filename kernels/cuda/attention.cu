@@ -30,8 +30,8 @@ constexpr float LOWEST = -3.4028235e38f;
 
 /// Rows of a tile, one element apart, so that a column lies in 16 banks.
 constexpr u32 TILE = 16, ROW = 17;
-/// Columns of the result that a thread has.
-constexpr u32 COLUMNS = 16;
+/// Columns of the result that a thread has, and those that it works on together.
+constexpr u32 COLUMNS = 16, TOGETHER = 4;
 
 struct SinCos {
   float sine, cosine;
@@ -117,6 +117,20 @@ __device__ inline float score_of(const Params &p, Tiles &t, const float *q, cons
   return score;
 }
 
+/// Adds `count` rows of a head, each by its weight, to the columns `c, c + 16, ...` of `sums`: a weight every `stride`.
+__device__ inline void add_rows(float *sums, const Params &p, const float *weights, u32 stride, const float *rows,
+                                u32 cols, u32 c, u32 count) {
+  if (c >= p.dim) return;
+#pragma unroll 1
+  for (u32 j = 0; j < count; j++) {
+    float weight = weights[j * stride];
+#pragma unroll
+    for (u32 e = 0; e < TOGETHER; e++) {
+      if (c + TILE * e < p.dim) sums[e] = fmaf(weight, rows[j * cols + c + TILE * e], sums[e]);
+    }
+  }
+}
+
 KERNEL(256) attention(Params p, u32 *status, const float *q, const float *k, const float *v, const int *segments,
                       float *o, float *lse) {
   __shared__ Tiles t;
@@ -149,12 +163,11 @@ KERNEL(256) attention(Params p, u32 *status, const float *q, const float *k, con
     sum = fmaf(sum, fade, part);
     u32 count = min(TILE, p.seq - first);
 #pragma unroll
-    for (u32 i = 0; i < COLUMNS; i++) {
-      u32 c = x + TILE * i;
-      if (c >= p.dim) continue;
-      float mixed = 0.0f;
-      for (u32 j = 0; j < count; j++) mixed = fmaf(t.shares[y * ROW + j], v[(row + first + j) * k_cols + kv + c], mixed);
-      output[i] = fmaf(output[i], fade, mixed);
+    for (u32 i = 0; i < COLUMNS; i += TOGETHER) {
+      float mixed[TOGETHER] = {};
+      add_rows(mixed, p, t.shares + y * ROW, 1, v + (row + first) * k_cols + kv, k_cols, x + TILE * i, count);
+#pragma unroll
+      for (u32 e = 0; e < TOGETHER; e++) output[i + e] = fmaf(output[i + e], fade, mixed[e]);
     }
   }
   if (!is_query) return;
@@ -235,12 +248,11 @@ KERNEL(256) attention_grad_q(Params p, u32 *status, const float *q, const float 
     pair_grads(p, t, given, row, blockIdx.y, kv, query, first);
     u32 count = min(TILE, p.seq - first);
 #pragma unroll
-    for (u32 i = 0; i < COLUMNS; i++) {
-      u32 c = x + TILE * i;
-      if (c >= p.dim) continue;
-      float sum = 0.0f;
-      for (u32 j = 0; j < count; j++) sum = fmaf(t.grads[y * ROW + j], k[(row + first + j) * k_cols + kv + c], sum);
-      sums[i] += sum;
+    for (u32 i = 0; i < COLUMNS; i += TOGETHER) {
+      float part[TOGETHER] = {};
+      add_rows(part, p, t.grads + y * ROW, 1, k + (row + first) * k_cols + kv, k_cols, x + TILE * i, count);
+#pragma unroll
+      for (u32 e = 0; e < TOGETHER; e++) sums[i + e] += part[e];
     }
   }
   if (query + y >= p.seq) return;
@@ -276,18 +288,17 @@ KERNEL(256) attention_grad_kv(Params p, u32 *status, const float *q, const float
     for (u32 first = range.from; first < range.to; first += TILE) {
       pair_grads(p, t, given, row, head, blockIdx.y * p.dim, first, key);
       u32 count = min(TILE, p.seq - first);
+      u32 at = (row + first) * p.heads * p.dim + head * p.dim;
 #pragma unroll
-      for (u32 i = 0; i < COLUMNS; i++) {
-        u32 c = x + TILE * i;
-        if (c >= p.dim) continue;
-        float sum_k = 0.0f, sum_v = 0.0f;
-        for (u32 j = 0; j < count; j++) {
-          u32 at = (row + first + j) * p.heads * p.dim + head * p.dim + c;
-          sum_k = fmaf(t.grads[j * ROW + y], q[at], sum_k);
-          sum_v = fmaf(t.weights[j * ROW + y], d_o[at], sum_v);
+      for (u32 i = 0; i < COLUMNS; i += TOGETHER) {
+        float part_k[TOGETHER] = {}, part_v[TOGETHER] = {};
+        add_rows(part_k, p, t.grads + y, ROW, q + at, p.heads * p.dim, x + TILE * i, count);
+        add_rows(part_v, p, t.weights + y, ROW, d_o + at, p.heads * p.dim, x + TILE * i, count);
+#pragma unroll
+        for (u32 e = 0; e < TOGETHER; e++) {
+          sums_k[i + e] += part_k[e];
+          sums_v[i + e] += part_v[e];
         }
-        sums_k[i] += sum_k;
-        sums_v[i] += sum_v;
       }
     }
   }
