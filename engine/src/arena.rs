@@ -94,13 +94,13 @@ impl Arena {
     }
 
     /// Gives the whole pages between two addresses back to the system: they are zero when they are touched again.
-    #[expect(unsafe_code, reason = "the arena is one block of memory")]
     pub(crate) fn release(&mut self, from: u64, to: u64) {
         /// No system that this runs on has larger small pages.
         const PAGE: usize = 64 << 10;
         let index = self.index(from, to);
         let (first, end) = (index.start.next_multiple_of(PAGE), index.end / PAGE * PAGE);
         #[cfg(target_os = "linux")]
+        #[expect(unsafe_code, reason = "the arena is one block of memory")]
         if first < end {
             // SAFETY: the arena is borrowed exclusively, so nothing holds a reference into these bytes, and zeros are
             // valid bytes. Pages that the system keeps are as correct.

@@ -65,6 +65,17 @@ pub enum DeviceChoice {
     Cuda,
 }
 
+impl DeviceChoice {
+    /// Every device by its name on the command line.
+    pub const ALL: [(&'static str, DeviceChoice); 3] =
+        [("cpu", DeviceChoice::Cpu), ("wgpu", DeviceChoice::Wgpu), ("cuda", DeviceChoice::Cuda)];
+
+    /// The device of this name.
+    pub fn from_name(name: &str) -> Option<DeviceChoice> {
+        DeviceChoice::ALL.iter().find(|(n, _)| *n == name).map(|(_, device)| *device)
+    }
+}
+
 /// How a plan is run.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
@@ -418,8 +429,7 @@ fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunEr
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu => {
             let _ = phases;
-            let why = "this program was built without the feature `wgpu`".to_string();
-            Err(GpuError::Absent { kind: "wgpu", why }.into())
+            Err(GpuError::not_built("wgpu").into())
         }
     }
 }

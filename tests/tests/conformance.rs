@@ -393,6 +393,32 @@ fn check_bf16_updates(devices: [Device; 2]) {
     report(failures);
 }
 
+/// Where the arithmetic before it is exact, stochastic rounding gives the CPU's bytes: the random numbers are the same.
+#[test]
+fn wgpu_rounds_with_the_cpus_random_numbers() {
+    if !has_wgpu() {
+        return;
+    }
+    let plain = |s: &Sample| {
+        let attrs = &s.graph.nodes.last().expect("a sample has a node").attrs;
+        attrs.iter().any(|a| a == ("rule", Attr::Int(0))) && attrs.iter().any(|a| a == ("states", Attr::Int(0)))
+    };
+    let mut count = 0;
+    for sample in [size(1, 1, 1, 1), size(2, 17, 33, 64)].iter().flat_map(|&z| family(Op::Update, z)).filter(plain) {
+        let mut sample = stored_as(&sample, 0, DType::BF16).expect("bf16 has no blocks");
+        let node = sample.graph.nodes.last_mut().expect("a sample has a node");
+        node.attrs.set("weight_decay", Attr::Float(0.0));
+        let (bytes, _) = contents(&sample);
+        let [cpu, gpu] = [Device::Cpu(1), Device::Wgpu].map(|device| {
+            let plan = compile_forward(&sample.graph, device).expect("both have the kernel");
+            run_plan(&plan, &bytes, 0xff, device)
+        });
+        assert!(cpu == gpu, "{}", sample.name);
+        count += 1;
+    }
+    assert!(count > 0, "no sample has exact arithmetic");
+}
+
 /// The source of a plan's tensors plays no part here, and none is read from a file.
 #[test]
 fn plans_of_samples_read_no_files() {

@@ -1,5 +1,6 @@
 //! What the process needs beside the arena, each part with an upper bound, so that `--memory` bounds the total.
 
+use tinyforge::gpu::{SLOT_BYTES, STAGING_BYTES};
 use tinyforge::load::BUFFER_BYTES;
 use tinyforge_plan::Fixed;
 
@@ -39,6 +40,32 @@ pub fn parts(sizes: &Sizes) -> Vec<Fixed> {
         fixed(PLAN_PART, u64::from(sizes.layers + 2) * 100 * 1024),
         fixed("heap", HEAP_SLACK_BYTES),
     ]
+}
+
+/// The sizes that a card's parts depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GpuSizes {
+    /// Tokens a row, and rows a step.
+    pub seq: u32,
+    /// Rows a step.
+    pub batch: u32,
+    /// Blocks of the model.
+    pub layers: u32,
+    /// Entries of the vocabulary.
+    pub vocab: u32,
+}
+
+/// The parts of a card's memory beside the arena: ways for inputs and results, and the numbers of every launch.
+pub fn gpu_parts(sizes: &GpuSizes) -> Vec<Fixed> {
+    /// Launches of a block forward, backward and in its updates; and of a chunk of tokens in the head.
+    const LAUNCHES: [u64; 2] = [400, 5];
+    let tokens = u64::from(sizes.seq) * u64::from(sizes.batch);
+    // A row has five numbers a token; results are a loss a token, or the logits of one.
+    let staging = 2 * STAGING_BYTES + 20 * tokens + 4 * tokens + 4 * u64::from(sizes.vocab);
+    let chunks = u64::from(sizes.batch) * (u64::from(sizes.seq) / 128 + 1);
+    let launches = LAUNCHES[0] * u64::from(sizes.layers + 2) + 2 * LAUNCHES[1] * chunks;
+    let fixed = |name: &str, bytes: u64| Fixed { name: name.to_string(), bytes };
+    vec![fixed("staging", staging), fixed("launches", SLOT_BYTES * launches), fixed("tables", 4096)]
 }
 
 /// Bytes of the mapped files of this process: the program and its libraries.

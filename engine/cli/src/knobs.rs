@@ -7,6 +7,8 @@ use crate::sizes;
 use crate::streaming::Streaming;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use tinyforge::gpu::{self, GpuKernels};
+use tinyforge::runner::DeviceChoice;
 use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge_compiler::compile::Recompute;
 use tinyforge_compiler::optimizer::{RULES, rule_index};
@@ -92,6 +94,9 @@ pub struct Knobs {
     /// This machine's profile, for predicted times and efficiency [what `bench` wrote]
     #[arg(long)]
     pub profile: Option<PathBuf>,
+    /// What runs the kernels: cpu or wgpu [cpu]
+    #[arg(long)]
+    pub device: Option<String>,
     /// Worker threads [the cores]
     #[arg(long)]
     pub threads: Option<u32>,
@@ -261,7 +266,8 @@ impl Knobs {
         if let Some(micro) = micro_batch.filter(|m| !batch.is_multiple_of(*m)) {
             return Err(CommandError::request(format!("--micro-batch {micro} does not divide --batch {batch}")));
         }
-        let window = self.window()?;
+        let (device, gpu) = self.device()?;
+        let window = self.window(device)?;
         Ok(Settings {
             keep_states: self.keep_states(&scheme, &optimizer)?,
             scheme,
@@ -278,13 +284,34 @@ impl Knobs {
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
-            target: Target::CPU,
+            target: if gpu.is_some() { Target::WGPU } else { Target::CPU },
+            device,
+            gpu,
             machine: None,
         })
     }
 
-    fn window(&self) -> Result<Streaming, CommandError> {
+    /// What runs the kernels, and what they can do where that is not the CPU.
+    fn device(&self) -> Result<(DeviceChoice, Option<GpuKernels>), CommandError> {
+        let name = self.device.as_deref().unwrap_or("cpu");
+        let Some(device) = DeviceChoice::from_name(name) else {
+            let known: Vec<&str> = DeviceChoice::ALL.iter().map(|(name, _)| *name).collect();
+            return Err(CommandError::request(format!("--device {name}: {}", known.join(" or "))));
+        };
+        let gpu = gpu::kernels(device).map_err(|e| CommandError::request(format!("--device {name}: {e}")))?;
+        Ok((device, gpu))
+    }
+
+    fn window(&self, device: DeviceChoice) -> Result<Streaming, CommandError> {
         let prefetch = positive("prefetch", self.prefetch.unwrap_or(1))?;
+        if device != DeviceChoice::Cpu {
+            return match self.window.as_deref().unwrap_or("auto") {
+                "auto" | "all" => Ok(Streaming::Never),
+                other => Err(CommandError::request(format!(
+                    "--window {other}: blocks stream to the CPU's memory alone; on this device leave it out"
+                ))),
+            };
+        }
         let window = match self.window.as_deref().unwrap_or("auto") {
             "auto" => return Ok(Streaming::Auto { prefetch }),
             "all" => return Ok(Streaming::Never),

@@ -5,7 +5,7 @@
 use clap::Parser;
 use std::process::ExitCode;
 use tinyforge_cli::commands::{
-    bench, compile, eval, generate, inspect, make_model, plan, resume, search, simulate, train,
+    bench, compile, devices, eval, generate, inspect, make_model, plan, resume, search, simulate, train,
 };
 
 /// Trains neural networks where the memory is too small for it
@@ -24,6 +24,7 @@ enum Cli {
     Simulate(simulate::SimulateArgs),
     Search(search::SearchArgs),
     Bench(bench::BenchArgs),
+    Devices(devices::DevicesArgs),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Cli::Simulate(args) => simulate::run(args),
         Cli::Search(args) => search::run(args),
         Cli::Bench(args) => bench::run(args),
+        Cli::Devices(args) => devices::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,8 @@ use crate::model::{Format, Model};
 use crate::streaming::{self, Asked, Streaming};
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
+use tinyforge::gpu::GpuKernels;
+use tinyforge::runner::DeviceChoice;
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
 use tinyforge_compiler::import::weight_map::Binding;
@@ -14,7 +16,7 @@ use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
 use tinyforge_compiler::target::Target;
-use tinyforge_plan::{DType, Fixed};
+use tinyforge_plan::{DType, Fixed, Kernels};
 
 /// A float storage type that a flag names.
 ///
@@ -62,6 +64,10 @@ pub struct Settings {
     pub threads: u32,
     /// The machine that the plan is made for.
     pub target: Target,
+    /// What runs the kernels.
+    pub device: DeviceChoice,
+    /// What its kernels can do, where it is not the CPU.
+    pub gpu: Option<GpuKernels>,
     /// Its rates, where they are known: what fits is then chosen by what it costs.
     pub machine: Option<Machine>,
 }
@@ -231,6 +237,7 @@ pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Co
         Format::Gguf => model.path.file_stem(),
     };
     let name = name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let cpu = CpuKernels { threads: settings.threads };
     let frozen = (settings.dtype == DType::BF16).then_some(DType::BF16);
     let request = Request {
         name: format!("{name} {}", settings.scheme),
@@ -245,7 +252,7 @@ pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Co
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
         window,
         target: settings.target,
-        kernels: &CpuKernels { threads: settings.threads },
+        kernels: settings.gpu.as_ref().map_or(&cpu as &dyn Kernels, |gpu| gpu),
         source: &|name| model.source(name),
         files: model.file_names(),
         threads: settings.threads,

@@ -1,7 +1,7 @@
 //! What `plan`, `train` and `resume` have in common: a model, its tokenizer, the fixed parts, and a plan that fits.
 
 use crate::error::CommandError;
-use crate::fixed::{self, Sizes};
+use crate::fixed::{self, GpuSizes, Sizes};
 use crate::knobs::Knobs;
 use crate::model::Model;
 use crate::planning::{self, Planned, Settings, Wanted};
@@ -15,8 +15,17 @@ use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::{DType, Fixed};
 
-/// The fixed parts of a process that trains or runs this model.
+/// The fixed parts beside the arena of a process that trains or runs this model: of the process's memory, or of a
+/// card's, which holds none of the process.
 pub fn fixed_parts(model: &Model, settings: &Settings, tokenizer_bytes: u64) -> Vec<Fixed> {
+    if settings.gpu.is_some() {
+        return fixed::gpu_parts(&GpuSizes {
+            seq: settings.seq,
+            batch: settings.batch,
+            layers: model.config.layers as u32,
+            vocab: model.config.vocab as u32,
+        });
+    }
     fixed::parts(&Sizes {
         threads: settings.threads,
         tokenizer_bytes,

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tinyforge::data::{self, DataOptions, DataSet, Row, RowReader};
 use tinyforge::files::{FileError, write_atomic};
-use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge::text::Tokenizer;
 use tinyforge::train::checkpoint;
 use tinyforge::train::{StepReport, TrainError, TrainOptions, Trainer};
@@ -101,8 +101,9 @@ impl Run {
     pub fn prepare(model_path: &Path, knobs: &Knobs, is_resumed: bool) -> Result<Run, CommandError> {
         let mut settings = knobs.settings()?;
         // Without a budget the machine's memory is one: results do not depend on it.
-        settings.memory = settings.memory.or_else(fixed::machine_bytes);
-        let profile = profile::of_this_machine(knobs.profile.as_deref())?;
+        let is_cpu = settings.device == DeviceChoice::Cpu;
+        settings.memory = settings.memory.or_else(|| fixed::machine_bytes().filter(|_| is_cpu));
+        let profile = profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_cpu);
         settings.machine = profile.as_ref().map(|p| p.machine.clone());
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
@@ -144,7 +145,10 @@ impl Run {
             steps: schedule.steps,
         };
         let run_key = run_key(&record)?;
-        let run_options = RunOptions { count_times: true, work: Some(out.join(WORK)), sim: None };
+        // A GPU's steps are timed one by one, each after a wait, so only where that is asked for.
+        let count_times = settings.device == DeviceChoice::Cpu || debug::level() >= 2;
+        let run_options =
+            RunOptions { count_times, work: Some(out.join(WORK)), device: settings.device, ..RunOptions::default() };
         let mut runner = Runner::with_phases(plans, run_options)?;
         runner.load(&model.files, options.seed)?;
         if tokenizer.vocab_len() > model.config.vocab {

@@ -42,6 +42,17 @@ pub enum GpuError {
     },
 }
 
+impl GpuError {
+    /// A kind of device that this program was built without.
+    #[cfg_attr(
+        all(feature = "wgpu", feature = "cuda"),
+        allow(dead_code, reason = "what was built in is never missing")
+    )]
+    pub(crate) fn not_built(kind: &'static str) -> GpuError {
+        GpuError::Absent { kind, why: format!("this program was built without the feature `{kind}`") }
+    }
+}
+
 /// Why a run on a device ended early.
 pub(crate) enum Failure {
     /// This step of the entry met data that it must not go on with; nothing was updated from there on.
@@ -177,11 +188,16 @@ fn limit(step: &Step) -> usize {
 fn explain(entry: &Entry, step: usize, host: &Arena) -> KernelError {
     let step = &entry.steps[step];
     let error = |why: String| KernelError { kernel: step.kernel.clone(), label: step.label.clone(), why };
+    let stopped = |of: &str| {
+        error(format!("{of} is not finite; training stopped before the update. A lower --lr or clipping helps"))
+    };
+    match step.kernel.as_str() {
+        "update" | "linear_grad_w_update" => return stopped("its gradient"),
+        "clip_scale" => return stopped("the gradients' norm"),
+        _ => {}
+    }
     let Some(&(_, operand, what, skips)) = INDEXED.iter().find(|(name, ..)| *name == step.kernel) else {
-        let of = if step.kernel == "clip_scale" { "the gradients' norm" } else { "its gradient" };
-        return error(format!(
-            "{of} is not finite; training stopped before the update. A lower --lr or clipping helps"
-        ));
+        return error("an index points outside of its table".to_string());
     };
     let (indices, limit) = (&step.args[operand], limit(step));
     // Inputs are in the host's arena as they were given.

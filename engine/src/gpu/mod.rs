@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod call;
+mod conv;
 pub mod cuda;
 mod device;
 mod elementwise;
@@ -14,6 +15,7 @@ mod embedding;
 mod linear;
 mod loss;
 mod norm;
+mod pool;
 mod update;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -22,7 +24,13 @@ pub use call::{Call, Kernel, Launch, Operand, Params, Tables, Work, grid_of};
 pub use device::GpuError;
 pub(crate) use device::{Device, Failure, Gpu};
 
+use crate::runner::DeviceChoice;
 use tinyforge_plan::{Kernels, Number, Plan, Shape, Step};
+
+/// Bytes that a copy between host and device takes at a time, where a run's inputs or results need no more.
+pub const STAGING_BYTES: u64 = 1 << 20;
+/// Bytes between the parameters of two launches: what every adapter aligns to.
+pub const SLOT_BYTES: u64 = 256;
 
 /// What a step of this op becomes.
 pub struct Row {
@@ -35,11 +43,13 @@ pub struct Row {
 const FAMILIES: &[&[Row]] = &[
     activation::ROWS,
     attention::ROWS,
+    conv::ROWS,
     elementwise::ROWS,
     embedding::ROWS,
     linear::ROWS,
     loss::ROWS,
     norm::ROWS,
+    pool::ROWS,
     update::ROWS,
 ];
 
@@ -91,6 +101,25 @@ impl Kernels for GpuKernels {
             return Err(format!("an operand of {largest} bytes; this device's kernels address at most {most}"));
         }
         Ok(work.scratch_bytes)
+    }
+}
+
+/// The kernels of a device that is there; none where the CPU is asked for.
+///
+/// # Errors
+/// The device is not there, or this program was built without it.
+pub fn kernels(device: DeviceChoice) -> Result<Option<GpuKernels>, GpuError> {
+    match device {
+        DeviceChoice::Cpu => Ok(None),
+        #[cfg(feature = "wgpu")]
+        DeviceChoice::Wgpu => {
+            let adapter = wgpu::default_adapter()?;
+            Ok(Some(GpuKernels { operand_bytes_max: adapter.operand_bytes_max }))
+        }
+        #[cfg(not(feature = "wgpu"))]
+        DeviceChoice::Wgpu => Err(GpuError::not_built("wgpu")),
+        // The same on every card, so a plan can be made where there is none.
+        DeviceChoice::Cuda => Ok(Some(cuda::KERNELS)),
     }
 }
 

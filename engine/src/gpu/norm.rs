@@ -1,5 +1,7 @@
 //! Normalisations and their gradients.
 
+use super::call::GROUP;
+use super::conv::image;
 use super::{Call, Kernel, Launch, Operand, Params, Row, Work, grid_of};
 
 const STEM: &str = "norm";
@@ -12,6 +14,9 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "layer_norm_grad_x", work: |c| Ok(grad_x(c, "layer_norm_grad_x")) },
     Row { name: "rms_norm_grad_w", work: |c| Ok(grad_w(c, "rms_stats")) },
     Row { name: "layer_norm_grad_w", work: |c| Ok(grad_w(c, "layer_stats")) },
+    Row { name: "batch_norm", work: |c| Ok(channels(c, "batch_norm", 2)) },
+    Row { name: "batch_norm_grad", work: |c| Ok(channels(c, "batch_norm_grad", 0)) },
+    Row { name: "batch_norm_eval", work: |c| Ok(channels(c, "batch_norm_eval", 0)) },
 ];
 
 fn params(c: &Call, vectors: usize, cols: usize, seq: usize, accumulate: bool) -> Params {
@@ -59,4 +64,18 @@ fn grad_w(c: &Call, stats: &'static str) -> Work {
         grid: [cols.div_ceil(16) as u32, 1, 1],
     };
     Work { launches: vec![first, last], scratch_bytes: bytes }
+}
+
+/// Batch norms, with all operands and then all results; the images are operand `x`. A workgroup has a channel, but in
+/// evaluation an invocation has an element.
+fn channels(c: &Call, entry: &'static str, x: usize) -> Work {
+    let [images, channels, height, width] = image(c.dims(x));
+    let params = Params::new().sizes(&[images, channels, height * width]);
+    let params = params.float(c.float("eps")).float(c.float("momentum"));
+    let operands = (0..c.args()).map(Operand::Arg).chain((0..c.outs()).map(Operand::Out)).collect();
+    let grid = match entry {
+        "batch_norm_eval" => grid_of(c.out_elems(0).div_ceil(GROUP)),
+        _ => [channels as u32, 1, 1],
+    };
+    Work::one(Launch { kernel: Kernel::plain("batch_norm", entry), operands, params, grid })
 }

@@ -50,7 +50,8 @@ pub fn run(args: &EvalArgs) -> Result<(), CommandError> {
     };
     let mut quiet = |_| ControlFlow::Continue(());
     let set = data::prepare(data_path, None, None, &options, &tokenizer, &mut quiet)?;
-    let mut runner = Runner::new(planned.compiled.plan, RunOptions::default())?;
+    let mut runner =
+        Runner::new(planned.compiled.plan, RunOptions { device: settings.device, ..RunOptions::default() })?;
     runner.load(&model.files, 0)?;
     if let Some(adapter) = &args.adapter {
         crate::adapter::load(&mut runner, &model, adapter)?;

@@ -63,6 +63,9 @@ pub struct GenerateArgs {
     /// Memory for everything: 64MiB, 2GiB [no limit]
     #[arg(long)]
     memory: Option<String>,
+    /// What runs the kernels: cpu or wgpu [cpu]
+    #[arg(long)]
+    device: Option<String>,
     /// Worker threads [the cores]
     #[arg(long)]
     threads: Option<u32>,
@@ -97,7 +100,8 @@ pub fn run(args: &GenerateArgs) -> Result<(), CommandError> {
     fixed.push(Fixed { name: "sampler".to_string(), bytes });
     let planned = request::plan_phases(&model, &settings, Wanted::Generate, &fixed)?.remove(0);
     let plan_total_bytes = planned.compiled.plan.total_bytes();
-    let mut runner = Runner::new(planned.compiled.plan, RunOptions::default())?;
+    let mut runner =
+        Runner::new(planned.compiled.plan, RunOptions { device: settings.device, ..RunOptions::default() })?;
     runner.load(&model.files, 0)?;
     if let Some(adapter) = &args.adapter {
         crate::adapter::load(&mut runner, &model, adapter)?;
@@ -151,6 +155,7 @@ fn settings(args: &GenerateArgs, model: &Model, prompt: usize) -> Result<Setting
         seq: Some(context as u32),
         batch: Some(1),
         memory: args.memory.clone(),
+        device: args.device.clone(),
         threads: args.threads,
         ..Knobs::default()
     };

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod compile;
+pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod inspect;

@@ -47,7 +47,7 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let mut settings = knobs.settings()?;
     let profile = match &args.target {
         Some(target) => Some(profile::open(target)?),
-        None => profile::of_this_machine(knobs.profile.as_deref())?,
+        None => profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| settings.gpu.is_none()),
     };
     settings.machine = profile.as_ref().map(|p| p.machine.clone());
     if let (Some(profile), Some(_)) = (&profile, &args.target) {
@@ -58,7 +58,7 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let model = request::open_to_plan(&path, &knobs, stored)?;
     let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
     // A card's memory holds none of the process.
-    let is_of_process = settings.target.near == Target::CPU.near;
+    let is_of_process = settings.target.near == Target::CPU.near || settings.gpu.is_some();
     let fixed = match is_of_process {
         true => request::fixed_parts(&model, &settings, tokenizer_bytes),
         false => Vec::new(),

@@ -212,7 +212,8 @@ pub fn planned(model: &Model, knobs: &Knobs) -> (Vec<Plan>, TrainOptions) {
 /// A runner for training whose stored tensors are still to be loaded, and how the run trains.
 pub fn runner(model: &Model, knobs: &Knobs) -> (Runner, TrainOptions) {
     let (plans, options) = planned(model, knobs);
-    (Runner::with_phases(plans, RunOptions::default()).expect("runs"), options)
+    let device = knobs.settings().expect("settings").device;
+    (Runner::with_phases(plans, RunOptions { device, ..RunOptions::default() }).expect("runs"), options)
 }
 
 /// A trainer that is ready for its first step.

@@ -2,7 +2,7 @@
 
 use super::driver::{Call, Driver, Event, Stream};
 use crate::arena::Arena;
-use crate::gpu::{Device, Failure, GpuError, Kernel, Launch, Operand, Tables, Work, launches};
+use crate::gpu::{Device, Failure, GpuError, Kernel, Launch, Operand, STAGING_BYTES, Tables, Work, launches};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,8 +10,6 @@ use std::time::Instant;
 use tinyforge_kernels::f32::optimizer::{SIGNED, UNSIGNED};
 use tinyforge_plan::{Entry, Named, Plan, Step, Tensor};
 
-/// Bytes that a copy of stored tensors takes at a time, where a run's inputs and results need no more.
-const STAGING_BYTES: u64 = 1 << 20;
 /// Bytes of the status; the tables lie behind it.
 const STATUS_BYTES: u64 = 256;
 /// Bytes of the tables.

@@ -35,10 +35,7 @@ pub fn open_default() -> Result<Box<dyn Driver>, GpuError> {
     #[cfg(feature = "cuda")]
     return nvidia::open();
     #[cfg(not(feature = "cuda"))]
-    Err(GpuError::Absent {
-        kind: "cuda",
-        why: "this program was built without the feature `cuda`; build it with `--features cuda`".to_string(),
-    })
+    Err(GpuError::not_built("cuda"))
 }
 
 /// The cards that there are, the one that a run takes first; none in a program without the feature.

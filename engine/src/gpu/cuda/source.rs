@@ -7,11 +7,14 @@ pub const COMMON: &str = include_str!("../../../../kernels/cuda/common.cuh");
 pub const FAMILIES: &[(&str, &str)] = &[
     ("activation", include_str!("../../../../kernels/cuda/activation.cu")),
     ("attention", include_str!("../../../../kernels/cuda/attention.cu")),
+    ("batch_norm", include_str!("../../../../kernels/cuda/batch_norm.cu")),
+    ("conv", include_str!("../../../../kernels/cuda/conv.cu")),
     ("elementwise", include_str!("../../../../kernels/cuda/elementwise.cu")),
     ("embedding", include_str!("../../../../kernels/cuda/embedding.cu")),
     ("linear", include_str!("../../../../kernels/cuda/linear.cu")),
     ("loss", include_str!("../../../../kernels/cuda/loss.cu")),
     ("norm", include_str!("../../../../kernels/cuda/norm.cu")),
+    ("pool", include_str!("../../../../kernels/cuda/pool.cu")),
     ("update", include_str!("../../../../kernels/cuda/update.cu")),
 ];
 

@@ -1,11 +1,9 @@
 //! A plan's addresses in buffers, and the two buffers that bytes go through between host and device.
 
 use super::Complaint;
-use crate::gpu::GpuError;
+use crate::gpu::{GpuError, STAGING_BYTES};
 use tinyforge_plan::Plan;
 
-/// Bytes that a copy between host and device takes at a time, where a run's inputs or results need no more.
-pub(super) const STAGING_BYTES: u64 = 1 << 20;
 /// Copies go in whole words.
 const WORD: u64 = 4;
 

@@ -12,11 +12,14 @@ pub const COMMON: &str = include_str!("../../../../shaders/common.wgsl");
 pub const FAMILIES: &[(&str, &str)] = &[
     ("activation", include_str!("../../../../shaders/activation.wgsl")),
     ("attention", include_str!("../../../../shaders/attention.wgsl")),
+    ("batch_norm", include_str!("../../../../shaders/batch_norm.wgsl")),
+    ("conv", include_str!("../../../../shaders/conv.wgsl")),
     ("elementwise", include_str!("../../../../shaders/elementwise.wgsl")),
     ("embedding", include_str!("../../../../shaders/embedding.wgsl")),
     ("linear", include_str!("../../../../shaders/linear.wgsl")),
     ("loss", include_str!("../../../../shaders/loss.wgsl")),
     ("norm", include_str!("../../../../shaders/norm.wgsl")),
+    ("pool", include_str!("../../../../shaders/pool.wgsl")),
     ("update", include_str!("../../../../shaders/update.wgsl")),
 ];
 

@@ -5,15 +5,13 @@ use super::memory::{Memory, Staging, create};
 use super::pipelines::Pipelines;
 use super::{Adapter, Complaint};
 use crate::arena::Arena;
-use crate::gpu::{Device, Failure, GpuError, Operand, Params, Tables, Work, launches};
+use crate::gpu::{Device, Failure, GpuError, Operand, Params, SLOT_BYTES, Tables, Work, launches};
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::time::Instant;
 use tinyforge_kernels::f32::optimizer::{SIGNED, UNSIGNED};
 use tinyforge_plan::{Entry, Named, Plan, Step};
 
-/// Bytes between the parameters of two launches: what every adapter aligns to.
-const SLOT_BYTES: u64 = 256;
 /// Bytes of the status, which comes down with every run.
 const STATUS_BYTES: u64 = 256;
 /// Launches that are handed over together: a driver may end a submission that takes seconds.

@@ -1,0 +1,250 @@
+//! Training on a graphics card by wgpu (in software, where there is none): the CPU's losses, the plan's memory, and
+//! the same bytes whatever the budget.
+#![cfg(feature = "wgpu")]
+
+mod made;
+
+use made::trace::{Trace, difference};
+use made::{Llama, MadeRows, SMALL, Scratch, TIED, arg, knobs, program, run, runner, trainer, write_text};
+use tinyforge::data::RowReader;
+use tinyforge::gpu::launches;
+use tinyforge_cli::fixed::{GpuSizes, gpu_parts};
+use tinyforge_cli::model::Model;
+
+/// Whether there is an adapter. Where there must be one (`TINYFORGE_WGPU=require`) and is none, the test fails;
+/// elsewhere it says what is missing.
+fn has_wgpu() -> bool {
+    match tinyforge::gpu::wgpu::default_adapter() {
+        Ok(_) => true,
+        Err(why) => {
+            let is_required = std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "require");
+            assert!(!is_required, "TINYFORGE_WGPU=require, and {why}");
+            eprintln!("skipped: {why} (Debian: mesa-vulkan-drivers, libvulkan1)");
+            false
+        }
+    }
+}
+
+fn made_model(name: &str, llama: Llama) -> (Scratch, Model) {
+    let scratch = Scratch::new(name);
+    llama.write(scratch.path());
+    let model = Model::open(scratch.path()).expect("opens");
+    (scratch, model)
+}
+
+fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    let knobs = knobs(pairs);
+    let rows = MadeRows { rows: 7, seq: knobs.seq.expect("given") as usize, vocab: model.config.vocab as u32 };
+    let mut trainer = trainer(model, &knobs, rows.rows());
+    Trace::of(&mut trainer, &rows, steps).expect("trains")
+}
+
+const WGPU: &str = "device=\"wgpu\"";
+
+/// The largest relative difference of two curves.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn losses_are_the_cpus() {
+    if !has_wgpu() {
+        return;
+    }
+    // The shape of SmolLM2: three query heads to a key head, embeddings tied.
+    let (_scratch, model) = made_model("wgpu-losses", TIED);
+    for base in [
+        &["scheme=\"lora\""][..],
+        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
+        &["scheme=\"full\"", "clip=1.0"],
+        &["scheme=\"full\"", "optimizer=\"adamw8\"", "micro_batch=1"],
+        &["scheme=\"full+head\"", "dtype=\"bf16\""],
+        &["scheme=\"sparse\"", "recompute=\"all\""],
+    ] {
+        let cpu = trace(&model, base, 20);
+        let gpu = trace(&model, &[base, &[WGPU]].concat(), 20);
+        let far = apart(&cpu.losses, &gpu.losses);
+        println!("{base:?}: losses {:.4} to {:.4}, at most {far:.1e} apart", cpu.losses[0], cpu.losses[19]);
+        // bf16 products are rounded where sums of another order fall on the other side.
+        let limit = if base.iter().any(|b| b.contains("bf16")) { 5e-3 } else { 1e-3 };
+        assert!(far < limit, "{base:?}: {:?} and {:?}", cpu.losses, gpu.losses);
+        assert!(apart(&[cpu.eval], &[gpu.eval]) < limit, "{base:?}: evaluated {} and {}", cpu.eval, gpu.eval);
+        assert!(cpu.losses[19] < cpu.losses[0], "{base:?} learns nothing");
+    }
+}
+
+#[test]
+fn budgets_do_not_change_the_result() {
+    if !has_wgpu() {
+        return;
+    }
+    let (_scratch, model) = made_model("wgpu-p2", TIED);
+    let mut found = Vec::new();
+    for base in [
+        &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""][..],
+        &["scheme=\"lora\"", "dtype=\"bf16\""],
+        &["scheme=\"full\"", "optimizer=\"adamw8\"", "dtype=\"bf16\""],
+        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
+    ] {
+        let base = [base, &[WGPU]].concat();
+        let first = trace(&model, &base, 2);
+        let mut ways =
+            vec![vec![], vec!["micro_batch=2"], vec!["micro_batch=1"], vec!["micro_batch=2", "recompute=\"all\""]];
+        ways.extend(
+            base.iter().any(|b| b.contains("clip_by")).then(|| vec!["clip_by=\"second\"", "recompute=\"all\""]),
+        );
+        for way in ways {
+            let other = trace(&model, &[&base[..], &way].concat(), 2);
+            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
+        }
+    }
+    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
+    let (a, b) = (trace(&model, &["clip=0.05", WGPU], 2), trace(&model, &["clip=0.06", WGPU], 2));
+    assert!(difference(&a, &b).is_some(), "the comparison cannot fail");
+}
+
+#[test]
+fn the_highest_byte_touched_is_the_planned_peak() {
+    if !has_wgpu() {
+        return;
+    }
+    let (_scratch, model) = made_model("wgpu-p1", SMALL);
+    for pairs in [&["scheme=\"full\"", WGPU][..], &["scheme=\"lora\"", "dtype=\"bf16\"", "micro_batch=1", WGPU]] {
+        let mut highest = 0;
+        for poison in [0xff, 0x55] {
+            let knobs = knobs(pairs);
+            let (mut runner, options) = runner(&model, &knobs);
+            runner.fill(poison).expect("the device is there");
+            runner.load(&model.files, options.seed).expect("loads");
+            let rows = MadeRows { rows: 7, seq: 24, vocab: model.config.vocab as u32 };
+            let mut trainer = tinyforge::train::Trainer::new(runner, options, rows.rows());
+            trainer.step(&rows).expect("trains");
+            trainer.evaluate(&rows, 4).expect("evaluates");
+            let bytes = trainer.runner_mut().memory().expect("the device is there");
+            highest = highest.max(bytes.iter().rposition(|b| *b != poison).map_or(0, |at| at as u64 + 1));
+        }
+        let plan = &made::planned(&model, &knobs(pairs)).0[0];
+        let peak = plan.entries.iter().map(|e| e.peak.bytes).max().unwrap_or(0);
+        // A tensor that ends within a word is copied with the rest of it.
+        assert!(highest.abs_diff(peak) < 4, "{pairs:?}: byte {highest} was touched, {peak} planned");
+        let settings = knobs(pairs).settings().expect("settings");
+        let (seq, batch) = (settings.seq, settings.batch);
+        let sizes = GpuSizes { seq, batch, layers: model.config.layers as u32, vocab: model.config.vocab as u32 };
+        let planned: u64 = gpu_parts(&sizes).iter().find(|f| f.name == "launches").expect("a part").bytes;
+        let count: usize = launches(plan).expect("rows").iter().flatten().map(|w| w.launches.len()).sum();
+        assert!(256 * count as u64 <= planned, "{count} launches, room for {planned} bytes of them");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_data_is_said_as_on_the_cpu() {
+    if !has_wgpu() {
+        return;
+    }
+    let (_scratch, model) = made_model("wgpu-wrong", TIED);
+    let fails = |pairs: &[&str], vocab: u32| {
+        let knobs = knobs(pairs);
+        let rows = MadeRows { rows: 7, seq: knobs.seq.expect("given") as usize, vocab };
+        let mut trainer = trainer(&model, &knobs, rows.rows());
+        (0..4).find_map(|_| trainer.step(&rows).err()).map(|e| e.to_string())
+    };
+    let vocab = model.config.vocab as u32;
+    for (pairs, vocab) in [(&["scheme=\"full\""][..], 2 * vocab), (&["scheme=\"lora\"", "lr=1e30"], vocab)] {
+        let (cpu, gpu) = (fails(pairs, vocab), fails(&[pairs, &[WGPU]].concat(), vocab));
+        if pairs.len() == 1 {
+            assert!(cpu.is_some(), "{pairs:?} must fail");
+            assert_eq!(cpu, gpu, "{pairs:?}");
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_before_the_update() {
+    if !has_wgpu() {
+        return;
+    }
+    let (_scratch, model) = made_model("wgpu-finite", TIED);
+    let knobs = knobs(&["scheme=\"full\"", "optimizer=\"sgd\"", "beta1=0", WGPU]);
+    let rows = MadeRows { rows: 7, seq: 24, vocab: model.config.vocab as u32 };
+    let mut trainer = trainer(&model, &knobs, rows.rows());
+    let runner = trainer.runner_mut();
+    let changed: Vec<_> = runner.plan().stored.iter().filter(|s| s.changes).cloned().collect();
+    let norm =
+        changed.iter().find(|s| s.name.ends_with("model.norm.weight") || s.name.contains("norm")).expect("a norm");
+    runner
+        .change(&norm.tensor, |bytes| bytemuck::cast_slice_mut::<u8, f32>(bytes).fill(f32::INFINITY))
+        .expect("is set");
+    let bytes = |runner: &mut tinyforge::runner::Runner| -> Vec<Vec<u8>> {
+        changed.iter().map(|s| runner.fetch(&s.tensor).expect("is there").to_vec()).collect()
+    };
+    let before = bytes(trainer.runner_mut());
+    let error = trainer.step(&rows).expect_err("nothing is finite").to_string();
+    assert!(error.contains("not finite") || error.contains("the loss"), "{error}");
+    assert!(before == bytes(trainer.runner_mut()), "weights changed after `{error}`");
+}
+
+/// Killed at some step and resumed, a run ends with the bytes of one that was not.
+#[test]
+fn a_killed_run_resumes() {
+    if !has_wgpu() {
+        return;
+    }
+    let scratch = Scratch::new("wgpu-kill");
+    TIED.write(&scratch.join("model"));
+    write_text(&scratch.join("text.txt"), 6000);
+    let [model, text, whole, cut] = ["model", "text.txt", "whole", "cut"].map(|name| scratch.join(name));
+    let flags = ["--device", "wgpu", "--scheme", "lora", "--seq", "32", "--steps", "12", "--checkpoint-every", "2"];
+    let train = |out| ["train", arg(&model), "--data", arg(&text), "--out", arg(out)].into_iter().chain(flags);
+    run(train(&whole)).ok();
+    let mut child = program(train(&cut)).spawn().expect("the program starts");
+    while !cut.join("checkpoint.bin").exists() && child.try_wait().expect("waits").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    run(["resume", arg(&cut)]).ok();
+    for name in ["checkpoint.bin", "adapter/adapter_model.safetensors"] {
+        let [a, b] = [&whole, &cut].map(|out| std::fs::read(out.join(name)).expect("written"));
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn commands_run_on_the_device() {
+    if !has_wgpu() {
+        return;
+    }
+    let scratch = Scratch::new("wgpu-commands");
+    TIED.write(&scratch.join("model"));
+    write_text(&scratch.join("text.txt"), 3000);
+    let [model, text] = ["model", "text.txt"].map(|name| scratch.join(name));
+    let eval = ["eval", arg(&model), "--data", arg(&text), "--seq", "32", "--eval-rows", "4", "--json"];
+    let losses = [&[][..], &["--device", "wgpu"]]
+        .map(|device| run(eval.iter().chain(device)).ok().json()["loss"].as_f64().expect("a loss"));
+    assert!(apart(&losses[..1], &losses[1..]) < 1e-4, "{losses:?}");
+    let generate = ["generate", arg(&model), "--prompt", "The", "--max-tokens", "12", "--temperature", "0", "--json"];
+    let texts =
+        [&[][..], &["--device", "wgpu"]].map(|device| run(generate.iter().chain(device)).ok().json()["text"].clone());
+    assert_eq!(texts[0], texts[1]);
+    let plan = run(["plan", arg(&model), "--device", "wgpu"]).ok().stdout;
+    assert!(plan.contains("vram total") && plan.contains("staging"), "{plan}");
+    let refused = run(["plan", arg(&model), "--device", "wgpu", "--window", "1"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("--window 1"), "{refused:?}");
+    let devices = run(["devices", "--json"]).ok();
+    assert!(devices.stdout.contains("wgpu: ") && devices.json()["devices"].as_array().expect("a list").len() > 1);
+}
+
+/// Needs no adapter: a device that is not known is told with those that are.
+#[test]
+fn unknown_devices_are_refused() {
+    let refused = run(["plan", "nowhere", "--device", "abacus"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("--device abacus: cpu or wgpu"), "{}", refused.stderr);
+    // No driver at all.
+    let absent = program(["plan", "nowhere", "--device", "wgpu"]).env("VK_DRIVER_FILES", "/dev/null").output();
+    let absent = made::Ran::of(absent.expect("the program starts"));
+    assert_eq!(absent.code, Some(2), "{absent:?}");
+    if cfg!(target_os = "linux") {
+        assert!(absent.stderr.contains("there is no wgpu device"), "{}", absent.stderr);
+    }
+}
