@@ -1,8 +1,8 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> fuse_update -> order -> recompute ->
-//! order -> fuse_rows -> fuse_channels -> pipeline -> place -> lower
+//! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> fuse_update -> split_update -> order ->
+//! recompute -> order -> fuse_rows -> fuse_channels -> pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -20,7 +20,7 @@ use crate::passes::place::{Guest, Needs, Placement};
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
     differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, order, parameterize, pipeline, place,
-    prune, quantize, recompute, update,
+    prune, quantize, recompute, split_update, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
@@ -308,6 +308,10 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
                 finish => finish,
             };
             stage.pass(request, "fuse_update", fuse_update::run);
+            // Where groups take turns, their states stay near.
+            if request.window.is_some() && !rotates(request) {
+                stage.pass(request, "split_update", split_update::run);
+            }
             // Updates must stand where they will run before it is known where a recomputed value is first read.
             stage.pass(request, "order", order::run);
             ready.push(stage);
@@ -349,6 +353,11 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
     }
 }
 
+/// Whether groups of blocks take turns in being trained.
+fn rotates(request: &Request) -> bool {
+    matches!(request.scheme.kind, SchemeKind::Cycle(_))
+}
+
 /// Steps of the recomputation ladder: for every rung, one step a block.
 fn ladder_steps(graph: &Graph) -> u32 {
     (recompute::ladder(graph).len() as u32 - 1) * graph.blocks.len() as u32
@@ -358,8 +367,8 @@ fn ladder_steps(graph: &Graph) -> u32 {
 fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result<Plan, CompileError> {
     let stages: Vec<Stage> = stages.iter().map(|stage| arrange(request, stage, step)).collect();
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
-    let rotates = matches!(request.scheme.kind, SchemeKind::Cycle(_));
-    let pipeline = request.window.map_or(Pipeline::default(), |window| pipeline::run(&graphs, window, rotates));
+    let streamed = request.window.map(|window| pipeline::run(&graphs, window, rotates(request)));
+    let pipeline = streamed.unwrap_or_default();
     let stays = |i: usize| pipeline.stays.get(i).map_or(&[][..], Vec::as_slice);
     let sizes = parcel_bytes(&graphs, &pipeline, &request.target);
     let mut placed: Vec<(Needs, Vec<Guest>, Placement)> = Vec::new();

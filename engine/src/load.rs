@@ -81,14 +81,14 @@ pub(crate) fn load(
             let scale = scale.map(|s| bytemuck::cast_slice(arena.tensor(&s.tensor)).to_vec());
             let weight = &plan.find(of).expect("a column list belongs to a stored weight").tensor;
             let bytes = match gpu.as_deref_mut() {
-                Some(gpu) => gpu.fetch(arena, weight)?,
-                None => far::fetch(plan, far.as_deref_mut(), arena, weight)?,
+                Some(gpu) if !plan.is_far(weight) => gpu.fetch(arena, weight)?,
+                _ => far::fetch(plan, far.as_deref_mut(), arena, weight)?,
             };
             let list = top_columns(bytes, weight, scale.as_deref(), stored.tensor.elems() as usize);
             let set = |bytes: &mut [u8]| bytemuck::cast_slice_mut(bytes).copy_from_slice(&list);
             match gpu.as_deref_mut() {
-                Some(gpu) => gpu.change(arena, &stored.tensor, set)?,
-                None => far::change(plan, far.as_deref_mut(), arena, &stored.tensor, set)?,
+                Some(gpu) if !plan.is_far(&stored.tensor) => gpu.change(arena, &stored.tensor, set)?,
+                _ => far::change(plan, far.as_deref_mut(), arena, &stored.tensor, set)?,
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use crate::arena::Arena;
 use crate::cpu::{Code, KernelError};
-use crate::far::{self, Far};
+use crate::far::{self, Far, Near};
 use crate::files::{FileError, ReadAt};
 use crate::gpu::{Gpu, GpuError};
 use crate::load::{self, LoadError};
@@ -223,9 +223,10 @@ impl Runner {
     /// The file cannot be read, or the device failed.
     pub fn fetch(&mut self, tensor: &Tensor) -> Result<&[u8], RunError> {
         let Runner { phases, active, far, gpu, arena, .. } = self;
+        let plan = &phases[*active].plan;
         match gpu {
-            Some(gpu) => Ok(gpu.fetch(arena, tensor)?),
-            None => Ok(far::fetch(&phases[*active].plan, far.as_mut(), arena, tensor)?),
+            Some(gpu) if !plan.is_far(tensor) => Ok(gpu.fetch(arena, tensor)?),
+            _ => Ok(far::fetch(plan, far.as_mut(), arena, tensor)?),
         }
     }
 
@@ -238,9 +239,10 @@ impl Runner {
     /// The tensor lives in the model's file.
     pub fn change<R>(&mut self, tensor: &Tensor, set: impl FnOnce(&mut [u8]) -> R) -> Result<R, RunError> {
         let Runner { phases, active, far, gpu, arena, .. } = self;
+        let plan = &phases[*active].plan;
         match gpu {
-            Some(gpu) => Ok(gpu.change(arena, tensor, set)?),
-            None => Ok(far::change(&phases[*active].plan, far.as_mut(), arena, tensor, set)?),
+            Some(gpu) if !plan.is_far(tensor) => Ok(gpu.change(arena, tensor, set)?),
+            _ => Ok(far::change(plan, far.as_mut(), arena, tensor, set)?),
         }
     }
 
@@ -374,8 +376,17 @@ impl Runner {
     pub fn run_steps(&mut self, entry: usize, steps: Range<usize>) -> Result<(), RunError> {
         let Runner { phases, active, sim, far, gpu, arena, par, .. } = self;
         let Phase { plan, code, .. } = &mut phases[*active];
+        let (at, count) = ((*active, entry), plan.entries[entry].steps.len());
         if let Some(gpu) = gpu {
-            return gpu.run(plan, (*active, entry), steps, arena);
+            return match far {
+                None => gpu.run(plan, at, steps, arena),
+                Some(far) => {
+                    let mut near = gpu.near(plan, at);
+                    far.enter(at, arena, &mut near)?;
+                    let result = far.run(steps, count, arena, &mut near);
+                    far.leave(result)
+                }
+            };
         }
         let code = code.as_mut().expect("without a GPU the CPU runs the kernels");
         let sim = sim.as_ref();
@@ -386,8 +397,9 @@ impl Runner {
                 par.enter(|| steps.try_for_each(|i| sim::launch(sim, (plan, code), (entry, i), arena, par)))
             }
             Some(far) => {
-                far.enter((*active, entry), arena)?;
-                let result = par.enter(|| far.run((plan, code), entry, steps, arena, par, sim));
+                let mut near = Here { plan, code, entry, par, sim };
+                far.enter(at, arena, &mut near)?;
+                let result = par.enter(|| far.run(steps, count, arena, &mut near));
                 far.leave(result)
             }
         }
@@ -406,6 +418,29 @@ impl Runner {
     }
 }
 
+/// The arena as the near memory, and the CPU's kernels.
+struct Here<'a> {
+    plan: &'a Plan,
+    code: &'a mut Code,
+    entry: usize,
+    par: &'a Par,
+    sim: Option<&'a Sim>,
+}
+
+impl Near for Here<'_> {
+    fn came(&mut self, _: &mut Arena, _: (u64, u64)) -> Result<(), RunError> {
+        Ok(())
+    }
+
+    fn going(&mut self, _: &mut Arena, _: (u64, u64)) -> Result<(), RunError> {
+        Ok(())
+    }
+
+    fn step(&mut self, i: usize, arena: &mut Arena) -> Result<(), RunError> {
+        sim::launch(self.sim, (self.plan, self.code), (self.entry, i), arena, self.par)
+    }
+}
+
 /// Opens the device that was asked for, where it is not the CPU.
 fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunError> {
     match options.device {
@@ -418,9 +453,6 @@ fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunEr
         }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu => {
-            if phases.iter().any(|p| p.plan.arena_start() > 0) {
-                return Err(RunError::Plan("blocks do not stream to a GPU: plan without a window".to_string()));
-            }
             let plans: Vec<&Plan> = phases.iter().map(|p| &p.plan).collect();
             let adapter = crate::gpu::wgpu::default_adapter()?;
             let device = crate::gpu::wgpu::WgpuDevice::new(adapter, &plans, options.count_times)?;

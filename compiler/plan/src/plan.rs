@@ -72,6 +72,16 @@ pub enum StoredKind {
 /// zero between steps, and a plan that does all micro-batches in one run has none.
 pub const GRADIENT_SUM: &str = ".grad_sum";
 
+/// What stands between a state's name and a number, where the state of a large tensor is stored in parts: each a panel
+/// of the tensor's rows, counted from 0. In a checkpoint the parts are one tensor.
+pub const PART: &str = ".part.";
+
+/// The name of the whole tensor that a state is part of, and which part.
+pub fn part_of(state: &str) -> Option<(&str, u32)> {
+    let (whole, part) = state.rsplit_once(PART)?;
+    Some((whole, part.parse().ok()?))
+}
+
 /// A tensor that keeps its place: in the near memory, or in a far one, from where transfers bring copies of it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Stored {

@@ -177,6 +177,11 @@ impl Graph {
         }
     }
 
+    /// Whether a block is one of many alike: its name ends in a number.
+    pub fn is_numbered(&self, block: u32) -> bool {
+        self.blocks[block as usize].rsplit('.').next().is_some_and(|n| n.parse::<u32>().is_ok())
+    }
+
     /// For every value the index of the node that defines it, if one does.
     pub fn definitions(&self) -> Vec<Option<u32>> {
         let mut defs = vec![None; self.values.len()];

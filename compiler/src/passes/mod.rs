@@ -15,4 +15,5 @@ pub mod place;
 pub mod prune;
 pub mod quantize;
 pub mod recompute;
+pub mod split_update;
 pub mod update;

@@ -7,10 +7,11 @@
 //! needed last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs
 //! fewer. Steps repeat: what stays at the end of one is there when the next begins.
 
-use crate::ir::graph::{Graph, Kind, Region};
+use crate::ir::graph::{Graph, Kind, Node, Region};
 use crate::passes::live;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use tinyforge_plan::part_of;
 
 /// How much of the model the near memory holds at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,10 +22,10 @@ pub struct Window {
     pub prefetch: u32,
 }
 
-/// Tensors that move together: those of one block, of one kind.
+/// Tensors that move together: those of one block, of one kind, or of one part.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Parcel {
-    /// The block's name.
+    /// The block's name, and the part of it.
     pub block: String,
     /// Whether these are the optimizer's states, which only updates read.
     pub is_state: bool,
@@ -76,7 +77,7 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     let blocks = parcels.iter().filter(|p| !p.is_state).count();
     let Some(&train) = graphs.first().filter(|_| blocks > window.blocks as usize) else { return Pipeline::default() };
     if rotates {
-        let of_graph = |graph: &&Graph| stays(&visits(graph, &parcels, false), window, graph.nodes.len() as u32);
+        let of_graph = |graph: &&Graph| stays(&visits(graph, &parcels, false), window, graph.nodes.len() as u32, 0);
         let stays = graphs.iter().map(of_graph).collect();
         return Pipeline { parcels, stays };
     }
@@ -100,8 +101,8 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     }
     let of_graph = |graph: &&Graph| {
         let nodes = graph.nodes.len() as u32;
-        let mut found = stays(&visits(graph, &parcels, false), weights, nodes);
-        found.extend(stays(&visits(graph, &parcels, true), states, nodes));
+        let mut found = stays(&visits(graph, &parcels, false), weights, nodes, 0);
+        found.extend(stays(&visits(graph, &parcels, true), states, nodes, backward(graph)));
         found
     };
     let stays = graphs.iter().map(of_graph).collect();
@@ -126,30 +127,32 @@ fn near_states(parcels: &[Parcel], window: Window) -> Vec<u32> {
 }
 
 /// A tensor that is changed and takes at most one part in so many of its block stays in the near memory.
-const SMALL_PART: u64 = 16;
+const SMALL_PART: u64 = 64;
 
 /// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
-/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states.
+/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
+/// blocks, the states that are stored in parts.
 fn parcels(graphs: &[&Graph], rotates: bool) -> Vec<Parcel> {
     let is_resident = |user: &User, block: u64| match rotates {
         true => user.kind == Kind::State,
         false => user.changes && user.bytes * SMALL_PART <= block,
     };
     let users = users(graphs);
-    let numbered = |block: &str| block.rsplit('.').next().is_some_and(|n| n.parse::<u32>().is_ok());
     let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
-    let owned = users.iter().filter(|u| u.kind != Kind::State && u.blocks.len() == 1 && numbered(u.blocks[0]));
-    owned.clone().for_each(|u| *bytes_of.entry(u.blocks[0]).or_default() += u.bytes);
+    let owned = users.iter().filter(|u| u.kind != Kind::State && u.is_of_numbered());
+    owned.for_each(|u| *bytes_of.entry(u.blocks[0].0).or_default() += u.bytes);
     let mut parcels: Vec<Parcel> = Vec::new();
-    for user in users.iter().filter(|u| u.blocks.len() == 1 && numbered(u.blocks[0])) {
-        let block = user.blocks[0];
-        if is_resident(user, bytes_of.get(block).copied().unwrap_or(0)) {
-            continue;
-        }
+    for user in users.iter().filter(|u| u.is_of_numbered() || u.part().is_some()) {
         let is_state = user.kind == Kind::State;
+        let (name, _) = user.blocks[0];
+        let block = match user.part() {
+            Some(part) => format!("{name}, part {part}"),
+            None if is_resident(user, bytes_of.get(name).copied().unwrap_or(0)) => continue,
+            None => name.to_string(),
+        };
         let found = parcels.iter().position(|p| p.block == block && p.is_state == is_state);
         let at = found.unwrap_or_else(|| {
-            parcels.push(Parcel { block: block.to_string(), is_state, tensors: Vec::new(), rotates });
+            parcels.push(Parcel { block, is_state, tensors: Vec::new(), rotates });
             parcels.len() - 1
         });
         parcels[at].tensors.push(user.name.to_string());
@@ -168,8 +171,21 @@ struct User<'a> {
     name: &'a str,
     kind: Kind,
     bytes: u64,
-    blocks: Vec<&'a str>,
+    /// Names, and whether they are numbered.
+    blocks: Vec<(&'a str, bool)>,
     changes: bool,
+}
+
+impl User<'_> {
+    /// Whether one numbered block alone reads it.
+    fn is_of_numbered(&self) -> bool {
+        matches!(self.blocks[..], [(_, true)])
+    }
+
+    /// The number of the part that it is, of a state that is stored in parts.
+    fn part(&self) -> Option<u32> {
+        part_of(self.name).filter(|_| self.kind == Kind::State).map(|(_, part)| part)
+    }
 }
 
 fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
@@ -177,7 +193,7 @@ fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
     let mut at: BTreeMap<&str, usize> = BTreeMap::new();
     for graph in graphs {
         for node in &graph.nodes {
-            let block = graph.blocks[node.block as usize].as_str();
+            let block = (graph.blocks[node.block as usize].as_str(), graph.is_numbered(node.block));
             let changes = (node.op.def().mutates)(&node.attrs);
             for (k, &v) in node.args.iter().enumerate() {
                 let info = graph.info(v);
@@ -438,13 +454,20 @@ fn permanent(visits: &[Visit], window: Window) -> Vec<u32> {
     steady(visits, window, |_| false).permanent
 }
 
-/// The stays of one run of a graph of `nodes` nodes that is run again and again.
-fn stays(visits: &[Visit], window: Window, nodes: u32) -> Vec<Stay> {
+/// The first node behind which blocks are walked backward: no states are needed before, and where a head's loss takes
+/// most memory they would be in the way.
+fn backward(graph: &Graph) -> u32 {
+    let is_backward = |n: &Node| n.region == Region::Backward && graph.is_numbered(n.block);
+    graph.nodes.iter().position(is_backward).unwrap_or(0) as u32
+}
+
+/// The stays of one run of a graph of `nodes` nodes that is run again and again. No copy comes in before node `from`.
+fn stays(visits: &[Visit], window: Window, nodes: u32, from: u32) -> Vec<Stay> {
     if visits.is_empty() {
         return Vec::new();
     }
     let round = steady(visits, window, |_| false);
-    let frame = Frame { visits, nodes, start: round.start };
+    let frame = Frame { visits, nodes, start: round.start, from };
     let always = round.permanent.iter().map(|&parcel| Stay {
         parcel,
         comes: None,
@@ -459,6 +482,7 @@ struct Frame<'v> {
     visits: &'v [Visit],
     nodes: u32,
     start: usize,
+    from: u32,
 }
 
 impl Frame<'_> {
@@ -477,10 +501,17 @@ impl Frame<'_> {
 
     fn stay(&self, copy: &Copy) -> Stay {
         let n = self.visits.len();
-        let begins = self.boundary(copy.loads);
+        let needed = self.visits[copy.uses[0] % n].nodes[0];
+        let is_early = copy.loads < self.start || self.boundary(copy.loads) < self.from;
+        let is_held_back = is_early && (1..=needed).contains(&self.from);
         // A load that begins in the run before is over at its end, so that every run is whole in itself.
-        let waits = if copy.loads < self.start { self.nodes } else { self.visits[copy.uses[0] % n].nodes[0] };
-        let rounds = copy.loads / n..=(copy.until - 1) / n;
+        let [begins, waits] = match is_held_back {
+            true => [self.from, needed],
+            false if copy.loads < self.start => [self.boundary(copy.loads), self.nodes],
+            false => [self.boundary(copy.loads), needed],
+        };
+        let first = if is_held_back { copy.uses[0] } else { copy.loads };
+        let rounds = first / n..=(copy.until - 1) / n;
         let lives = rounds.clone().map(|round| {
             let from = if round == *rounds.start() { begins } else { 0 };
             let to = if round == *rounds.end() { self.end(copy.until - 1) } else { self.nodes };
@@ -604,10 +635,11 @@ mod tests {
     fn a_window_holds_no_more_than_it_says() {
         for blocks in 1..=12u32 {
             for window in 1..=blocks {
-                for (prefetch, changes) in (1..=window).flat_map(|p| [(p, false), (p, true)]) {
+                let ways = (1..=window).flat_map(|p| [(p, false, 0), (p, true, 0), (p, true, blocks - 1)]);
+                for (prefetch, changes, from) in ways {
                     let visits = zigzag(blocks, 0, changes);
                     let nodes = visits.len() as u32;
-                    let stays = stays(&visits, Window { blocks: window, prefetch }, nodes);
+                    let stays = stays(&visits, Window { blocks: window, prefetch }, nodes, from);
                     for node in 0..nodes {
                         let here = |l: &[u32; 2]| (l[0]..=l[1]).contains(&node);
                         let count = stays.iter().flat_map(|s| &s.lives).filter(|l| here(l)).count();
@@ -616,6 +648,8 @@ mod tests {
                         let is_there = stays.iter().any(|s| s.parcel == parcel && s.lives.iter().any(here));
                         assert!(is_there, "{blocks}, {window}, {prefetch}: {parcel} is not there at node {node}");
                     }
+                    let is_held = |comes: [u32; 2]| comes[0] >= from || comes[1] < from;
+                    assert!(stays.iter().filter_map(|s| s.comes).all(is_held), "{blocks}, {window}: before {from}");
                 }
             }
         }

@@ -267,7 +267,7 @@ impl Knobs {
             return Err(CommandError::request(format!("--micro-batch {micro} does not divide --batch {batch}")));
         }
         let (device, gpu) = self.device()?;
-        let window = self.window(device)?;
+        let window = self.window()?;
         Ok(Settings {
             keep_states: self.keep_states(&scheme, &optimizer)?,
             scheme,
@@ -302,16 +302,8 @@ impl Knobs {
         Ok((device, gpu))
     }
 
-    fn window(&self, device: DeviceChoice) -> Result<Streaming, CommandError> {
+    fn window(&self) -> Result<Streaming, CommandError> {
         let prefetch = positive("prefetch", self.prefetch.unwrap_or(1))?;
-        if device != DeviceChoice::Cpu {
-            return match self.window.as_deref().unwrap_or("auto") {
-                "auto" | "all" => Ok(Streaming::Never),
-                other => Err(CommandError::request(format!(
-                    "--window {other}: blocks stream to the CPU's memory alone; on this device leave it out"
-                ))),
-            };
-        }
         let window = match self.window.as_deref().unwrap_or("auto") {
             "auto" => return Ok(Streaming::Auto { prefetch }),
             "all" => return Ok(Streaming::Never),

@@ -53,10 +53,10 @@ pub fn least_window(model: &Model, settings: &Settings) -> u32 {
 /// What moving copies takes: a buffer of the moving thread, one for calls between runs, and its stack.
 const MOVING_BYTES: u64 = 2 * CHUNK_BYTES as u64 + (256 << 10);
 
-/// The fixed part that a window adds.
-pub(crate) fn moving(model: &Model, window: Option<Window>) -> Option<Fixed> {
-    let streams = window.is_some_and(|w| w.blocks < model.config.layers as u32);
-    streams.then(|| Fixed { name: "transfers".to_string(), bytes: MOVING_BYTES })
+/// The fixed part that a window adds; not to a card's memory, whose copies pass through the process's.
+pub(crate) fn moving(asked: &Asked, window: Option<Window>) -> Option<Fixed> {
+    let streams = window.is_some_and(|w| w.blocks < asked.model.config.layers as u32);
+    (streams && asked.settings.gpu.is_none()).then(|| Fixed { name: "transfers".to_string(), bytes: MOVING_BYTES })
 }
 
 /// A plan in the way that the settings ask for.
@@ -146,7 +146,7 @@ const IN_HEAP_BYTES: u64 = 3 << 20;
 
 /// A plan that fits together with what it takes on the heap itself, which is known when it is there.
 fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
-    let moving = moving(asked.model, window);
+    let moving = moving(asked, window);
     let mut fixed: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving.clone()).collect();
     let moving_bytes = moving.map_or(0, |part| part.bytes);
     loop {

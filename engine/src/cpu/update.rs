@@ -16,9 +16,14 @@ pub(super) const KERNELS: &[Kernel] = &[
     plain("update", |c| {
         let grad = c.arg::<f32>(1 + c.step.size("states"));
         let mut update = Update::of(c, 2 + c.step.size("states"));
-        let rows = update.rows;
+        let first = c.step.size("first_row");
+        let rows = match c.step.size("panel_rows") {
+            0 => 0..update.rows,
+            panel => first..first + panel,
+        };
+        let grad = &grad[rows.start * update.trained_cols..rows.end * update.trained_cols];
         update.check(c, grad)?;
-        update.panel(c.par, grad, 0..rows);
+        update.panel(c.par, grad, rows);
         Ok(())
     }),
     Kernel { name: "linear_grad_w_update", run: linear_grad_w_update, scratch: panel_scratch },
@@ -39,7 +44,9 @@ struct Update<'a> {
     /// Columns of the whole weight, and of what is trained.
     cols: usize,
     trained_cols: usize,
+    /// The states, and the row of the weight that they begin with.
     states: [&'a mut [u8]; 4],
+    states_row: usize,
     hyper: &'a [f32],
     stream: Stream,
     grad_scale: f32,
@@ -66,6 +73,7 @@ impl<'a> Update<'a> {
             cols: w.cols(),
             trained_cols: index.map_or(w.cols(), <[i32]>::len),
             states,
+            states_row: step.size("first_row"),
             hyper: c.arg(after),
             stream: Stream { seed: join(rng[0], rng[1]), step: rng[2], tensor: step.int("stream") as u32 },
             grad_scale: if clip == 1 { c.arg::<f32>(after + 2)[0] } else { 1.0 },
@@ -95,6 +103,8 @@ impl<'a> Update<'a> {
         let columns = self.index.map(|index| Columns { cols, index });
         let target = Target { weights, columns, offset: first as u64 };
         let [s0, s1, s2, s3] = &mut self.states;
+        let own = self.states_row * trained_cols;
+        let (first, last) = (first - own, last - own);
         let adamw = AdamW {
             lr: self.hyper[0],
             beta1: step.float("beta1"),

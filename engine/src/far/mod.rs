@@ -13,18 +13,16 @@ pub use direct::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Direct};
 pub(crate) use mover::Move;
 
 use crate::arena::Arena;
-use crate::cpu::Code;
 use crate::files::{FileError, ReadAt};
 use crate::runner::RunError;
-use crate::sim::{Sim, SimMover, launch};
+use crate::sim::{Sim, SimMover};
 use mover::Mover;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tinyforge_kernels::par::Par;
-use tinyforge_plan::{Entry, Plan, Source, Stored, Tensor};
+use tinyforge_plan::{Direction, Entry, Plan, Source, Stored, Tensor};
 
 /// Where a stored tensor of a far memory lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -206,6 +204,27 @@ impl EntryMoves {
     }
 }
 
+/// The near memory: the arena itself, or a device's, to and from which copies pass through the arena.
+pub(crate) trait Near {
+    /// Bytes have come into the arena, before a step that reads them.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn came(&mut self, arena: &mut Arena, at: (u64, u64)) -> Result<(), RunError>;
+
+    /// Bytes will be moved out of the arena.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn going(&mut self, arena: &mut Arena, at: (u64, u64)) -> Result<(), RunError>;
+
+    /// Runs step `i`.
+    ///
+    /// # Errors
+    /// A kernel refused its data, or the device failed.
+    fn step(&mut self, i: usize, arena: &mut Arena) -> Result<(), RunError>;
+}
+
 /// The far memory of a run.
 pub(crate) struct Far {
     files: Arc<Files>,
@@ -268,7 +287,7 @@ impl Far {
     ///
     /// # Errors
     /// A file cannot be read, or has changed.
-    pub(crate) fn enter(&mut self, at: (usize, usize), arena: &mut Arena) -> Result<(), RunError> {
+    pub(crate) fn enter(&mut self, at: (usize, usize), arena: &mut Arena, near: &mut dyn Near) -> Result<(), RunError> {
         self.files.check_unchanged(&self.paths)?;
         if self.resident == Some(at) {
             return Ok(());
@@ -279,6 +298,7 @@ impl Far {
         }
         let result = self.mover.wait_all();
         self.leave(result)?;
+        self.moves[at.0][at.1].residents.iter().try_for_each(|m| near.came(arena, m.near))?;
         self.resident = Some(at);
         Ok(())
     }
@@ -289,39 +309,45 @@ impl Far {
     /// A kernel refused its data, or a file cannot be read or written.
     pub(crate) fn run(
         &mut self,
-        (plan, code): (&Plan, &mut Code),
-        entry: usize,
         steps: Range<usize>,
+        count: usize,
         arena: &mut Arena,
-        par: &Par,
-        sim: Option<&Sim>,
+        near: &mut dyn Near,
     ) -> Result<(), RunError> {
-        let count = code.len(entry);
         let end = steps.end.min(count);
         for i in steps.start..end {
-            self.before(i, arena)?;
-            launch(sim, (plan, code), (entry, i), arena, par)?;
+            self.before(i, arena, near)?;
+            near.step(i, arena)?;
             self.mover.stepped();
         }
         if end == count {
-            self.before(count, arena)?;
+            self.before(count, arena, near)?;
         }
         Ok(())
     }
 
     /// Waits for what must have ended before step `i`, and begins what may begin there.
-    fn before(&mut self, i: usize, arena: &mut Arena) -> Result<(), RunError> {
+    fn before(&mut self, i: usize, arena: &mut Arena, near: &mut dyn Near) -> Result<(), RunError> {
         let (phase, entry) = self.resident.expect("the entry was entered");
         let moves = &self.moves[phase][entry];
+        let list = &moves.list;
         for k in moves.due(i) {
             self.mover.wait(self.numbers[k])?;
+            if list[k].direction == Direction::In {
+                near.came(arena, list[k].near)?;
+            }
         }
-        let list = &moves.list;
         let begun = list.partition_point(|m| m.begins < i);
         for (k, m) in list.iter().enumerate().skip(begun).take_while(|(_, m)| m.begins == i) {
+            if m.direction == Direction::Out {
+                near.going(arena, m.near)?;
+            }
             self.numbers[k] = self.mover.begin(m, arena.part(m.near.0, m.near.1));
             if m.ends == i {
                 self.mover.wait(self.numbers[k])?;
+                if m.direction == Direction::In {
+                    near.came(arena, m.near)?;
+                }
             }
         }
         Ok(())

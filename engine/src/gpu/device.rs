@@ -5,6 +5,8 @@
 
 use crate::arena::Arena;
 use crate::cpu::KernelError;
+use crate::far::Near;
+use crate::runner::RunError;
 use std::ops::Range;
 use tinyforge_kernels::f32::index::OutOfRange;
 use tinyforge_plan::{DType, Entry, Plan, Step, Tensor};
@@ -76,8 +78,15 @@ pub(crate) trait Device: Send + Sync {
     /// Sets so many bytes from an address on to one value.
     fn fill(&mut self, address: u64, bytes: u64, byte: u8) -> Result<(), GpuError>;
     /// Runs some steps of an entry of a phase: before the first its inputs are brought from the host's arena, behind
-    /// the last its results are taken there.
-    fn run(&mut self, at: (usize, usize), entry: &Entry, steps: Range<usize>, host: &mut Arena) -> Result<(), Failure>;
+    /// the last its results are taken there. Only then, and where `waits` says so, it waits.
+    fn run(
+        &mut self,
+        at: (usize, usize),
+        entry: &Entry,
+        steps: Range<usize>,
+        host: &mut Arena,
+        waits: bool,
+    ) -> Result<(), Failure>;
     /// Nanoseconds and runs of every step of an entry, where they are counted.
     fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]>;
 }
@@ -147,18 +156,51 @@ impl Gpu {
         at: (usize, usize),
         steps: Range<usize>,
         host: &mut Arena,
-    ) -> Result<(), crate::runner::RunError> {
+    ) -> Result<(), RunError> {
         self.release(host);
         let entry = &plan.entries[at.1];
-        match self.device.run(at, entry, steps, host) {
-            Ok(()) => Ok(()),
-            Err(Failure::Device(e)) => Err(e.into()),
-            Err(Failure::Stopped(step)) => Err(explain(entry, step, host).into()),
-        }
+        let result = self.device.run(at, entry, steps, host, true);
+        result.map_err(|failure| told(failure, entry, host))
+    }
+
+    /// The device as the near memory of an entry of a phase.
+    pub(crate) fn near<'a>(&'a mut self, plan: &'a Plan, at: (usize, usize)) -> There<'a> {
+        There { gpu: self, entry: &plan.entries[at.1], at }
     }
 
     pub(crate) fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]> {
         self.device.times(at)
+    }
+}
+
+/// A device as the near memory: what comes in and goes out passes through the host's arena.
+pub(crate) struct There<'a> {
+    gpu: &'a mut Gpu,
+    entry: &'a Entry,
+    at: (usize, usize),
+}
+
+impl Near for There<'_> {
+    fn came(&mut self, host: &mut Arena, (first, bytes): (u64, u64)) -> Result<(), RunError> {
+        self.gpu.device.write(first, host.part(first, bytes).bytes())?;
+        host.release(first, first + bytes);
+        Ok(())
+    }
+
+    fn going(&mut self, host: &mut Arena, (first, bytes): (u64, u64)) -> Result<(), RunError> {
+        Ok(self.gpu.device.read(first, host.part(first, bytes).bytes_mut())?)
+    }
+
+    fn step(&mut self, i: usize, host: &mut Arena) -> Result<(), RunError> {
+        let result = self.gpu.device.run(self.at, self.entry, i..i + 1, host, false);
+        result.map_err(|failure| told(failure, self.entry, host))
+    }
+}
+
+fn told(failure: Failure, entry: &Entry, host: &mut Arena) -> RunError {
+    match failure {
+        Failure::Device(e) => e.into(),
+        Failure::Stopped(step) => explain(entry, step, host).into(),
     }
 }
 
@@ -185,7 +227,7 @@ fn limit(step: &Step) -> usize {
 }
 
 /// What a step that stopped a run met, in the words of the CPU's kernel.
-fn explain(entry: &Entry, step: usize, host: &Arena) -> KernelError {
+fn explain(entry: &Entry, step: usize, host: &mut Arena) -> KernelError {
     let step = &entry.steps[step];
     let error = |why: String| KernelError { kernel: step.kernel.clone(), label: step.label.clone(), why };
     let stopped = |of: &str| {
@@ -202,9 +244,10 @@ fn explain(entry: &Entry, step: usize, host: &Arena) -> KernelError {
     let (indices, limit) = (&step.args[operand], limit(step));
     // Inputs are in the host's arena as they were given.
     if indices.dtype == DType::I32 && entry.inputs.iter().any(|n| n.tensor.offset == indices.offset) {
-        let values: &[i32] = bytemuck::cast_slice(host.tensor(indices));
+        let part = host.part(indices.offset, indices.bytes());
+        let values: &[i32] = bytemuck::cast_slice(part.bytes());
         let is_bad = |v: &i32| if *v < 0 { !skips } else { *v as usize >= limit };
-        if let Some(at) = values.iter().position(|v| is_bad(v)) {
+        if let Some(at) = values.iter().position(is_bad) {
             return error(OutOfRange { what, at, value: values[at], limit }.to_string());
         }
     }

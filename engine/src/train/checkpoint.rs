@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 use tinyforge_plan::encode::crc32_more;
-use tinyforge_plan::{Plan, Stored, StoredKind, Tensor};
+use tinyforge_plan::{Plan, Stored, StoredKind, Tensor, part_of};
 
 const MAGIC: &[u8; 8] = b"TFCKPT01";
 /// The longest header that is read.
@@ -76,20 +76,46 @@ fn damaged(path: &Path, why: impl ToString) -> CheckpointError {
     CheckpointError::Damaged { path: path.display().to_string(), why: why.to_string() }
 }
 
+/// A tensor that is saved, at its place or, where it is stored in parts, places.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Saved {
+    /// The name of the whole.
+    pub name: String,
+    /// The parts, in order: rows of the whole.
+    pub parts: Vec<Tensor>,
+}
+
+impl Saved {
+    fn item(&self) -> Item {
+        let mut shape = self.parts[0].shape.clone();
+        if let Some(rows) = shape.first_mut() {
+            *rows = self.parts.iter().map(|t| t.shape[0]).sum();
+        }
+        let bytes = self.parts.iter().map(Tensor::bytes).sum();
+        Item { name: self.name.clone(), dtype: self.parts[0].dtype.name().to_string(), shape, bytes }
+    }
+}
+
 /// What is saved of a run: every weight and common state that some phase changes, and the active phase's own states,
 /// each at its place, in order of name. It is the same for every budget and window.
-pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan> + Clone, active: usize) -> Vec<(String, Tensor)> {
-    let mut found: Vec<(String, Tensor)> = Vec::new();
+pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan> + Clone, active: usize) -> Vec<Saved> {
+    let mut found: Vec<((&str, u32), &Tensor)> = Vec::new();
     let common: BTreeSet<&str> = common_states(plans.clone()).map(|s| s.name.as_str()).collect();
     for (i, plan) in plans.enumerate() {
         let shared = |s: &&Stored| s.kind == StoredKind::Weight || common.contains(s.name.as_str());
         let lasts = |s: &&Stored| s.changes && !s.is_gradient_sum();
         let saved = plan.stored.iter().filter(lasts).filter(|s| i == active || shared(s));
-        found.extend(saved.map(|s| (s.name.clone(), s.tensor.clone())));
+        let part = |s: &'a Stored| part_of(&s.name).filter(|_| s.kind == StoredKind::State);
+        found.extend(saved.map(|s| (part(s).unwrap_or((&s.name, 0)), &s.tensor)));
     }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    found.dedup_by(|a, b| a.0 == b.0);
-    found
+    found.sort_by_key(|&(part, _)| part);
+    found.dedup_by_key(|&mut (part, _)| part);
+    let whole = found.chunk_by(|(a, _), (b, _)| a.0 == b.0);
+    let saved = |parts: &[((&str, u32), &Tensor)]| Saved {
+        name: parts[0].0.0.to_string(),
+        parts: parts.iter().map(|&(_, t)| t.clone()).collect(),
+    };
+    whole.map(saved).collect()
 }
 
 /// Writes a checkpoint of these tensors.
@@ -100,23 +126,18 @@ pub fn save(
     path: &Path,
     run: &str,
     progress: &Progress,
-    list: &[(String, Tensor)],
+    list: &[Saved],
     runner: &mut Runner,
 ) -> Result<(), CheckpointError> {
-    let items = list.iter().map(|(name, t)| Item {
-        name: name.clone(),
-        dtype: t.dtype.name().to_string(),
-        shape: t.shape.clone(),
-        bytes: t.bytes(),
-    });
-    let header = Header { progress: progress.clone(), run: run.to_string(), tensors: items.collect() };
+    let tensors = list.iter().map(Saved::item).collect();
+    let header = Header { progress: progress.clone(), run: run.to_string(), tensors };
     let json = serde_json::to_vec(&header).map_err(|e| damaged(path, e))?;
     let result = write_atomic(path, |out| {
         let mut out = Summed { out, crc: 0 };
         out.write_all(MAGIC)?;
         out.write_all(&(json.len() as u64).to_le_bytes())?;
         out.write_all(&json)?;
-        for (_, t) in list {
+        for t in list.iter().flat_map(|s| &s.parts) {
             out.write_all(runner.fetch(t).map_err(io::Error::other)?)?;
         }
         let crc = out.crc;
@@ -214,19 +235,21 @@ impl Checkpoint {
     ///
     /// # Errors
     /// The checkpoint is of another plan, or reading failed.
-    pub fn restore(&self, list: &[(String, Tensor)], runner: &mut Runner) -> Result<(), CheckpointError> {
+    pub fn restore(&self, list: &[Saved], runner: &mut Runner) -> Result<(), CheckpointError> {
         let path = self.file.path();
         if self.header.tensors.len() != list.len() {
             let why = format!("it holds {} tensors, the run changes {}", self.header.tensors.len(), list.len());
             return Err(damaged(path, why));
         }
         let mut at = self.data;
-        for (item, (name, t)) in self.header.tensors.iter().zip(list) {
-            if item.name != *name || item.shape != t.shape || item.dtype != t.dtype.name() || item.bytes != t.bytes() {
-                return Err(damaged(path, format!("it holds `{}` where the run has `{name}`", item.name)));
+        for (item, saved) in self.header.tensors.iter().zip(list) {
+            if *item != saved.item() {
+                return Err(damaged(path, format!("it holds `{}` where the run has `{}`", item.name, saved.name)));
             }
-            runner.change(t, |bytes| self.file.read(at, bytes)).map_err(Box::new)??;
-            at += item.bytes;
+            for t in &saved.parts {
+                runner.change(t, |bytes| self.file.read(at, bytes)).map_err(Box::new)??;
+                at += t.bytes();
+            }
         }
         Ok(())
     }

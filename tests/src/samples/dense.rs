@@ -136,10 +136,13 @@ fn updates(op: Op, z: Size) -> Vec<Sample> {
     let mut all = Vec::new();
     for rule in (0..RULES.len()).filter(|&rule| RULES[rule].eval.is_some()) {
         for (clip, is_sub) in [(false, false), (true, false), (false, true), (true, true)] {
-            all.push(update(op, z, Rule { rule, clip, is_sub, beta1: 0.9 }));
+            all.push(update(op, z, Rule { rule, clip, is_sub, ..RULE }));
+        }
+        if op == Op::Update && z.n > 1 {
+            all.push(update(op, z, Rule { rule, first_row: z.n / 2, ..RULE }));
         }
     }
-    all.push(update(op, z, Rule { rule: 0, clip: true, is_sub: false, beta1: 0.0 }));
+    all.push(update(op, z, Rule { clip: true, beta1: 0.0, ..RULE }));
     all
 }
 
@@ -148,13 +151,19 @@ struct Rule {
     clip: bool,
     is_sub: bool,
     beta1: f64,
+    /// The first row of the panel that is updated; 0 updates all rows.
+    first_row: u32,
 }
+
+const RULE: Rule = Rule { rule: 0, clip: false, is_sub: false, beta1: 0.9, first_row: 0 };
 
 /// An update of `w[n,k]`, of all its columns or of every other one.
 fn update(op: Op, z: Size, r: Rule) -> Sample {
     let (t, k, n) = (z.tokens(), z.k, z.n);
     let chosen: Vec<f64> = (0..k).step_by(2).map(f64::from).collect();
     let trained = Type::f32(&[n, if r.is_sub { chosen.len() as u32 } else { k }]);
+    let panel = if r.first_row == 0 { 0 } else { n - r.first_row };
+    let kept = Type::f32(&[if panel == 0 { n } else { panel }, trained.cols()]);
     let mut attrs: Vec<(&str, Attr)> = vec![
         ("rule", r.rule.into()),
         ("clip", r.clip.into()),
@@ -162,6 +171,8 @@ fn update(op: Op, z: Size, r: Rule) -> Sample {
         ("beta1", r.beta1.into()),
         ("weight_decay", 0.1.into()),
         ("stream", 3u32.into()),
+        ("first_row", r.first_row.into()),
+        ("panel_rows", panel.into()),
     ];
     let resolved = tinyforge_compiler::ir::attrs::Attrs::of(Op::Update.def().attrs, &attrs);
     let states = (RULES[r.rule].states)(&resolved);
@@ -172,7 +183,7 @@ fn update(op: Op, z: Size, r: Rule) -> Sample {
     one(op, z, &attrs, |m| {
         let mut args: Vec<Value> = vec![m.real(&[n, k])];
         for state in states {
-            let ty = (state.ty)(&trained);
+            let ty = (state.ty)(&kept);
             // Moments in 8 bits have a definition in f64 for the first step only.
             let fill = if RULES[r.rule].name == "adamw8" {
                 Fill::Values(vec![0.0; ty.elems() as usize])

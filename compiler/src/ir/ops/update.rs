@@ -3,7 +3,8 @@
 //! `hyper`: `f32[4]` = learning rate, `1 - beta1^step`, `1 - beta2^step`, unused; given anew each step.
 //! `rng`: `u32[4]` = seed (low, high), step, unused: the counter of stochastic rounding, with `stream` naming
 //! the tensor. `clip`: `f32[2]`, whose first element multiplies the gradient. `index`: `i32[J]`, the trained
-//! columns of a tensor of which the gradient and the states hold only those.
+//! columns of a tensor of which the gradient and the states hold only those. `panel_rows`: where it is not 0, the
+//! update is of rows `first_row..first_row + panel_rows` of weight and gradient alone, and the states are theirs.
 
 use super::def::{OpDef, ROW, Tensor, expect_indices, expect_shape, list_len, no_flops};
 use super::elementwise::accumulates;
@@ -11,6 +12,7 @@ use super::linear::weight_grad;
 use crate::ir::attrs::{AttrDef, Attrs, float, int};
 use crate::ir::types::Type;
 use crate::optimizer::RULES;
+use std::ops::Range;
 use tinyforge_plan::DType;
 
 const ATTRS: &[AttrDef] = &[
@@ -26,7 +28,19 @@ const ATTRS: &[AttrDef] = &[
     float("alpha", 1.0),
     int("compute", 0),
     int("rows", 1),
+    int("first_row", 0),
+    int("panel_rows", 0),
 ];
+
+/// The rows of a tensor that an update changes.
+fn panel(rows: usize, a: &Attrs) -> Result<Range<usize>, String> {
+    let (first, count) = (a.size("first_row"), a.size("panel_rows"));
+    match count {
+        0 if first == 0 => Ok(0..rows),
+        _ if count > 0 && first.checked_add(count).is_some_and(|end| end <= rows) => Ok(first..first + count),
+        _ => Err(format!("a panel of {count} rows from row {first} is none of {rows} rows")),
+    }
+}
 
 /// Where the operands behind the gradient stand: `hyper, rng, clip, index`, counted from the operand after it.
 fn check(args: &[Type], after: usize, grad: &Type, a: &Attrs) -> Result<Vec<Type>, String> {
@@ -54,8 +68,10 @@ fn check(args: &[Type], after: usize, grad: &Type, a: &Attrs) -> Result<Vec<Type
     if *grad != trained {
         return Err(format!("gradient is {grad}, must be {trained}"));
     }
+    let rows = panel(trained.rows() as usize, a)?;
+    let part = if a.size("panel_rows") == 0 { trained } else { Type::f32(&[rows.len() as u32, trained.cols()]) };
     for (state, found) in (rule.states)(a).iter().zip(&args[1..]) {
-        let wanted = (state.ty)(&trained);
+        let wanted = (state.ty)(&part);
         if *found != wanted {
             return Err(format!("state {} is {found}, must be {wanted}", state.name));
         }
@@ -74,11 +90,14 @@ fn apply(x: &mut [Tensor], grad: &[f64], after: usize, a: &Attrs) {
         Some(index) => i / index.len() * cols + index[i % index.len()] as usize,
         None => i,
     };
+    let width = index.as_ref().map_or(cols, Vec::len).max(1);
+    let rows = panel(grad.len() / width, a).expect("`check` asks for it");
     let (w, rest) = x.split_at_mut(1);
     let states = &mut rest[..a.size("states")];
     let eval = RULES[a.size("rule")].eval.expect("`check` asks for it");
-    for (i, g) in grad.iter().enumerate() {
-        eval(&mut w[0].data[at(i)], states, i, g * scale, &hyper, a);
+    let first = rows.start * width;
+    for (i, g) in grad[first..rows.end * width].iter().enumerate() {
+        eval(&mut w[0].data[at(first + i)], states, i, g * scale, &hyper, a);
     }
 }
 
@@ -98,7 +117,10 @@ pub const UPDATE: OpDef = OpDef {
         apply(x, &grad, at + 1, a);
     },
     mutates: |a| 1 + a.size("states"),
-    flops: |x, _, _| 12 * x[0].elems(),
+    flops: |x, _, a| match a.size("panel_rows") as u64 {
+        0 => 12 * x[0].elems(),
+        rows => 12 * rows.saturating_mul(u64::from(x[0].cols())),
+    },
     ..ROW
 };
 
@@ -112,6 +134,9 @@ pub const LINEAR_GRAD_W_UPDATE: OpDef = OpDef {
         let at = 1 + a.size("states");
         if x.len() < at + 2 {
             return Err("dy and x are missing".to_string());
+        }
+        if a.size("panel_rows") > 0 {
+            return Err("only `update` takes a panel of rows".to_string());
         }
         check(x, at + 2, &weight_grad(&x[at..], a)?, a)
     },

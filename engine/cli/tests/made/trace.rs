@@ -1,6 +1,7 @@
 //! What a run leaves, to be compared with another's.
 
 use super::MadeRows;
+use tinyforge::train::checkpoint::{self, Saved};
 use tinyforge::train::{TrainError, Trainer};
 
 /// What a run leaves.
@@ -33,13 +34,12 @@ impl Trace {
 /// The bytes of all that a run changes, by name.
 pub fn changed(trainer: &mut Trainer) -> Vec<(String, Vec<u8>)> {
     let runner = trainer.runner_mut();
-    // Sums of gradients are there with several micro-batches only, and zero between steps.
-    let changed = runner.plan().stored.iter().filter(|s| s.changes && !s.is_gradient_sum());
-    let changed: Vec<_> = changed.map(|s| (s.name.clone(), s.tensor.clone())).collect();
-    let bytes = |(name, tensor): (String, _)| (name, runner.fetch(&tensor).expect("is there").to_vec());
-    let mut tensors: Vec<_> = changed.into_iter().map(bytes).collect();
-    tensors.sort();
-    tensors
+    let saved = checkpoint::tensors(std::iter::once(runner.plan()), 0);
+    let bytes = |saved: Saved| {
+        let parts = saved.parts.iter().map(|t| runner.fetch(t).expect("is there").to_vec());
+        (saved.name, parts.collect::<Vec<_>>().concat())
+    };
+    saved.into_iter().map(bytes).collect()
 }
 
 /// Where two traces differ, in words; nothing where they do not.

@@ -34,8 +34,12 @@ pub(crate) struct WgpuDevice {
     status: wgpu::Buffer,
     /// By phase and entry.
     code: Vec<Vec<Code>>,
-    times: Option<Vec<Vec<Vec<(u64, u64)>>>>,
+    /// By phase and entry, where times are counted.
+    times: Option<Vec<Vec<Times>>>,
 }
+
+/// Nanoseconds and runs of every step of an entry.
+type Times = Vec<(u64, u64)>;
 
 /// What launches bind beside the plan's tensors.
 struct Shared {
@@ -159,11 +163,11 @@ fn record(encoder: &mut wgpu::CommandEncoder, steps: &[Vec<Ready>]) {
 
 impl WgpuDevice {
     /// Records the copies of an entry's inputs.
-    fn bring(&self, encoder: &mut wgpu::CommandEncoder, entry: &Entry, host: &Arena) -> Result<(), GpuError> {
+    fn bring(&self, encoder: &mut wgpu::CommandEncoder, entry: &Entry, host: &mut Arena) -> Result<(), GpuError> {
         let mut at = 0;
         for input in &entry.inputs {
-            let bytes = host.tensor(&input.tensor);
-            self.staging.put(at, bytes)?;
+            let part = host.part(input.tensor.offset, input.tensor.bytes());
+            self.staging.put(at, part.bytes())?;
             at += input.tensor.bytes().next_multiple_of(8);
         }
         self.staging.close();
@@ -226,17 +230,28 @@ impl Device for WgpuDevice {
         })
     }
 
-    fn run(&mut self, at: (usize, usize), entry: &Entry, steps: Range<usize>, host: &mut Arena) -> Result<(), Failure> {
+    fn run(
+        &mut self,
+        at: (usize, usize),
+        entry: &Entry,
+        steps: Range<usize>,
+        host: &mut Arena,
+        waits: bool,
+    ) -> Result<(), Failure> {
         let count = entry.steps.len();
         let steps = steps.start..steps.end.min(count);
         let mut encoder = self.staging.encoder();
-        encoder.clear_buffer(&self.status, 0, None);
         let is_first = steps.start == 0;
         if is_first {
+            encoder.clear_buffer(&self.status, 0, None);
             self.bring(&mut encoder, entry, host)?;
         }
         let is_last = steps.end == count;
         let mut encoder = self.compute(at, steps, encoder)?;
+        if !is_last && !waits {
+            self.staging.submit(encoder);
+            return if is_first { Ok(self.staging.reopen()?) } else { Ok(()) };
+        }
         encoder.copy_buffer_to_buffer(&self.status, 0, self.staging.down(), 0, STATUS_BYTES);
         let mut place = STATUS_BYTES;
         let results: &[Named] = if is_last { &entry.results } else { &[] };
@@ -251,7 +266,7 @@ impl Device for WgpuDevice {
             let mut place = STATUS_BYTES as usize;
             for result in results.iter().filter(|_| status == 0) {
                 let len = result.tensor.bytes() as usize;
-                host.tensor_mut(&result.tensor).copy_from_slice(&bytes[place..place + len]);
+                host.part(result.tensor.offset, len as u64).bytes_mut().copy_from_slice(&bytes[place..place + len]);
                 place += len.next_multiple_of(8);
             }
             status

@@ -1,0 +1,68 @@
+//! Updates of a large tensor by panels of rows, so that its states can come and go in parts.
+//!
+//! Before: updates are emitted. After: an update outside of numbered blocks whose tensor is larger than any of theirs
+//! is one update a panel of rows, in order, each with states of its own; no panel is larger than the largest numbered
+//! block. The states of a panel are rows of the whole ones, so a checkpoint holds the same either way.
+
+use crate::ir::attrs::{Attr, Attrs};
+use crate::ir::graph::{Graph, Kind, Node, ValueInfo};
+use crate::ir::ops::Op;
+use crate::ir::types::Type;
+use crate::optimizer::{BLOCK_8BIT, RULES};
+use tinyforge_plan::PART;
+
+/// Splits where there is something to gain.
+pub fn run(graph: &mut Graph) {
+    let largest = largest_block(graph);
+    for node in std::mem::take(&mut graph.nodes) {
+        match panel_rows(graph, &node, largest) {
+            Some(rows) => split(graph, node, rows),
+            None => graph.nodes.push(node),
+        }
+    }
+    graph.sweep(|info| info.decl == Some(Kind::Input));
+}
+
+/// Elements of the weights of the largest numbered block.
+fn largest_block(graph: &Graph) -> u64 {
+    let mut elems = vec![0u64; graph.blocks.len()];
+    let mut seen = vec![false; graph.values.len()];
+    for node in graph.nodes.iter().filter(|n| graph.is_numbered(n.block)) {
+        for &v in &node.args {
+            if graph.info(v).decl == Some(Kind::Weight) && !std::mem::replace(&mut seen[v.index()], true) {
+                elems[node.block as usize] += graph.ty(v).elems();
+            }
+        }
+    }
+    elems.into_iter().max().unwrap_or(0)
+}
+
+/// Rows of a panel of this update, if it is split: whole blocks of 8-bit states, whatever the width.
+fn panel_rows(graph: &Graph, node: &Node, largest: u64) -> Option<u32> {
+    if node.op != Op::Update || node.attrs.size("states") == 0 || node.attrs.size("sub") == 1 {
+        return None;
+    }
+    let w = graph.ty(node.args[0]);
+    let fits = largest / u64::from(w.cols()).max(1) / u64::from(BLOCK_8BIT) * u64::from(BLOCK_8BIT);
+    let rows = u32::try_from(fits).unwrap_or(u32::MAX).max(BLOCK_8BIT);
+    let is_large = w.shape.len() > 1 && largest > 0 && w.elems() > largest && w.rows() > rows;
+    (is_large && !graph.is_numbered(node.block)).then_some(rows)
+}
+
+fn split(graph: &mut Graph, node: Node, rows: u32) {
+    let w = graph.ty(node.args[0]).clone();
+    let states = (RULES[node.attrs.size("rule")].states)(&node.attrs);
+    for (part, first) in (0..w.rows()).step_by(rows as usize).enumerate() {
+        let panel = Type::f32(&[rows.min(w.rows() - first), w.cols()]);
+        let mut args = node.args.clone();
+        for (arg, state) in args[1..].iter_mut().zip(states) {
+            let name = format!("{}{PART}{part}", graph.info(*arg).name);
+            *arg = graph.add_value(ValueInfo { name, ty: (state.ty)(&panel), ..graph.info(*arg).clone() });
+        }
+        let more: [(&str, Attr); 2] = [("first_row", first.into()), ("panel_rows", panel.shape[0].into())];
+        let old = node.attrs.iter().filter(|(name, _)| more.iter().all(|(n, _)| n != name));
+        let given: Vec<(&str, Attr)> = old.chain(more.iter().copied()).collect();
+        let attrs = Attrs::of(node.op.def().attrs, &given);
+        graph.nodes.push(Node { args, attrs, ..node.clone() });
+    }
+}
