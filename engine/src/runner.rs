@@ -185,7 +185,8 @@ impl Runner {
         let Runner { phases, active, work, sim, far, gpu, arena, .. } = self;
         let plan = &phases[*active].plan;
         if plan.arena_start() > 0 && far.is_none() {
-            *far = Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref(), sim.as_ref())?);
+            *far =
+                Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref(), (sim.as_ref(), gpu.as_mut()))?);
         }
         Ok(load::load(plan, arena, (far.as_mut(), gpu.as_mut()), files, seed)?)
     }

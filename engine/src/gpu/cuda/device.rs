@@ -1,8 +1,11 @@
 //! A plan on a card: its launches made ready, and run.
 
+use super::carrier::{self, CudaCarrier, Way};
 use super::driver::{Call, Driver, Event, Stream};
 use crate::arena::Arena;
+use crate::far::{Carrier, Files};
 use crate::gpu::{Device, Failure, GpuError, Kernel, Launch, Operand, STAGING_BYTES, Tables, Work, launches};
+use crate::runner::RunError;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,7 +40,7 @@ pub(crate) struct CudaDevice {
 
 /// Where the plan's addresses are on the card: in one allocation, the status and the tables behind them.
 #[derive(Clone, Copy)]
-struct Places {
+pub(super) struct Places {
     base: u64,
     start: u64,
     arena_bytes: u64,
@@ -45,7 +48,7 @@ struct Places {
 
 impl Places {
     /// The card's address of one of the plan's.
-    fn of(&self, address: u64) -> u64 {
+    pub(super) fn of(&self, address: u64) -> u64 {
         self.base + (address - self.start)
     }
 
@@ -129,7 +132,9 @@ impl CudaDevice {
         let up = entries(plans).map(|e| moved_bytes(&e.inputs)).max().unwrap_or(0);
         let down = entries(plans).map(|e| moved_bytes(&e.results)).max().unwrap_or(0);
         let [up_bytes, down_bytes] = [up, STATUS_BYTES + down].map(|b| b.max(STAGING_BYTES).next_multiple_of(256));
-        let pinned = up_bytes + down_bytes;
+        let is_streamed = plans.iter().any(|p| p.arena_start() > 0);
+        let slots = if is_streamed { carrier::SLOTS * driver.chunk_bytes() } else { 0 };
+        let pinned = up_bytes + down_bytes + slots;
         driver.pin(pinned).map_err(refused("pinned buffers for inputs and results", pinned))?;
         let event = || driver.event().map_err(lost);
         let (uploaded, computed, arrived) = (event()?, event()?, event()?);
@@ -160,7 +165,7 @@ impl CudaDevice {
     fn send(&self, address: u64, bytes: &[u8]) -> Result<(), String> {
         let driver = &*self.driver;
         for (i, part) in bytes.chunks(self.up_bytes as usize).enumerate() {
-            driver.put(0, part);
+            driver.pinned(0, part.len() as u64, &mut |to| to.copy_from_slice(part));
             driver.up(0, address + i as u64 * self.up_bytes, part.len() as u64)?;
             driver.record(self.uploaded, Stream::Up)?;
             driver.wait(self.uploaded)?;
@@ -175,7 +180,7 @@ impl CudaDevice {
             driver.down(address + i as u64 * self.down_bytes, self.up_bytes, part.len() as u64)?;
             driver.record(self.arrived, Stream::Down)?;
             driver.wait(self.arrived)?;
-            driver.take(self.up_bytes, part);
+            driver.pinned(self.up_bytes, part.len() as u64, &mut |from| part.copy_from_slice(from));
         }
         Ok(())
     }
@@ -185,7 +190,7 @@ impl CudaDevice {
         let mut at = 0;
         for input in &entry.inputs {
             let t = &input.tensor;
-            self.driver.put(at, host.tensor(t));
+            self.driver.pinned(at, t.bytes(), &mut |to| to.copy_from_slice(host.tensor(t)));
             self.driver.up(at, self.places.of(t.offset), t.bytes())?;
             at += staged(t);
         }
@@ -234,32 +239,38 @@ impl CudaDevice {
         driver.record(self.arrived, Stream::Down)?;
         driver.wait(self.arrived)?;
         let mut status = [0; 4];
-        driver.take(self.up_bytes, &mut status);
+        driver.pinned(self.up_bytes, 4, &mut |from| status.copy_from_slice(from));
         let status = u32::from_le_bytes(status);
         at = self.up_bytes + STATUS_BYTES;
         for result in results.iter().filter(|_| status == 0) {
-            driver.take(at, host.tensor_mut(&result.tensor));
+            let t = &result.tensor;
+            driver.pinned(at, t.bytes(), &mut |from| host.tensor_mut(t).copy_from_slice(from));
             at += staged(&result.tensor);
         }
         Ok(status)
     }
 
+    /// Launches steps; before the first, clears the status and sends the inputs.
     fn run_steps(
         &mut self,
         at: (usize, usize),
         entry: &Entry,
         steps: Range<usize>,
-        host: &mut Arena,
-    ) -> Result<u32, String> {
-        let count = entry.steps.len();
-        let steps = steps.start..steps.end.min(count);
-        self.driver.set(self.places.status(), STATUS_BYTES, 0)?;
+        host: &Arena,
+    ) -> Result<(), String> {
         if steps.start == 0 {
+            self.driver.set(self.places.status(), STATUS_BYTES, 0)?;
             self.send_inputs(entry, host)?;
         }
-        let results: &[Named] = if steps.end == count { &entry.results } else { &[] };
-        self.compute(at, steps)?;
-        self.bring_results(results, host)
+        self.compute(at, steps)
+    }
+
+    /// Waits until nothing is under way; what fails here has failed before.
+    fn rest(&self) {
+        for (event, stream) in [(self.uploaded, Stream::Up), (self.computed, Stream::Compute)] {
+            let _ = self.driver.record(event, stream).and_then(|()| self.driver.wait(event));
+        }
+        let _ = self.driver.record(self.arrived, Stream::Down).and_then(|()| self.driver.wait(self.arrived));
     }
 }
 
@@ -276,12 +287,33 @@ impl Device for CudaDevice {
         self.told(self.driver.set(self.places.of(first), bytes, byte).and_then(|()| self.finish()))
     }
 
-    fn run(&mut self, at: (usize, usize), entry: &Entry, steps: Range<usize>, host: &mut Arena) -> Result<(), Failure> {
-        let result = self.run_steps(at, entry, steps, host);
+    fn run(
+        &mut self,
+        at: (usize, usize),
+        entry: &Entry,
+        steps: Range<usize>,
+        host: &mut Arena,
+        waits: bool,
+    ) -> Result<(), Failure> {
+        let steps = steps.start..steps.end.min(entry.steps.len());
+        let results = if steps.end == entry.steps.len() { Some(&entry.results[..]) } else { None };
+        let result = self.run_steps(at, entry, steps, host).and_then(|()| match results {
+            None if !waits => Ok(0),
+            results => self.bring_results(results.unwrap_or_default(), host),
+        });
+        if result.is_err() {
+            self.rest();
+        }
         match self.told(result)? {
             0 => Ok(()),
             status => Err(Failure::Stopped(!status as usize)),
         }
+    }
+
+    fn carrier(&self, files: &Arc<Files>, most: usize) -> Option<Result<Box<dyn Carrier>, RunError>> {
+        let way = Way { places: self.places, first: self.up_bytes + self.down_bytes, name: self.name.clone() };
+        let made = CudaCarrier::new(Arc::clone(&self.driver), way, Arc::clone(files), most);
+        Some(made.map(|carrier| Box::new(carrier) as Box<dyn Carrier>))
     }
 
     fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]> {

@@ -75,11 +75,13 @@ pub trait Driver: Send + Sync {
     /// Pinned memory of the host. Asked once.
     fn pin(&self, bytes: u64) -> Result<(), String>;
 
-    /// Copies bytes into pinned memory. No copy from there may be under way.
-    fn put(&self, at: u64, bytes: &[u8]);
+    /// Hands a part of pinned memory to `with`. No copy from or to there may be under way.
+    fn pinned(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]));
 
-    /// Copies bytes out of pinned memory. No copy to there may be under way.
-    fn take(&self, at: u64, bytes: &mut [u8]);
+    /// Bytes of streamed tensors that are copied at a time.
+    fn chunk_bytes(&self) -> u64 {
+        4 << 20
+    }
 
     /// A new event.
     fn event(&self) -> Result<Event, String>;

@@ -5,6 +5,7 @@
 //! copies, and the kernels, are tested where there is no card. Invariant: what a run computes follows from the order
 //! that events make, never from when streams happen to run.
 
+mod carrier;
 mod device;
 mod driver;
 #[cfg(feature = "cuda")]

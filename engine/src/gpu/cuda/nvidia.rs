@@ -139,7 +139,7 @@ impl Card {
     }
 
     /// So many bytes of pinned memory.
-    fn pinned(&self, at: u64, bytes: u64) -> *mut u8 {
+    fn place(&self, at: u64, bytes: u64) -> *mut u8 {
         let (first, len) = self.pinned.get().expect("pinned memory was asked for at load");
         assert!(at.checked_add(bytes).is_some_and(|end| end <= *len), "{bytes} bytes at {at} are not in {len}");
         first.as_ptr().wrapping_add(at as usize)
@@ -257,16 +257,11 @@ impl Driver for Card {
         self.pinned.set((first, bytes)).map_err(|_| "pinned memory is asked for once".to_string())
     }
 
-    fn put(&self, at: u64, bytes: &[u8]) {
-        let to = self.pinned(at, bytes.len() as u64);
-        // SAFETY: the place was checked, nobody holds a reference there, and the two lie apart.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-    }
-
-    fn take(&self, at: u64, bytes: &mut [u8]) {
-        let from = self.pinned(at, bytes.len() as u64);
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+    fn pinned(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8])) {
+        let first = self.place(at, bytes);
+        // SAFETY: the place was checked and lives as long as the card; whoever asks has waited for the copies there, and
+        // asks for no other part of it meanwhile.
+        with(unsafe { std::slice::from_raw_parts_mut(first, bytes as usize) });
     }
 
     fn event(&self) -> Result<Event, String> {
@@ -296,7 +291,7 @@ impl Driver for Card {
 
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
         self.enter()?;
-        let from = self.pinned(pinned, bytes).cast_const().cast::<c_void>();
+        let from = self.place(pinned, bytes).cast_const().cast::<c_void>();
         // SAFETY: both places were planned; pinned memory lives as long as the card.
         unsafe { sys::cuMemcpyHtoDAsync_v2(address, from, bytes as usize, self.stream(Stream::Up)) }
             .result()
@@ -305,7 +300,7 @@ impl Driver for Card {
 
     fn down(&self, address: u64, pinned: u64, bytes: u64) -> Result<(), String> {
         self.enter()?;
-        let to = self.pinned(pinned, bytes).cast::<c_void>();
+        let to = self.place(pinned, bytes).cast::<c_void>();
         // SAFETY: as above.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to, address, bytes as usize, self.stream(Stream::Down)) }
             .result()

@@ -169,12 +169,13 @@ impl Driver for Host {
         Ok(())
     }
 
-    fn put(&self, at: u64, bytes: &[u8]) {
-        self.state().pinned[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    fn pinned(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8])) {
+        with(&mut self.state().pinned[at as usize..(at + bytes) as usize]);
     }
 
-    fn take(&self, at: u64, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&self.state().pinned[at as usize..at as usize + bytes.len()]);
+    /// So few that the tensors of small models are copied in several parts.
+    fn chunk_bytes(&self) -> u64 {
+        4096
     }
 
     fn event(&self) -> Result<Event, String> {
