@@ -11,7 +11,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 /// Begins a kernel for blocks of so many threads; one block at least is on a processor, so that registers suffice.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 2)
 
 /// How the operand that comes in several storage types is stored: the number of the type in the table of `DType`.
 #ifndef STORAGE

@@ -170,13 +170,10 @@ impl Table {
 /// The kernels as C++ against their definitions, and whole models over them.
 fn conformance() -> Outcome {
     output(Command::new("c++").arg("--version"))?;
-    let require = |args: &[&str]| {
-        let mut command = cargo(args);
-        command.env("TINYFORGE_CUDA", "require");
-        command
-    };
-    run(require(&["test", "-p", "tinyforge-cuda-shim"]))?;
-    run(require(&["test", "-p", "tinyforge-tests", "--test", "conformance", "cuda_", "--", "--nocapture"]))
+    // All members are named so that what the tests of the workspace have built is used.
+    let mut command = cargo(&["test", "--workspace", "--test", "conformance", "--test", "cuda"]);
+    command.args(["--", "--nocapture", "cuda_"]).env("TINYFORGE_CUDA", "require");
+    run(command)
 }
 
 #[cfg(test)]
