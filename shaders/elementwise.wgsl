@@ -135,11 +135,11 @@ fn sum_rows(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index
     if (lane == 0u && c < p.y_cols) { f2[c] = total; }
 }
 
-/// Stops the run where an element is not finite. Operand `x`.
+/// Stops the run where one of `len` elements from `x_start` on is not finite. Operand `x`.
 @compute @workgroup_size(256)
 fn check_finite(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
     let i = index_of(g, n, l);
-    if (i < p.len && !is_finite(f0[i])) { refuse(p.step); }
+    if (i < p.len && !is_finite(f0[p.x_start + i])) { refuse(p.step); }
 }
 
 /// The sum of a workgroup's 256 lanes, halved again and again.

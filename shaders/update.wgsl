@@ -10,9 +10,12 @@
 
 struct Params {
     step: u32,
-    /// Elements of this panel, and the flat index of its first one among the trained elements.
+    /// Elements of this panel, and the flat index of its first one among the trained elements, in the gradient that
+    /// is there, and among the elements that the states are of.
     len: u32,
     first: u32,
+    grad_first: u32,
+    state_first: u32,
     /// Columns of the whole weight, and trained ones.
     cols: u32,
     trained: u32,
@@ -83,7 +86,8 @@ fn store_weight(place: u32, i: u32, x: f32) {
 }
 
 fn scaled_grad(i: u32) -> f32 {
-    return select(f1[i], f1[i] * f4[0], p.has_clip != 0u);
+    let grad = f1[p.grad_first + i];
+    return select(grad, grad * f4[0], p.has_clip != 0u);
 }
 
 /// `m = beta1 m + (g + weight_decay w)`, `w -= lr m`.
@@ -96,8 +100,8 @@ fn sgd(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32
     let w = weight_at(place);
     var m = scaled_grad(at) + p.weight_decay * w;
     if (p.has_momentum != 0u) {
-        m += p.beta1 * f6[i];
-        f6[i] = m;
+        m += p.beta1 * f6[p.state_first + at];
+        f6[p.state_first + at] = m;
     }
     store_weight(place, i, w - f2[0] * m);
 }
@@ -118,9 +122,10 @@ fn adamw(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     if (at >= p.len || is_stopped()) { return; }
     let i = p.first + at;
     let place = place_of(i);
-    let after = adam(weight_at(place), scaled_grad(at), f6[i], f7[i]);
-    f6[i] = after.y;
-    f7[i] = after.z;
+    let own = p.state_first + at;
+    let after = adam(weight_at(place), scaled_grad(at), f6[own], f7[own]);
+    f6[own] = after.y;
+    f7[own] = after.z;
     store_weight(place, i, after.x);
 }
 
@@ -145,13 +150,14 @@ fn adamw8(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<
     let block = g.y * n.x + g.x;
     let at = block * 256u + l;
     let i = p.first + at;
-    let whole = i / 256u;
+    let own = p.state_first + at;
+    let whole = own / 256u;
     let is_there = at < p.len && !is_stopped();
     var after = vec3<f32>(0.0);
     if (is_there) {
-        let shift = 8u * (i % 4u);
-        let m = f10[(u6[i / 4u] >> shift) & 0xffu] * f8[whole];
-        let v = f10[256u + ((u7[i / 4u] >> shift) & 0xffu)] * f9[whole];
+        let shift = 8u * (own % 4u);
+        let m = f10[(u6[own / 4u] >> shift) & 0xffu] * f8[whole];
+        let v = f10[256u + ((u7[own / 4u] >> shift) & 0xffu)] * f9[whole];
         let place = place_of(i);
         after = adam(weight_at(place), scaled_grad(at), m, v);
         store_weight(place, i, after.x);
@@ -181,7 +187,7 @@ fn adamw8(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<
         if (count < 4u) { keep = 0xffffffffu << (8u * count); }
         var word = vec2<u32>(0u);
         for (var k = 0u; k < count; k++) { word |= codes[l + k] << vec2<u32>(8u * k); }
-        u6[i / 4u] = (u6[i / 4u] & keep) | word.x;
-        u7[i / 4u] = (u7[i / 4u] & keep) | word.y;
+        u6[own / 4u] = (u6[own / 4u] & keep) | word.x;
+        u7[own / 4u] = (u7[own / 4u] & keep) | word.y;
     }
 }

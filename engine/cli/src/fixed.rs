@@ -1,6 +1,6 @@
 //! What the process needs beside the arena, each part with an upper bound, so that `--memory` bounds the total.
 
-use tinyforge::gpu::{SLOT_BYTES, STAGING_BYTES};
+use tinyforge::gpu::{SLOT_BYTES, STAGING_BYTES, STAGING_RING};
 use tinyforge::load::BUFFER_BYTES;
 use tinyforge_plan::Fixed;
 
@@ -61,7 +61,7 @@ pub fn gpu_parts(sizes: &GpuSizes) -> Vec<Fixed> {
     const LAUNCHES: [u64; 2] = [400, 5];
     let tokens = u64::from(sizes.seq) * u64::from(sizes.batch);
     // A row has five numbers a token; results are a loss a token, or the logits of one.
-    let staging = 2 * STAGING_BYTES + 20 * tokens + 4 * tokens + 4 * u64::from(sizes.vocab);
+    let staging = (STAGING_RING + 2) * STAGING_BYTES + 24 * tokens + 4 * u64::from(sizes.vocab);
     let chunks = u64::from(sizes.batch) * (u64::from(sizes.seq) / 128 + 1);
     let launches = LAUNCHES[0] * u64::from(sizes.layers + 2) + 2 * LAUNCHES[1] * chunks;
     let fixed = |name: &str, bytes: u64| Fixed { name: name.to_string(), bytes };

@@ -283,6 +283,17 @@ fn commands_run_on_the_device() {
     assert_eq!(texts[0], texts[1]);
     let plan = run(["plan", arg(&model), "--device", "wgpu"]).ok().stdout;
     assert!(plan.contains("vram total") && plan.contains("staging"), "{plan}");
+    // An embedding of 256 MiB: more than drivers in software let a kernel address.
+    let config = std::fs::read_to_string(scratch.join("model/config.json")).expect("written");
+    std::fs::create_dir_all(scratch.join("wide")).expect("a folder");
+    let wide = config.replace("\"vocab_size\": 1024", "\"vocab_size\": 2097152");
+    std::fs::write(scratch.join("wide/config.json"), wide).expect("written");
+    let adapter = tinyforge::gpu::wgpu::default_adapter().expect("looked for before");
+    if adapter.operand_bytes_max < 256 << 20 {
+        let refused = run(["plan", arg(&scratch.join("wide")), "--device", "wgpu"]);
+        let why = format!("268435456 bytes; this device's kernels address at most {}", adapter.operand_bytes_max);
+        assert!(refused.code == Some(2) && refused.stderr.contains(&why), "{refused:?}");
+    }
     let devices = run(["devices", "--json"]).ok();
     assert!(devices.stdout.contains("wgpu: ") && devices.json()["devices"].as_array().expect("a list").len() > 1);
 }

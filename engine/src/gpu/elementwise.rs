@@ -82,9 +82,9 @@ pub(super) fn copy(from: Operand, to: Operand, words: usize) -> Launch {
     launch("copy", vec![from, to], Numbers { len: words, ..Numbers::default() }, words.div_ceil(GROUP))
 }
 
-/// Stops the run where one of so many floats is not finite.
-pub(super) fn check_finite(operand: Operand, len: usize) -> Launch {
-    launch("check_finite", vec![operand], Numbers { len, ..Numbers::default() }, len.div_ceil(GROUP))
+/// Stops the run where one of so many floats from `first` on is not finite.
+pub(super) fn check_finite(operand: Operand, first: usize, len: usize) -> Launch {
+    launch("check_finite", vec![operand], Numbers { len, x_start: first, ..Numbers::default() }, len.div_ceil(GROUP))
 }
 
 fn assign(c: &Call) -> Result<Work, String> {

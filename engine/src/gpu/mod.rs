@@ -27,8 +27,10 @@ pub(crate) use device::{Device, Failure, Gpu};
 use crate::runner::DeviceChoice;
 use tinyforge_plan::{Kernels, Number, Plan, Shape, Step};
 
-/// Bytes that a copy between host and device takes at a time, where a run's inputs or results need no more.
+/// Bytes that a copy between host and device takes at a time.
 pub const STAGING_BYTES: u64 = 1 << 20;
+/// Copies to the device that are under way at one time.
+pub const STAGING_RING: u64 = 4;
 /// Bytes between the parameters of two launches: what every adapter aligns to.
 pub const SLOT_BYTES: u64 = 256;
 

@@ -4,7 +4,6 @@ use super::call::GROUP;
 use super::elementwise::check_finite;
 use super::linear::weight_grad;
 use super::{Call, Kernel, Launch, Operand, Params, Row, Tables, Work, grid_of};
-use std::ops::Range;
 use tinyforge_plan::DType;
 
 /// Elements that are quantised together.
@@ -13,16 +12,30 @@ const BLOCK: usize = 256;
 pub(super) const ROWS: &[Row] =
     &[Row { name: "update", work: update }, Row { name: "linear_grad_w_update", work: linear_grad_w_update }];
 
+/// A panel of trained elements: how many, and its first one among all of them, in the gradient that is there, and among
+/// those that the states are of.
+struct Panel {
+    len: usize,
+    first: usize,
+    grad_first: usize,
+    state_first: usize,
+}
+
 fn update(c: &Call) -> Result<Work, String> {
     let grad = 1 + c.size("states");
-    let len = c.elems(grad);
-    let check = check_finite(Operand::Arg(grad), len);
-    let launches = vec![check, panel(c, Operand::Arg(grad), grad + 1, 0..len)?];
+    let cols = c.cols(grad);
+    let (rows, first) = match c.size("panel_rows") {
+        0 => (c.rows(grad), 0),
+        rows => (rows, c.size("first_row") * cols),
+    };
+    let part = Panel { len: rows * cols, first, grad_first: first, state_first: 0 };
+    let check = check_finite(Operand::Arg(grad), first, part.len);
+    let launches = vec![check, panel(c, Operand::Arg(grad), grad + 1, &part)?];
     Ok(Work { launches, scratch_bytes: 0 })
 }
 
-/// Updates the trained elements of a range by the gradient of these alone; `after` is the operand behind it.
-fn panel(c: &Call, grad: Operand, after: usize, range: Range<usize>) -> Result<Launch, String> {
+/// Updates a panel by its gradient; `after` is the operand behind it.
+fn panel(c: &Call, grad: Operand, after: usize, part: &Panel) -> Result<Launch, String> {
     let (clip, sub, states) = (c.size("clip"), c.size("sub"), c.size("states"));
     if !matches!(c.dtype(0), DType::F32 | DType::BF16) {
         return Err(format!("a trained weight in {}", c.dtype(0).name()));
@@ -49,12 +62,12 @@ fn panel(c: &Call, grad: Operand, after: usize, range: Range<usize>) -> Result<L
         }
     };
     let flags = [clip == 1, sub == 1, states > 0];
-    let params = Params::new().sizes(&[range.len(), range.start, c.cols(0), trained]);
+    let params = Params::new().sizes(&[part.len, part.first, part.grad_first, part.state_first, c.cols(0), trained]);
     let params = flags.into_iter().fold(params, |p, flag| p.word(flag.into()));
     let rates = ["beta1", "beta2", "eps", "weight_decay"];
     let params = rates.into_iter().fold(params, |p, name| p.float(c.float(name))).word(c.int("stream") as u32);
     let kernel = Kernel { stem: "update", entry, storage: c.dtype(0) };
-    Ok(Launch { kernel, operands, params, grid: grid_of(range.len().div_ceil(GROUP)) })
+    Ok(Launch { kernel, operands, params, grid: grid_of(part.len.div_ceil(GROUP)) })
 }
 
 /// A panel of rows at a time: its gradient in scratch, whether that is finite, the update. Fixed by the shape, and no
@@ -69,8 +82,9 @@ fn linear_grad_w_update(c: &Call) -> Result<Work, String> {
     for first in (0..n).step_by(rows) {
         let end = n.min(first + rows);
         launches.push(weight_grad(c, dy, first..end, grad).launch());
-        launches.push(check_finite(grad, (end - first) * k));
-        launches.push(panel(c, grad, dy + 2, first * k..end * k)?);
+        let part = Panel { len: (end - first) * k, first: first * k, grad_first: 0, state_first: first * k };
+        launches.push(check_finite(grad, 0, part.len));
+        launches.push(panel(c, grad, dy + 2, &part)?);
     }
     Ok(Work { launches, scratch_bytes: bytes })
 }

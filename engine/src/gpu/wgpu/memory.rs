@@ -1,7 +1,7 @@
 //! A plan's addresses in buffers, and the two buffers that bytes go through between host and device.
 
 use super::Complaint;
-use crate::gpu::{GpuError, STAGING_BYTES};
+use crate::gpu::{GpuError, STAGING_BYTES, STAGING_RING};
 use tinyforge_plan::Plan;
 
 /// Copies go in whole words.
@@ -118,7 +118,8 @@ pub(super) fn create(
     }
 }
 
-/// The way between host and device: one buffer up, one down, made once. Between uses the first is mapped.
+/// The ways between host and device, made once: one for a run's inputs and one for its results, and a ring of buffers
+/// for tensors that go up, of which one is filled while others are on their way. Those up are mapped between uses.
 pub(super) struct Staging {
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -126,10 +127,18 @@ pub(super) struct Staging {
     complaint: Complaint,
     up: wgpu::Buffer,
     down: wgpu::Buffer,
+    ring: Vec<Way>,
+    next: usize,
+}
+
+/// A buffer of the ring, and the submission with its last copy.
+struct Way {
+    buffer: wgpu::Buffer,
+    under_way: Option<wgpu::SubmissionIndex>,
 }
 
 impl Staging {
-    /// Ways for at least so many bytes at a time.
+    /// Ways for so many bytes of inputs and of results.
     pub(super) fn new(
         (device, queue): (&wgpu::Device, &wgpu::Queue),
         name: &str,
@@ -138,14 +147,20 @@ impl Staging {
     ) -> Result<Staging, GpuError> {
         let up_usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
         let down_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let size = |bytes: u64| bytes.max(STAGING_BYTES).next_multiple_of(256);
+        let size = |bytes: u64, least: u64| bytes.max(least).next_multiple_of(256);
+        let way = |_| {
+            let buffer = create(device, name, ("buffers for tensors", STAGING_BYTES), up_usage, true)?;
+            Ok(Way { buffer, under_way: None })
+        };
         Ok(Staging {
             device: device.clone(),
             queue: queue.clone(),
             name: name.to_string(),
             complaint: complaint.clone(),
-            up: create(device, name, ("buffers for inputs", size(up)), up_usage, true)?,
-            down: create(device, name, ("buffers for results", size(down)), down_usage, false)?,
+            up: create(device, name, ("buffers for inputs", size(up, 256)), up_usage, true)?,
+            down: create(device, name, ("buffers for results", size(down, STAGING_BYTES)), down_usage, false)?,
+            ring: (0..STAGING_RING).map(way).collect::<Result<_, GpuError>>()?,
+            next: 0,
         })
     }
 
@@ -159,11 +174,14 @@ impl Staging {
         self.complaint.check(&self.name)
     }
 
-    /// Puts bytes into the way up, from `at` on, padded to whole words; the way is mapped.
+    /// Puts bytes into the way of inputs, from `at` on, padded to whole words; it is mapped.
     pub(super) fn put(&self, at: u64, bytes: &[u8]) -> Result<(), GpuError> {
-        let len = bytes.len() as u64;
-        let mut view =
-            self.up.get_mapped_range_mut(at..at + len.next_multiple_of(WORD)).map_err(|e| self.lost(e.to_string()))?;
+        self.fill(&self.up, at, bytes)
+    }
+
+    fn fill(&self, buffer: &wgpu::Buffer, at: u64, bytes: &[u8]) -> Result<(), GpuError> {
+        let end = at + (bytes.len() as u64).next_multiple_of(WORD);
+        let mut view = buffer.get_mapped_range_mut(at..end).map_err(|e| self.lost(e.to_string()))?;
         view.slice(..bytes.len()).copy_from_slice(bytes);
         Ok(())
     }
@@ -179,13 +197,17 @@ impl Staging {
     }
 
     fn map(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Result<(), GpuError> {
+        self.begin_mapping(buffer, mode);
+        self.wait()
+    }
+
+    fn begin_mapping(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) {
         let complaint = self.complaint.clone();
         buffer.map_async(mode, .., move |result| {
             if let Err(e) = result {
                 complaint.set(e.to_string());
             }
         });
-        self.wait()
     }
 
     /// Records a copy of bytes that were put at `at` to an address.
@@ -237,18 +259,28 @@ impl Staging {
         self.queue.submit([encoder.finish()]);
     }
 
-    /// Sets the bytes from an address on.
-    pub(super) fn write(&self, memory: &Memory, address: u64, bytes: &[u8]) -> Result<(), GpuError> {
+    /// Sets the bytes from an address on, for what is submitted from now on.
+    pub(super) fn write(&mut self, memory: &Memory, address: u64, bytes: &[u8]) -> Result<(), GpuError> {
         let mut done = 0;
         while done < bytes.len() {
             let (_, _, room) = memory.find(address + done as u64);
-            let count = (bytes.len() - done).min(room.min(self.up.size()) as usize);
-            self.put(0, &bytes[done..done + count])?;
-            self.close();
+            let count = (bytes.len() - done).min(room.min(STAGING_BYTES) as usize);
+            let at = self.next;
+            self.next = (at + 1) % self.ring.len();
+            if let Some(index) = self.ring[at].under_way.take() {
+                let poll = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
+                self.device.poll(poll).map_err(|e| self.lost(e.to_string()))?;
+                self.complaint.check(&self.name)?;
+            }
+            let way = &self.ring[at].buffer;
+            self.fill(way, 0, &bytes[done..done + count])?;
+            way.unmap();
             let mut encoder = self.encoder();
-            self.copy_up(&mut encoder, memory, (0, count as u64), address + done as u64);
-            self.submit(encoder);
-            self.reopen()?;
+            let (buffer, offset, _) = memory.find(address + done as u64);
+            encoder.copy_buffer_to_buffer(way, 0, buffer, offset, (count as u64).next_multiple_of(WORD));
+            let index = self.queue.submit([encoder.finish()]);
+            self.begin_mapping(way, wgpu::MapMode::Write);
+            self.ring[at].under_way = Some(index);
             done += count;
         }
         Ok(())

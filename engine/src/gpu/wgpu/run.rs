@@ -5,7 +5,7 @@ use super::memory::{Memory, Staging, create};
 use super::pipelines::Pipelines;
 use super::{Adapter, Complaint};
 use crate::arena::Arena;
-use crate::gpu::{Device, Failure, GpuError, Operand, Params, SLOT_BYTES, Tables, Work, launches};
+use crate::gpu::{Device, Failure, GpuError, Operand, Params, SLOT_BYTES, STAGING_BYTES, Tables, Work, launches};
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -224,9 +224,9 @@ impl Device for WgpuDevice {
     }
 
     fn fill(&mut self, first: u64, bytes: u64, byte: u8) -> Result<(), GpuError> {
-        let chunk = vec![byte; (bytes as usize).min(1 << 20)];
-        (0..bytes).step_by(1 << 20).try_for_each(|at| {
-            self.staging.write(&self.memory, first + at, &chunk[..(bytes - at).min(1 << 20) as usize])
+        let chunk = vec![byte; bytes.min(STAGING_BYTES) as usize];
+        (0..bytes).step_by(STAGING_BYTES as usize).try_for_each(|at| {
+            self.staging.write(&self.memory, first + at, &chunk[..(bytes - at).min(STAGING_BYTES) as usize])
         })
     }
 
