@@ -114,10 +114,10 @@ KERNEL(256) sum_rows(Params p, u32 *status, const float *x, const float *acc, fl
   if (lane == 0 && c < p.y_cols) y[c] = total;
 }
 
-/// Stops the run where an element is not finite.
+/// Stops the run where one of `len` elements from `x_start` on is not finite.
 KERNEL(256) check_finite(Params p, u32 *status, const float *x) {
   u32 i = index_of();
-  if (i < p.len && !is_finite(x[i])) refuse(status, p.step);
+  if (i < p.len && !is_finite(x[p.x_start + i])) refuse(status, p.step);
 }
 
 /// Sums of squares of 4096 elements each.

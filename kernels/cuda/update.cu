@@ -8,8 +8,9 @@
 
 struct Params {
   u32 step;
-  /// Elements of this panel, and the flat index of its first one among the trained elements.
-  u32 len, first;
+  /// Elements of this panel, and the flat index of its first one among the trained elements, in the gradient that is
+  /// there, and among the elements that the states are of.
+  u32 len, first, grad_first, state_first;
   /// Columns of the whole weight, and trained ones.
   u32 cols, trained;
   u32 has_clip, has_index, has_momentum;
@@ -68,7 +69,8 @@ __device__ inline void store_weight(const Params &p, void *w, const u32 *rng, u3
   }
 }
 
-__device__ inline float scaled(const Params &p, float grad, const float *clip) {
+__device__ inline float scaled_grad(const Params &p, const float *grads, const float *clip, u32 at) {
+  float grad = grads[p.grad_first + at];
   return p.has_clip != 0 ? grad * clip[0] : grad;
 }
 
@@ -79,10 +81,10 @@ KERNEL(256) sgd(Params p, u32 *status, void *w, const float *grad, const float *
   if (at >= p.len || *status != 0) return;
   u32 i = p.first + at, place = place_of(p, index, i);
   float before = weight_at(w, place);
-  float m = scaled(p, grad[at], clip) + p.weight_decay * before;
+  float m = scaled_grad(p, grad, clip, at) + p.weight_decay * before;
   if (p.has_momentum != 0) {
-    m += p.beta1 * momentum[i];
-    momentum[i] = m;
+    m += p.beta1 * momentum[p.state_first + at];
+    momentum[p.state_first + at] = m;
   }
   store_weight(p, w, rng, place, i, before - hyper[0] * m);
 }
@@ -105,10 +107,10 @@ KERNEL(256) adamw(Params p, u32 *status, void *w, const float *grad, const float
                   const float *clip, const u32 *index, float *m, float *v) {
   u32 at = index_of();
   if (at >= p.len || *status != 0) return;
-  u32 i = p.first + at, place = place_of(p, index, i);
-  Adam after = adam(p, hyper, {weight_at(w, place), m[i], v[i]}, scaled(p, grad[at], clip));
-  m[i] = after.m;
-  v[i] = after.v;
+  u32 i = p.first + at, own = p.state_first + at, place = place_of(p, index, i);
+  Adam after = adam(p, hyper, {weight_at(w, place), m[own], v[own]}, scaled_grad(p, grad, clip, at));
+  m[own] = after.m;
+  v[own] = after.v;
   store_weight(p, w, rng, place, i, after.w);
 }
 
@@ -133,19 +135,19 @@ KERNEL(256) adamw8(Params p, u32 *status, void *w, const float *grad, const floa
                    const float *codes) {
   __shared__ float lanes[256];
   u32 at = (blockIdx.y * gridDim.x + blockIdx.x) * 256 + threadIdx.x;
-  u32 i = p.first + at, whole = i / 256;
+  u32 i = p.first + at, own = p.state_first + at, whole = own / 256;
   bool is_there = at < p.len && *status == 0;
   Adam after = {};
   if (is_there) {
     u32 place = place_of(p, index, i);
-    Adam before = {weight_at(w, place), codes[m[i]] * m_scale[whole], codes[256 + v[i]] * v_scale[whole]};
-    after = adam(p, hyper, before, scaled(p, grad[at], clip));
+    Adam before = {weight_at(w, place), codes[m[own]] * m_scale[whole], codes[256 + v[own]] * v_scale[whole]};
+    after = adam(p, hyper, before, scaled_grad(p, grad, clip, at));
     store_weight(p, w, rng, place, i, after.w);
   }
   float largest_m = block_max<256>(lanes, fabsf(after.m)), largest_v = block_max<256>(lanes, fabsf(after.v));
   if (!is_there) return;
-  m[i] = static_cast<u8>(nearest(codes, after.m * (largest_m > 0.0f ? 1.0f / largest_m : 0.0f)));
-  v[i] = static_cast<u8>(nearest(codes + 256, after.v * (largest_v > 0.0f ? 1.0f / largest_v : 0.0f)));
+  m[own] = static_cast<u8>(nearest(codes, after.m * (largest_m > 0.0f ? 1.0f / largest_m : 0.0f)));
+  v[own] = static_cast<u8>(nearest(codes + 256, after.v * (largest_v > 0.0f ? 1.0f / largest_v : 0.0f)));
   if (threadIdx.x == 0) {
     m_scale[whole] = largest_m;
     v_scale[whole] = largest_v;

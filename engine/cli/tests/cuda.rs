@@ -135,10 +135,8 @@ fn cuda_windows_do_not_change_the_result() {
         let base = [base, &[CUDA]].concat();
         let first = trace_by(&model, &base, 3, ascending);
         for way in [&["window=\"1\""][..], &["window=\"2\"", "prefetch=2"], &["window=\"3\"", "micro_batch=2"]] {
-            for open in [ascending as Open, descending] {
-                let other = trace_by(&model, &[&base[..], way].concat(), 3, open);
-                found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
-            }
+            let other = trace_by(&model, &[&base[..], way].concat(), 3, descending);
+            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
         }
     }
     assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));

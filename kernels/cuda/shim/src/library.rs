@@ -69,14 +69,19 @@ impl Library {
         if let Some(library) = open.get(stem) {
             return Ok(library);
         }
-        let path = compiled(stem)?;
+        let text = cuda::text(stem).ok_or_else(|| format!("there is no kernels/cuda/{stem}.cu"))?;
+        let library = Library::of_text(stem, &text)?;
+        open.insert(stem.to_string(), library);
+        Ok(library)
+    }
+
+    /// The library of a text; it stays open, since entries point into it.
+    fn of_text(stem: &str, text: &str) -> Result<&'static Library, String> {
+        let path = compiled(stem, text)?;
         #[expect(unsafe_code, reason = "a library is opened")]
         // SAFETY: it was made of our own text, and does nothing when it is opened.
         let inner = unsafe { libloading::Library::new(&path) }.map_err(|e| format!("{}: {e}", path.display()))?;
-        // It stays open: entries point into it.
-        let library: &'static Library = Box::leak(Box::new(Library { stem: stem.to_string(), inner }));
-        open.insert(stem.to_string(), library);
-        Ok(library)
+        Ok(Box::leak(Box::new(Library { stem: stem.to_string(), inner })))
     }
 
     /// A kernel.
@@ -136,10 +141,9 @@ pub fn bytes_of(words: &mut [u128]) -> &mut [u8] {
 }
 
 /// The file of a family's library; its name holds what it was made of, so one that is there is as it would be made.
-fn compiled(stem: &str) -> Result<PathBuf, String> {
-    let text = cuda::text(stem).ok_or_else(|| format!("there is no kernels/cuda/{stem}.cu"))?;
+fn compiled(stem: &str, text: &str) -> Result<PathBuf, String> {
     let mut whole = format!("{SHIM}\n#line 1 \"{stem}.cu\"\n{text}\nstatic const shim::Entry entries[] = {{\n");
-    for (name, _) in cuda::kernels(&text) {
+    for (name, _) in cuda::kernels(text) {
         writeln!(whole, "  SHIM_ENTRY({name}),").expect("a string takes all");
     }
     whole.push_str("};\n");
@@ -164,4 +168,64 @@ fn compiled(stem: &str) -> Result<PathBuf, String> {
     std::fs::rename(&made, &path).map_err(|e| format!("{}: {e}", path.display()))?;
     let _ = std::fs::remove_file(&source);
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tinyforge::gpu::Params;
+    use tinyforge::gpu::cuda::{COMMON, Function};
+
+    /// A block of 64 threads: each writes a place, and reads another's.
+    fn reversed(barrier: &str) -> String {
+        format!(
+            "{COMMON}
+struct Params {{ u32 step; }};
+KERNEL(64) reversed(Params p, u32 *status, float *y) {{
+  __shared__ float lanes[64];
+  lanes[threadIdx.x] = static_cast<float>(threadIdx.x);
+  {barrier}
+  y[threadIdx.x] = lanes[63 - threadIdx.x];
+}}
+KERNEL(64) summed(Params p, u32 *status, float *y) {{
+  __shared__ float lanes[64];
+  y[threadIdx.x] = block_sum<64>(lanes, static_cast<float>(threadIdx.x)) + block_max<64>(lanes, y[0]);
+}}
+"
+        )
+    }
+
+    /// What a kernel of the text leaves, or what is wrong with it.
+    fn run(name: &str, (text, kernel): (&str, &str), descending: bool) -> Result<Vec<f32>, String> {
+        let entry = Library::of_text(name, text)?.entry(kernel)?;
+        let mut y = vec![-1.0_f32; 64];
+        let pointers = vec![0, y.as_mut_ptr() as u64];
+        let params = [0; Params::WORDS];
+        let call = Call { function: Function(0), grid: [1, 1, 1], threads: 64, params, pointers };
+        entry.launch(&call, DType::F32, descending).map(|()| y)
+    }
+
+    #[test]
+    fn barriers_are_kept_and_missed() {
+        if compiler().is_err() {
+            eprintln!("skipped: no C++ compiler (Debian: g++)");
+            return;
+        }
+        let backward: Vec<f32> = (0..64_u8).rev().map(f32::from).collect();
+        let good = reversed("__syncthreads();");
+        for descending in [false, true] {
+            assert_eq!(run("test-good", (&good, "reversed"), descending).as_ref(), Ok(&backward));
+            let summed = run("test-good", (&good, "summed"), descending).expect("runs");
+            assert_eq!(summed, [2016.0 - 1.0; 64], "a sum of 64 threads by shuffles, and their largest");
+        }
+        let missing = reversed("");
+        let both = [false, true].map(|descending| run("test-missing", (&missing, "reversed"), descending));
+        assert_ne!(both[0], both[1], "a kernel without its barrier gives other bytes in another order");
+        let divergent = reversed("if (threadIdx.x < 7) __syncthreads();");
+        // Those that pass by end, so the others go on: as on a card, where ended threads are not waited for.
+        assert!(run("test-divergent", (&divergent, "reversed"), false).is_ok());
+        let stuck = reversed("if (threadIdx.x == 0) __syncthreads(); else __syncwarp();");
+        let why = run("test-stuck", (&stuck, "reversed"), false).expect_err("a warp waits at two barriers");
+        assert!(why.contains("barrier"), "{why}");
+    }
 }
