@@ -94,7 +94,7 @@ pub struct Knobs {
     /// This machine's profile, for predicted times and efficiency [what `bench` wrote]
     #[arg(long)]
     pub profile: Option<PathBuf>,
-    /// What runs the kernels: cpu or wgpu [cpu]
+    /// What runs the kernels: cpu, wgpu or cuda [cpu]
     #[arg(long)]
     pub device: Option<String>,
     /// Worker threads [the cores]
@@ -294,7 +294,11 @@ impl Knobs {
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
-            target: if gpu.is_some() { Target::WGPU } else { Target::CPU },
+            target: match device {
+                DeviceChoice::Cpu => Target::CPU,
+                DeviceChoice::Wgpu => Target::WGPU,
+                DeviceChoice::Cuda => Target::CUDA,
+            },
             device,
             gpu,
             machine: None,
