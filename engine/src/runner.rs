@@ -205,8 +205,10 @@ impl Runner {
     /// # Errors
     /// The work file cannot be written.
     pub fn clear_states(&mut self) -> Result<(), RunError> {
-        let all: Vec<Tensor> = states(self.plan()).map(|s| s.tensor.clone()).collect();
-        all.iter().try_for_each(|t| self.change(t, |bytes| bytes.fill(0)))
+        let Runner { phases, active, far, gpu, arena, .. } = self;
+        let plan = &phases[*active].plan;
+        let mut clear = |t: &Tensor| change(plan, (far.as_mut(), gpu.as_mut()), arena, t, |bytes| bytes.fill(0));
+        states(plan).try_for_each(|s| clear(&s.tensor))
     }
 
     /// Sets the states of the active phase to zero that are not in every phase's plan: those have kept their bytes.
@@ -214,8 +216,10 @@ impl Runner {
     /// # Errors
     /// The work file cannot be written.
     pub fn clear_own_states(&mut self) -> Result<(), RunError> {
-        let own = self.phases[self.active].own_states.clone();
-        own.iter().try_for_each(|t| self.change(t, |bytes| bytes.fill(0)))
+        let Runner { phases, active, far, gpu, arena, .. } = self;
+        let Phase { plan, own_states, .. } = &phases[*active];
+        let mut clear = |t: &Tensor| change(plan, (far.as_mut(), gpu.as_mut()), arena, t, |bytes| bytes.fill(0));
+        own_states.iter().try_for_each(&mut clear)
     }
 
     /// The bytes of a stored tensor, wherever it lives; of a far one in the part of the arena that steps use.
@@ -240,11 +244,7 @@ impl Runner {
     /// The tensor lives in the model's file.
     pub fn change<R>(&mut self, tensor: &Tensor, set: impl FnOnce(&mut [u8]) -> R) -> Result<R, RunError> {
         let Runner { phases, active, far, gpu, arena, .. } = self;
-        let plan = &phases[*active].plan;
-        match gpu {
-            Some(gpu) if !plan.is_far(tensor) => Ok(gpu.change(arena, tensor, set)?),
-            _ => Ok(far::change(plan, far.as_mut(), arena, tensor, set)?),
-        }
+        change(&phases[*active].plan, (far.as_mut(), gpu.as_mut()), arena, tensor, set)
     }
 
     /// Sets every byte of the near memory, wherever it is.
@@ -416,6 +416,20 @@ impl Runner {
             })
         });
         code.iter().flat_map(|code| code.times(plan)).chain(of_gpu)
+    }
+}
+
+/// Sets the bytes of a stored tensor, wherever it lives.
+fn change<R>(
+    plan: &Plan,
+    (far, gpu): (Option<&mut Far>, Option<&mut Gpu>),
+    arena: &mut Arena,
+    tensor: &Tensor,
+    set: impl FnOnce(&mut [u8]) -> R,
+) -> Result<R, RunError> {
+    match gpu {
+        Some(gpu) if !plan.is_far(tensor) => Ok(gpu.change(arena, tensor, set)?),
+        _ => Ok(far::change(plan, far, arena, tensor, set)?),
     }
 }
 

@@ -299,7 +299,7 @@ fn cuda_kernels_read_every_storage() {
 }
 
 fn check_storages(devices: [Device; 2]) {
-    let mut failures = Vec::new();
+    let (mut failures, mut count, started) = (Vec::new(), 0, std::time::Instant::now());
     for &(op, arg) in STORED {
         let before = failures.len();
         for dtype in STORAGES {
@@ -307,12 +307,15 @@ fn check_storages(devices: [Device; 2]) {
             let all: Vec<Sample> = sizes.iter().flat_map(|&z| family(op, z)).collect();
             let stored: Vec<Sample> = all.iter().filter_map(|s| stored_as(s, arg, dtype)).collect();
             assert!(!stored.is_empty(), "no sample of {} suits {}", op.name(), dtype.name());
+            count += stored.len();
             stored.iter().for_each(|sample| {
                 check(sample, devices, &mut failures);
             });
         }
         failures.truncate(before + 6);
     }
+    let name = name_of(devices);
+    println!("{name}: {count} samples in {} storage types in {:.1?}", STORAGES.len(), started.elapsed());
     report(failures);
 }
 

@@ -30,7 +30,7 @@ pub struct Speed {
     pub compute_s: f64,
     /// Of that, updates.
     pub update_s: f64,
-    /// The rest: waiting for transfers, reading rows.
+    /// The rest: waiting for transfers, reading rows; nothing where kernels are not timed one by one, on a GPU.
     pub waiting_s: f64,
     /// The machine's profile, where there is one with rates.
     pub profile: Option<String>,
@@ -87,7 +87,7 @@ impl Clock {
             step_s,
             compute_s,
             update_s,
-            waiting_s: (step_s - compute_s - update_s).max(0.0),
+            waiting_s: if self.kernels_ns == [0; 2] { 0.0 } else { (step_s - compute_s - update_s).max(0.0) },
             profile: self.cost.as_ref().map(|(origin, _)| origin.clone()),
             bound_s,
             bound_by: cost.map(|c| c.bound.resource().to_string()),
@@ -107,8 +107,10 @@ fn kernels_ns(runner: &Runner) -> [u64; 2] {
 impl std::fmt::Display for Speed {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let Speed { step_s, compute_s, update_s, waiting_s, .. } = self;
-        write!(f, "time: {step_s:.3} s a step: compute {compute_s:.3}, updates {update_s:.3}, ")?;
-        write!(f, "waiting and reading {waiting_s:.3}")?;
+        write!(f, "time: {step_s:.3} s a step")?;
+        if compute_s + update_s > 0.0 {
+            write!(f, ": compute {compute_s:.3}, updates {update_s:.3}, waiting and reading {waiting_s:.3}")?;
+        }
         if let (Some(bound), Some(by), Some(predicted)) = (self.bound_s, &self.bound_by, self.predicted_s) {
             let efficiency = self.efficiency.unwrap_or(0.0);
             write!(f, "\nefficiency: {efficiency:.2} of the bound, {bound:.3} s by {by}; predicted {predicted:.3} s")?;

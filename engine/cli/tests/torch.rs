@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
 use tinyforge_cli::planning::{self, Settings, Wanted};
 use tinyforge_cli::streaming::Streaming;
@@ -58,6 +58,8 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         memory: None,
         threads: 1,
         target: tinyforge_compiler::target::Target::CPU,
+        device: DeviceChoice::Cpu,
+        gpu: None,
         machine: None,
     }
 }

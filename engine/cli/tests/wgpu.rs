@@ -123,8 +123,8 @@ fn windows_do_not_change_the_result() {
     assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
 }
 
-/// The shape of SmolLM2, a tenth of it: nine query heads, three key heads, embeddings tied; and stories260K itself where
-/// the folder of assets is named.
+/// The shape of SmolLM2, a tenth of it: nine query heads, three key heads, embeddings tied; and stories260K itself
+/// where the folder of assets is named.
 #[test]
 fn real_shapes_learn_as_on_the_cpu() {
     if !has_wgpu() {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge_cli::model::{Model, open_safetensors, read_f32};
 use tinyforge_cli::planning::{self, Settings, Wanted};
 use tinyforge_cli::streaming::Streaming;
@@ -76,6 +76,8 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         memory: None,
         threads: 1,
         target: Target::CPU,
+        device: DeviceChoice::Cpu,
+        gpu: None,
         machine: None,
     }
 }

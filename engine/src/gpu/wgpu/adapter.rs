@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Operands of the widest launch, and the status.
-const BINDINGS: u32 = 13;
+const BINDINGS: u32 = 12;
 /// Bytes of workgroup memory that the kernels ask for.
 const WORKGROUP_BYTES: u32 = 16 << 10;
 
