@@ -218,8 +218,9 @@ impl Near for There<'_> {
 
     fn step(&mut self, i: usize, host: &mut Arena) -> Result<(), RunError> {
         let result = self.gpu.device.run(self.at, self.entry, i..i + 1, host, false);
-        // Copies may lie by now where the inputs were.
-        result.map_err(|failure| told(failure, self.entry, None))
+        // Copies that pass through the arena may lie by now where the inputs were.
+        let host = Some(host).filter(|_| self.gpu.carries);
+        result.map_err(|failure| told(failure, self.entry, host))
     }
 }
 
