@@ -1,7 +1,7 @@
 //! Compiles every CUDA kernel as a run does, by NVRTC, and writes what came out: `cuda_kernels FOLDER ARCHITECTURE...`.
 //!
-//! A file `<stem>-<storage>-<architecture>.ptx` a family, storage type and architecture, for `ptxas` to look at; and the
-//! same families as code for the card, to see that NVRTC assembles them too. Needs no card: `cargo xtask cuda`.
+//! A file `<stem>-<storage>-<architecture>.ptx` a family, storage type and architecture, for `ptxas` to look at; and
+//! the same families as code for the card, to see that NVRTC assembles them too. Needs no card: `cargo xtask cuda`.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -171,8 +171,8 @@ impl Table {
 fn conformance() -> Outcome {
     output(Command::new("c++").arg("--version"))?;
     // All members are named so that what the tests of the workspace have built is used.
-    let mut command = cargo(&["test", "--workspace", "--test", "conformance", "--test", "cuda"]);
-    command.args(["--", "--nocapture", "cuda_"]).env("TINYFORGE_CUDA", "require");
+    let mut command = cargo(&["test", "--workspace", "--lib", "--test", "conformance", "--test", "cuda"]);
+    command.args(["--", "--nocapture", "cuda_", "library::tests", "streams::tests"]).env("TINYFORGE_CUDA", "require");
     run(command)
 }
 

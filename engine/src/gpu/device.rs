@@ -169,7 +169,7 @@ impl Gpu {
         self.release(host);
         let entry = &plan.entries[at.1];
         let result = self.device.run(at, entry, steps, host, true);
-        result.map_err(|failure| told(failure, entry, host))
+        result.map_err(|failure| told(failure, entry, Some(host)))
     }
 
     /// What carries out moves between files and the device, where it does so itself.
@@ -218,11 +218,13 @@ impl Near for There<'_> {
 
     fn step(&mut self, i: usize, host: &mut Arena) -> Result<(), RunError> {
         let result = self.gpu.device.run(self.at, self.entry, i..i + 1, host, false);
+        // Copies that pass through the arena may lie by now where the inputs were.
+        let host = Some(host).filter(|_| self.gpu.carries);
         result.map_err(|failure| told(failure, self.entry, host))
     }
 }
 
-fn told(failure: Failure, entry: &Entry, host: &mut Arena) -> RunError {
+fn told(failure: Failure, entry: &Entry, host: Option<&mut Arena>) -> RunError {
     match failure {
         Failure::Device(e) => e.into(),
         Failure::Stopped(step) => explain(entry, step, host).into(),
@@ -251,8 +253,8 @@ fn limit(step: &Step) -> usize {
     }
 }
 
-/// What a step that stopped a run met, in the words of the CPU's kernel.
-fn explain(entry: &Entry, step: usize, host: &mut Arena) -> KernelError {
+/// What a step that stopped a run met, in the words of the CPU's kernel; `host` holds the inputs as they were given.
+fn explain(entry: &Entry, step: usize, host: Option<&mut Arena>) -> KernelError {
     let step = &entry.steps[step];
     let error = |why: String| KernelError { kernel: step.kernel.clone(), label: step.label.clone(), why };
     let stopped = |of: &str| {
@@ -267,8 +269,8 @@ fn explain(entry: &Entry, step: usize, host: &mut Arena) -> KernelError {
         return error("an index points outside of its table".to_string());
     };
     let (indices, limit) = (&step.args[operand], limit(step));
-    // Inputs are in the host's arena as they were given.
-    if indices.dtype == DType::I32 && entry.inputs.iter().any(|n| n.tensor.offset == indices.offset) {
+    let is_input = indices.dtype == DType::I32 && entry.inputs.iter().any(|n| n.tensor.offset == indices.offset);
+    if let Some(host) = host.filter(|_| is_input) {
         let part = host.part(indices.offset, indices.bytes());
         let values: &[i32] = bytemuck::cast_slice(part.bytes());
         let is_bad = |v: &i32| if *v < 0 { !skips } else { *v as usize >= limit };

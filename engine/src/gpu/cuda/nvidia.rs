@@ -259,8 +259,8 @@ impl Driver for Card {
 
     fn pinned(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8])) {
         let first = self.place(at, bytes);
-        // SAFETY: the place was checked and lives as long as the card; whoever asks has waited for the copies there, and
-        // asks for no other part of it meanwhile.
+        // SAFETY: the place was checked and lives as long as the card; whoever asks has waited for the copies there,
+        // and asks for no other part of it meanwhile.
         with(unsafe { std::slice::from_raw_parts_mut(first, bytes as usize) });
     }
 

@@ -1,7 +1,8 @@
 //! Devices by wgpu: Vulkan, Metal and DirectX 12.
 //!
 //! Everything is made at load: pipelines, one buffer (or few, where the adapter's are short) with the plan's offsets, a
-//! bind group a launch, and the buffers that copies go through. A run records commands and waits for them.
+//! bind group a launch, and the buffers that copies go through. A run records commands and waits for them; it takes
+//! what wgpu keeps of recorded commands, and no more.
 
 mod adapter;
 mod memory;
