@@ -22,12 +22,14 @@ impl Target {
     pub const CPU: Target = Target { name: "cpu", near: "ram", fixed: None, align_bytes: 64 };
     /// A graphics card by way of wgpu: every tensor can be bound to a kernel where it begins.
     pub const WGPU: Target = Target { name: "wgpu", near: "vram", fixed: None, align_bytes: 256 };
+    /// A card of NVIDIA by way of CUDA.
+    pub const CUDA: Target = Target { name: "cuda", ..Target::WGPU };
     /// Arm Cortex-M4 with FPU: weights that stay lie in flash. Eight bytes are a bus transfer of the M7.
     pub const CORTEX_M4: Target = Target { name: "cortex-m4", near: "sram", fixed: Some("flash"), align_bytes: 8 };
     /// Arm Cortex-M7.
     pub const CORTEX_M7: Target = Target { name: "cortex-m7", ..Target::CORTEX_M4 };
     /// Every target by name.
-    pub const ALL: [Target; 4] = [Target::CPU, Target::WGPU, Target::CORTEX_M4, Target::CORTEX_M7];
+    pub const ALL: [Target; 5] = [Target::CPU, Target::WGPU, Target::CUDA, Target::CORTEX_M4, Target::CORTEX_M7];
 
     /// The target of this name.
     pub fn from_name(name: &str) -> Option<Target> {

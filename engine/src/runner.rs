@@ -61,11 +61,14 @@ pub enum DeviceChoice {
     Cpu,
     /// The best adapter that wgpu finds.
     Wgpu,
+    /// A card of NVIDIA.
+    Cuda,
 }
 
 impl DeviceChoice {
     /// Every device by its name on the command line.
-    pub const ALL: [(&'static str, DeviceChoice); 2] = [("cpu", DeviceChoice::Cpu), ("wgpu", DeviceChoice::Wgpu)];
+    pub const ALL: [(&'static str, DeviceChoice); 3] =
+        [("cpu", DeviceChoice::Cpu), ("wgpu", DeviceChoice::Wgpu), ("cuda", DeviceChoice::Cuda)];
 
     /// The device of this name.
     pub fn from_name(name: &str) -> Option<DeviceChoice> {
@@ -85,6 +88,8 @@ pub struct RunOptions {
     pub sim: Option<SimOptions>,
     /// What runs the kernels; the plan was made for its kernels. A simulated machine's are the CPU's.
     pub device: DeviceChoice,
+    /// What opens the card for CUDA; the first that there is where nothing else is named.
+    pub driver: Option<crate::gpu::cuda::Open>,
 }
 
 /// A plan, bound to kernels where the CPU runs them.
@@ -158,7 +163,7 @@ impl Runner {
             }
             let code = match options.device {
                 DeviceChoice::Cpu => Some(Code::bind(&plan, options.count_times).map_err(RunError::Plan)?),
-                DeviceChoice::Wgpu => None,
+                DeviceChoice::Wgpu | DeviceChoice::Cuda => None,
             };
             let own = states(&plan).map(|s| &s.tensor).filter(|t| !common.contains(t));
             let own_states = own.cloned().collect();
@@ -180,7 +185,8 @@ impl Runner {
         let Runner { phases, active, work, sim, far, gpu, arena, .. } = self;
         let plan = &phases[*active].plan;
         if plan.arena_start() > 0 && far.is_none() {
-            *far = Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref(), sim.as_ref())?);
+            *far =
+                Some(Far::open(phases.iter().map(|p| &p.plan), files, work.as_deref(), (sim.as_ref(), gpu.as_mut()))?);
         }
         Ok(load::load(plan, arena, (far.as_mut(), gpu.as_mut()), files, seed)?)
     }
@@ -454,6 +460,12 @@ impl Near for Here<'_> {
 fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunError> {
     match options.device {
         DeviceChoice::Cpu => Ok(None),
+        DeviceChoice::Cuda => {
+            let driver = options.driver.unwrap_or(crate::gpu::cuda::open_default)()?;
+            let plans: Vec<&Plan> = phases.iter().map(|p| &p.plan).collect();
+            let device = crate::gpu::cuda::CudaDevice::new(driver, &plans, options.count_times)?;
+            Ok(Some(Gpu::new(Box::new(device))))
+        }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu => {
             let plans: Vec<&Plan> = phases.iter().map(|p| &p.plan).collect();

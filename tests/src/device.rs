@@ -4,7 +4,7 @@ use crate::script::optimizer;
 use crate::storage;
 use std::collections::BTreeMap;
 use tinyforge::cpu::CpuKernels;
-use tinyforge::gpu::GpuKernels;
+use tinyforge::gpu::{GpuKernels, cuda};
 use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Recompute, Request, Role, compile};
 use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
@@ -25,6 +25,8 @@ pub enum Device {
     Cpu(u32),
     /// The best adapter of wgpu.
     Wgpu,
+    /// The kernels of CUDA on the host, with the threads of a block in one order or the other.
+    CudaShim(Order),
 }
 
 impl Device {
@@ -33,6 +35,7 @@ impl Device {
         match self {
             Device::Cpu(_) => Target::CPU,
             Device::Wgpu => Target::WGPU,
+            Device::CudaShim(_) => Target::CUDA,
         }
     }
 
@@ -41,6 +44,17 @@ impl Device {
         match self {
             Device::Cpu(_) => DeviceChoice::Cpu,
             Device::Wgpu => DeviceChoice::Wgpu,
+            Device::CudaShim(_) => DeviceChoice::Cuda,
+        }
+    }
+
+    /// What opens its card: with `TINYFORGE_CUDA=card` a real one, for the kernels on it.
+    pub fn driver(self) -> Option<cuda::Open> {
+        match self {
+            Device::CudaShim(_) if wants_card() => Some(cuda::open_default),
+            Device::CudaShim(Order::Ascending) => Some(tinyforge_cuda_shim::ascending),
+            Device::CudaShim(Order::Descending) => Some(tinyforge_cuda_shim::descending),
+            _ => None,
         }
     }
 
@@ -48,7 +62,7 @@ impl Device {
     pub fn threads(self) -> u32 {
         match self {
             Device::Cpu(threads) => threads,
-            Device::Wgpu => 1,
+            Device::Wgpu | Device::CudaShim(_) => 1,
         }
     }
 
@@ -58,6 +72,40 @@ impl Device {
             Device::Cpu(threads) => Box::new(CpuKernels { threads }),
             // The least that any adapter gives.
             Device::Wgpu => Box::new(GpuKernels { operand_bytes_max: 128 << 20 }),
+            Device::CudaShim(_) => Box::new(cuda::KERNELS),
+        }
+    }
+}
+
+/// In which order the threads of a block come between two barriers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// The first one first.
+    Ascending,
+    /// The last one first.
+    Descending,
+}
+
+fn wants_card() -> bool {
+    std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "card")
+}
+
+/// Whether the kernels of CUDA can be compiled for the host. Where they must be (`TINYFORGE_CUDA=require`) and cannot,
+/// the test fails; elsewhere it says what is missing.
+///
+/// # Panics
+/// There is no compiler where there must be one.
+pub fn has_cuda_shim() -> bool {
+    if wants_card() {
+        return true;
+    }
+    match tinyforge_cuda_shim::compiler() {
+        Ok(_) => true,
+        Err(why) => {
+            let is_required = std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "require");
+            assert!(!is_required, "TINYFORGE_CUDA=require, and {why}");
+            eprintln!("skipped: {why} (Debian: g++)");
+            false
         }
     }
 }
@@ -120,6 +168,7 @@ fn compile_on(
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target,
         kernels,
         source: &|_| Source::Zero,
@@ -139,7 +188,7 @@ pub type Bytes = BTreeMap<String, Vec<u8>>;
 /// # Panics
 /// The plan is damaged, or a kernel refuses its data, or it writes where nothing was planned.
 pub fn run(plan: &Plan, contents: &Bytes, poison: u8, device: Device) -> Bytes {
-    let options = RunOptions { device: device.choice(), ..RunOptions::default() };
+    let options = RunOptions { device: device.choice(), driver: device.driver(), ..RunOptions::default() };
     let mut runner = Runner::new(plan.clone(), options).expect("a compiled plan runs");
     let entry = runner.entry(ENTRY).expect("the plan has the entry");
     runner.fill(poison).expect("the device is there");

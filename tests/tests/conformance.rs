@@ -10,7 +10,9 @@ use tinyforge_compiler::ir::attrs::Attr;
 use tinyforge_compiler::ir::graph::{Builder, Kind, Value};
 use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_plan::{DType, Plan, Source};
-use tinyforge_tests::device::{Bytes, Device, ENTRY, compile_forward, has_wgpu, numbers, run as run_plan};
+use tinyforge_tests::device::{
+    Bytes, Device, ENTRY, Order, compile_forward, has_cuda_shim, has_wgpu, numbers, run as run_plan,
+};
 use tinyforge_tests::graphs::{largest_difference, run as run_reference};
 use tinyforge_tests::samples::{Sample, edges, family, samples, size};
 use tinyforge_tests::storage::store;
@@ -38,6 +40,10 @@ fn cpu() -> [Device; 2] {
 
 fn wgpu() -> [Device; 2] {
     [Device::Wgpu, Device::Wgpu]
+}
+
+fn cuda_shim() -> [Device; 2] {
+    [Device::CudaShim(Order::Ascending), Device::CudaShim(Order::Descending)]
 }
 
 fn name_of(devices: [Device; 2]) -> &'static str {
@@ -216,6 +222,13 @@ fn wgpu_kernels_are_their_definitions() {
     }
 }
 
+#[test]
+fn cuda_kernels_are_their_definitions() {
+    if has_cuda_shim() {
+        check_definitions(cuda_shim());
+    }
+}
+
 /// Ops to look at: those that `TINYFORGE_OPS` begins with, or all.
 fn ops() -> impl Iterator<Item = Op> {
     let only = std::env::var("TINYFORGE_OPS").unwrap_or_default();
@@ -278,6 +291,13 @@ fn wgpu_kernels_read_every_storage() {
     }
 }
 
+#[test]
+fn cuda_kernels_read_every_storage() {
+    if has_cuda_shim() {
+        check_storages(cuda_shim());
+    }
+}
+
 fn check_storages(devices: [Device; 2]) {
     let (mut failures, mut count, started) = (Vec::new(), 0, std::time::Instant::now());
     for &(op, arg) in STORED {
@@ -308,6 +328,13 @@ fn bf16_products_are_near() {
 fn wgpu_bf16_products_are_near() {
     if has_wgpu() {
         check_bf16(wgpu());
+    }
+}
+
+#[test]
+fn cuda_bf16_products_are_near() {
+    if has_cuda_shim() {
+        check_bf16(cuda_shim());
     }
 }
 
@@ -347,6 +374,13 @@ fn updates_store_bf16() {
 fn wgpu_updates_store_bf16() {
     if has_wgpu() {
         check_bf16_updates(wgpu());
+    }
+}
+
+#[test]
+fn cuda_updates_store_bf16() {
+    if has_cuda_shim() {
+        check_bf16_updates(cuda_shim());
     }
 }
 

@@ -1,6 +1,7 @@
 //! The project's tasks: `cargo xtask`.
 #![forbid(unsafe_code)]
 
+mod cuda;
 mod firmware;
 mod help;
 mod source;
@@ -23,6 +24,8 @@ const USAGE: &str = "cargo xtask TASK
   firmware           builds for Cortex-M, runs conformance and the examples in QEMU, prints sizes and instructions
   firmware --all     the same with every published network, and instructions layer by layer
   firmware PART...   parts of it: lints, sizes, conformance, learning, c, networks
+  cuda [PART]        compiles the CUDA kernels for every architecture and runs them on the host; no card is needed;
+                     parts: compile, conformance
   ci                 what CI does: a fresh clone of the last commit, then .ci/run in it
 ";
 
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         ["fuzz"] => tasks::fuzz("30"),
         ["fuzz", seconds] => tasks::fuzz(seconds),
         ["firmware", ref more @ ..] => firmware::run(more),
+        ["cuda", ref parts @ ..] => cuda::parts(parts),
         ["ci"] => tasks::ci(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

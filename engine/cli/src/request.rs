@@ -10,6 +10,7 @@ use crate::sizes::show;
 use crate::streaming::{Streaming, least_window};
 use std::ops::Range;
 use std::path::Path;
+use tinyforge::runner::DeviceChoice;
 use tinyforge_compiler::compile::{CompileError, Recompute};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::scheme::Scheme;
@@ -18,6 +19,9 @@ use tinyforge_plan::{DType, Fixed};
 /// The fixed parts beside the arena of a process that trains or runs this model: of the process's memory, or of a
 /// card's, which holds none of the process.
 pub fn fixed_parts(model: &Model, settings: &Settings, tokenizer_bytes: u64) -> Vec<Fixed> {
+    if settings.device == DeviceChoice::Cuda {
+        return fixed::cuda_parts();
+    }
     if settings.gpu.is_some() {
         return fixed::gpu_parts(&GpuSizes {
             seq: settings.seq,
@@ -67,6 +71,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
     let frugal = |settings: Settings| Settings {
         micro_batch: settings.micro_batch.or((wanted == Wanted::Train).then_some(1)),
         recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
+        spill: settings.spill.or(Some(true)),
         ..settings
     };
     let blocks = least_window(model, settings);

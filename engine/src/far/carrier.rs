@@ -22,6 +22,14 @@ pub(crate) trait Carrier: Send + Sync {
     /// A move failed.
     fn wait_all(&mut self) -> Result<(), RunError>;
 
+    /// Waits for what an entry leaves under way when all that its steps wait for has been waited for.
+    ///
+    /// # Errors
+    /// A move failed.
+    fn rest(&mut self) -> Result<(), RunError> {
+        Ok(())
+    }
+
     /// A step has ended.
     fn stepped(&mut self);
 

@@ -14,6 +14,7 @@ pub(crate) use mover::Move;
 
 use crate::arena::Arena;
 use crate::files::{FileError, ReadAt};
+use crate::gpu::Gpu;
 use crate::runner::RunError;
 use crate::sim::{Sim, SimMover};
 use mover::Mover;
@@ -249,7 +250,7 @@ impl Far {
         plans: impl Iterator<Item = &'a Plan> + Clone,
         files: &[ReadAt],
         work: Option<&Path>,
-        sim: Option<&Sim>,
+        (sim, gpu): (Option<&Sim>, Option<&mut Gpu>),
     ) -> Result<Far, RunError> {
         let of_plan = |plan: &Plan| {
             let of_entry = |entry| EntryMoves::of(plan, entry);
@@ -266,14 +267,16 @@ impl Far {
             sim.allocate("the work file", Files::work_bytes(plan))?;
         }
         let files_of_run = Files::open(plan, files, &work)?;
-        let mover: Box<dyn Carrier> = match sim {
-            Some(sim) => {
+        let own = gpu.map_or(Ok(None), |gpu| gpu.carrier(&files_of_run, most))?;
+        let mover: Box<dyn Carrier> = match (own, sim) {
+            (Some(carrier), _) => carrier,
+            (None, Some(sim)) => {
                 sim.allocate("what copies go through", CHUNK_BYTES as u64)?;
                 let all = moves.iter().flatten().flat_map(|e| e.list.iter().chain(&e.residents));
                 sim.name_copies(all.map(|m| (m.name.clone(), m.direction)));
                 Box::new(SimMover::new(sim.clone(), Arc::clone(&files_of_run), most))
             }
-            None => Box::new(
+            (None, None) => Box::new(
                 Mover::new(Arc::clone(&files_of_run), most)
                     .map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?,
             ),
@@ -322,6 +325,7 @@ impl Far {
         }
         if end == count {
             self.before(count, arena, near)?;
+            self.mover.rest()?;
         }
         Ok(())
     }

@@ -5,9 +5,10 @@
 
 use crate::arena::Arena;
 use crate::cpu::KernelError;
-use crate::far::Near;
+use crate::far::{Carrier, Files, Near};
 use crate::runner::RunError;
 use std::ops::Range;
+use std::sync::Arc;
 use tinyforge_kernels::f32::index::OutOfRange;
 use tinyforge_plan::{DType, Entry, Plan, Step, Tensor};
 
@@ -46,7 +47,10 @@ pub enum GpuError {
 
 impl GpuError {
     /// A kind of device that this program was built without.
-    #[cfg_attr(feature = "wgpu", allow(dead_code, reason = "what was built in is never missing"))]
+    #[cfg_attr(
+        all(feature = "wgpu", feature = "cuda"),
+        allow(dead_code, reason = "what was built in is never missing")
+    )]
     pub(crate) fn not_built(kind: &'static str) -> GpuError {
         GpuError::Absent { kind, why: format!("this program was built without the feature `{kind}`") }
     }
@@ -84,6 +88,12 @@ pub(crate) trait Device: Send + Sync {
         host: &mut Arena,
         waits: bool,
     ) -> Result<(), Failure>;
+    /// What carries out moves between files and the device, at most `most` under way; nothing where they pass through
+    /// the host's arena.
+    fn carrier(&self, files: &Arc<Files>, most: usize) -> Option<Result<Box<dyn Carrier>, RunError>> {
+        let _ = (files, most);
+        None
+    }
     /// Nanoseconds and runs of every step of an entry, where they are counted.
     fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]>;
 }
@@ -92,11 +102,13 @@ pub(crate) trait Device: Send + Sync {
 pub(crate) struct Gpu {
     device: Box<dyn Device>,
     held: Option<(u64, u64)>,
+    /// Whether the device carries out moves itself.
+    carries: bool,
 }
 
 impl Gpu {
     pub(crate) fn new(device: Box<dyn Device>) -> Gpu {
-        Gpu { device, held: None }
+        Gpu { device, held: None, carries: false }
     }
 
     /// Gives the pages back in which the last stored tensor passed through.
@@ -160,6 +172,16 @@ impl Gpu {
         result.map_err(|failure| told(failure, entry, Some(host)))
     }
 
+    /// What carries out moves between files and the device, where it does so itself.
+    ///
+    /// # Errors
+    /// The system or the device has no room for it.
+    pub(crate) fn carrier(&mut self, files: &Arc<Files>, most: usize) -> Result<Option<Box<dyn Carrier>>, RunError> {
+        let carrier = self.device.carrier(files, most).transpose()?;
+        self.carries = carrier.is_some();
+        Ok(carrier)
+    }
+
     /// The device as the near memory of an entry of a phase.
     pub(crate) fn near<'a>(&'a mut self, plan: &'a Plan, at: (usize, usize)) -> There<'a> {
         There { gpu: self, entry: &plan.entries[at.1], at }
@@ -170,7 +192,8 @@ impl Gpu {
     }
 }
 
-/// A device as the near memory: what comes in and goes out passes through the host's arena.
+/// A device as the near memory: what comes in and goes out passes through the host's arena, unless the device carries
+/// it itself.
 pub(crate) struct There<'a> {
     gpu: &'a mut Gpu,
     entry: &'a Entry,
@@ -179,13 +202,18 @@ pub(crate) struct There<'a> {
 
 impl Near for There<'_> {
     fn came(&mut self, host: &mut Arena, (first, bytes): (u64, u64)) -> Result<(), RunError> {
-        self.gpu.device.write(first, host.part(first, bytes).bytes())?;
-        host.release(first, first + bytes);
+        if !self.gpu.carries {
+            self.gpu.device.write(first, host.part(first, bytes).bytes())?;
+            host.release(first, first + bytes);
+        }
         Ok(())
     }
 
     fn going(&mut self, host: &mut Arena, (first, bytes): (u64, u64)) -> Result<(), RunError> {
-        Ok(self.gpu.device.read(first, host.part(first, bytes).bytes_mut())?)
+        if !self.gpu.carries {
+            self.gpu.device.read(first, host.part(first, bytes).bytes_mut())?;
+        }
+        Ok(())
     }
 
     fn step(&mut self, i: usize, host: &mut Arena) -> Result<(), RunError> {

@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod call;
 mod conv;
+pub mod cuda;
 mod device;
 mod elementwise;
 mod embedding;
@@ -119,6 +120,8 @@ pub fn kernels(device: DeviceChoice) -> Result<Option<GpuKernels>, GpuError> {
         }
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu => Err(GpuError::not_built("wgpu")),
+        // The same on every card, so a plan can be made where there is none.
+        DeviceChoice::Cuda => Ok(Some(cuda::KERNELS)),
     }
 }
 

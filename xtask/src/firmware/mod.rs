@@ -86,13 +86,13 @@ pub fn run(args: &[&str]) -> Outcome {
 }
 
 /// The folder of everything built.
-fn target_dir() -> PathBuf {
+pub(crate) fn target_dir() -> PathBuf {
     let root = crate::tree::root();
     std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), |dir| root.join(dir))
 }
 
 /// A command that must succeed; gives what it printed.
-fn output(command: &mut Command) -> Result<String, String> {
+pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     let name = words(command);
     let output = command.output().map_err(|e| format!("`{name}` cannot be started: {e}"))?;
     if !output.status.success() {

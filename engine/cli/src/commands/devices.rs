@@ -26,14 +26,37 @@ pub fn run(args: &DevicesArgs) -> Result<(), CommandError> {
     if adapters.is_empty() {
         println!("wgpu: {}", absent());
     }
+    let cards = cards();
     if args.common.json {
         let cpu = serde_json::json!({
             "device": "cpu", "name": processor(), "memory_bytes": memory, "traits": [kernels],
         });
-        let all: Vec<_> = std::iter::once(cpu).chain(adapters).collect();
+        let all: Vec<_> = std::iter::once(cpu).chain(adapters).chain(cards).collect();
         println!("{}", serde_json::json!({ "devices": all }));
     }
     Ok(())
+}
+
+/// Prints the cards of CUDA, or why there is none, and returns them as objects.
+fn cards() -> Vec<serde_json::Value> {
+    let cards = tinyforge::gpu::cuda::cards();
+    if cards.is_empty() {
+        let why = tinyforge::gpu::cuda::open_default().err().map_or(String::new(), |why| why.to_string());
+        println!("cuda: {why}");
+    }
+    let list = cards.iter().enumerate().map(|(i, card)| {
+        let chosen = if i == 0 { ", what --device cuda takes" } else { "" };
+        let [capability, driver] = [card.capability, card.driver].map(|(major, minor)| format!("{major}.{minor}"));
+        println!("cuda: {} (compute capability {capability}, driver for CUDA {driver}){chosen}", card.name);
+        let copies = if card.copies_overlap { "copies beside kernels" } else { "copies between kernels" };
+        let (total, free) = (show(card.total_bytes), show(card.free_bytes));
+        println!("  {total} of memory, {free} free, {} multiprocessors, {copies}", card.processors);
+        serde_json::json!({
+            "device": "cuda", "name": card.name, "memory_bytes": card.total_bytes, "free_bytes": card.free_bytes,
+            "capability": capability, "driver": driver, "multiprocessors": card.processors, "traits": [copies],
+        })
+    });
+    list.collect()
 }
 
 /// Prints the adapters of wgpu and returns them as objects. How much memory they have wgpu does not tell.

@@ -63,7 +63,7 @@ pub struct GenerateArgs {
     /// Memory for everything: 64MiB, 2GiB [no limit]
     #[arg(long)]
     memory: Option<String>,
-    /// What runs the kernels: cpu or wgpu [cpu]
+    /// What runs the kernels: cpu, wgpu or cuda [cpu]
     #[arg(long)]
     device: Option<String>,
     /// Worker threads [the cores]

@@ -1,0 +1,199 @@
+//! Training by the kernels of CUDA where there is no card: compiled for the host, over a driver that is as late as its
+//! events let it be. The CPU's losses, the plan's memory, and the same bytes whatever the budget.
+
+mod made;
+
+use made::trace::{Trace, difference};
+use made::{Llama, MadeRows, SMALL, Scratch, TIED, knobs, planned, program};
+use tinyforge::data::RowReader;
+use tinyforge::gpu::cuda::Open;
+use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::train::Trainer;
+use tinyforge_cli::knobs::Knobs;
+use tinyforge_cli::model::Model;
+use tinyforge_cuda_shim::{ascending, descending};
+
+const CUDA: &str = "device=\"cuda\"";
+
+/// Whether the kernels can be compiled for the host. Where they must be (`TINYFORGE_CUDA=require`) and cannot, the test
+/// fails; elsewhere it says what is missing.
+fn has_shim() -> bool {
+    match tinyforge_cuda_shim::compiler() {
+        Ok(_) => true,
+        Err(why) => {
+            let is_required = std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "require");
+            assert!(!is_required, "TINYFORGE_CUDA=require, and {why}");
+            eprintln!("skipped: {why} (Debian: g++)");
+            false
+        }
+    }
+}
+
+fn made_model(name: &str, llama: Llama) -> (Scratch, Model) {
+    let scratch = Scratch::new(name);
+    llama.write(scratch.path());
+    let model = Model::open(scratch.path()).expect("opens");
+    (scratch, model)
+}
+
+fn rows_of(model: &Model, knobs: &Knobs) -> MadeRows {
+    MadeRows { rows: 7, seq: knobs.seq.expect("given") as usize, vocab: model.config.vocab as u32 }
+}
+
+/// A trainer over a driver, poisoned before anything is loaded.
+fn trainer(model: &Model, knobs: &Knobs, open: Open, poison: u8) -> Trainer {
+    let (plans, options) = planned(model, knobs);
+    let device = knobs.settings().expect("settings").device;
+    let run_options = RunOptions { device, driver: Some(open), ..RunOptions::default() };
+    let mut runner = Runner::with_phases(plans, run_options).expect("runs");
+    runner.fill(poison).expect("the device is there");
+    runner.load(&model.files, options.seed).expect("loads");
+    Trainer::new(runner, options, rows_of(model, knobs).rows())
+}
+
+fn trace_by(model: &Model, pairs: &[&str], steps: usize, open: Open) -> Trace {
+    let knobs = knobs(pairs);
+    Trace::of(&mut trainer(model, &knobs, open, 0xff), &rows_of(model, &knobs), steps).expect("trains")
+}
+
+/// The largest relative difference of two curves.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn cuda_losses_are_the_cpus() {
+    if !has_shim() {
+        return;
+    }
+    // The shape of SmolLM2: three query heads to a key head, embeddings tied.
+    let (_scratch, model) = made_model("cuda-losses", TIED);
+    for base in [
+        &["scheme=\"lora\""][..],
+        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
+        &["scheme=\"full\"", "clip=1.0"],
+        &["scheme=\"full\"", "optimizer=\"adamw8\"", "micro_batch=1"],
+        &["scheme=\"full+head\"", "dtype=\"bf16\""],
+        &["scheme=\"sparse\"", "recompute=\"all\""],
+    ] {
+        let of_cpu = knobs(base);
+        let mut cpu = made::trainer(&model, &of_cpu, rows_of(&model, &of_cpu).rows());
+        let cpu = Trace::of(&mut cpu, &rows_of(&model, &of_cpu), 20).expect("trains");
+        let cuda = trace_by(&model, &[base, &[CUDA]].concat(), 20, ascending);
+        let far = apart(&cpu.losses, &cuda.losses);
+        println!("{base:?}: losses {:.4} to {:.4}, at most {far:.1e} apart", cpu.losses[0], cpu.losses[19]);
+        // bf16 products are rounded where sums of another order fall on the other side.
+        let limit = if base.iter().any(|b| b.contains("bf16")) { 5e-3 } else { 1e-3 };
+        assert!(far < limit, "{base:?}: {:?} and {:?}", cpu.losses, cuda.losses);
+        assert!(apart(&[cpu.eval], &[cuda.eval]) < limit, "{base:?}: evaluated {} and {}", cpu.eval, cuda.eval);
+        assert!(cpu.losses[19] < cpu.losses[0], "{base:?} learns nothing");
+    }
+}
+
+#[test]
+fn cuda_budgets_do_not_change_the_result() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-p2", TIED);
+    let mut found = Vec::new();
+    for base in [
+        &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""][..],
+        &["scheme=\"lora\"", "dtype=\"bf16\""],
+        &["scheme=\"full\"", "optimizer=\"adamw8\"", "dtype=\"bf16\""],
+        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
+    ] {
+        let base = [base, &[CUDA]].concat();
+        let first = trace_by(&model, &base, 2, ascending);
+        let mut ways =
+            vec![vec![], vec!["micro_batch=2"], vec!["micro_batch=1"], vec!["micro_batch=2", "recompute=\"all\""]];
+        ways.extend(
+            base.iter().any(|b| b.contains("clip_by")).then(|| vec!["clip_by=\"second\"", "recompute=\"all\""]),
+        );
+        for way in ways {
+            // Threads from the last to the first, and streams in another order.
+            let other = trace_by(&model, &[&base[..], &way].concat(), 2, descending);
+            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
+        }
+    }
+    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
+    let [a, b] = ["clip=0.05", "clip=0.06"].map(|clip| trace_by(&model, &[clip, CUDA], 2, ascending));
+    assert!(difference(&a, &b).is_some(), "the comparison cannot fail");
+}
+
+/// Blocks that stream from the model's files and a work file by pinned memory, in parts, beside the steps.
+#[test]
+fn cuda_windows_do_not_change_the_result() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-window", Llama { layers: 4, ..TIED });
+    let mut found = Vec::new();
+    for base in
+        [&["scheme=\"full\""][..], &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""], &["scheme=\"lora\""]]
+    {
+        let base = [base, &[CUDA]].concat();
+        let first = trace_by(&model, &base, 3, ascending);
+        for way in [&["window=\"1\""][..], &["window=\"2\"", "prefetch=2"], &["window=\"3\"", "micro_batch=2"]] {
+            let other = trace_by(&model, &[&base[..], way].concat(), 3, descending);
+            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
+        }
+    }
+    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
+}
+
+#[test]
+fn cuda_the_highest_byte_touched_is_the_planned_peak() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-p1", SMALL);
+    for pairs in [&["scheme=\"full\"", CUDA][..], &["scheme=\"lora\"", "dtype=\"bf16\"", "micro_batch=1", CUDA]] {
+        let mut highest = 0;
+        for poison in [0xff, 0x55] {
+            let knobs = knobs(pairs);
+            let mut trainer = trainer(&model, &knobs, ascending, poison);
+            let rows = rows_of(&model, &knobs);
+            trainer.step(&rows).expect("trains");
+            trainer.evaluate(&rows, 4).expect("evaluates");
+            let bytes = trainer.runner_mut().memory().expect("the device is there");
+            highest = highest.max(bytes.iter().rposition(|b| *b != poison).map_or(0, |at| at as u64 + 1));
+        }
+        let plan = &planned(&model, &knobs(pairs)).0[0];
+        let peak = plan.entries.iter().map(|e| e.peak.bytes).max().unwrap_or(0);
+        assert_eq!(highest, peak, "{pairs:?}");
+    }
+}
+
+#[test]
+fn cuda_a_token_outside_of_the_vocabulary_stops_the_run() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-wrong", TIED);
+    let error_of = |pairs: &[&str], open: Option<Open>| {
+        let knobs = knobs(pairs);
+        let rows = MadeRows { vocab: 2 * model.config.vocab as u32, ..rows_of(&model, &knobs) };
+        let mut trainer = match open {
+            Some(open) => trainer(&model, &knobs, open, 0),
+            None => made::trainer(&model, &knobs, rows.rows()),
+        };
+        (0..4).find_map(|_| trainer.step(&rows).err()).expect("a token is not in the table").to_string()
+    };
+    let cpu = error_of(&["scheme=\"full\""], None);
+    for pairs in [&["scheme=\"full\"", CUDA][..], &["scheme=\"full\"", "window=\"1\"", CUDA]] {
+        assert_eq!(cpu, error_of(pairs, Some(ascending)), "{pairs:?}");
+    }
+}
+
+/// Needs nothing: a card that is not there is told with the way out.
+#[test]
+fn cuda_an_absent_card_is_told() {
+    let ran = program(["devices"]).output().expect("the program starts");
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(text.contains("cuda: "), "{text}");
+    if tinyforge::gpu::cuda::cards().is_empty() {
+        let why = tinyforge::gpu::cuda::open_default().err().expect("there is none").to_string();
+        assert!(why.contains("there is no cuda device"), "{why}");
+    }
+}

@@ -1,0 +1,322 @@
+//! A plan on a card: its launches made ready, and run.
+
+use super::carrier::{self, CudaCarrier, Way};
+use super::driver::{Call, Driver, Event, Stream};
+use crate::arena::Arena;
+use crate::far::{Carrier, Files};
+use crate::gpu::{Device, Failure, GpuError, Kernel, Launch, Operand, STAGING_BYTES, Tables, Work, launches};
+use crate::runner::RunError;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+use tinyforge_kernels::f32::optimizer::{SIGNED, UNSIGNED};
+use tinyforge_plan::{Entry, Named, Plan, Step, Tensor};
+
+/// Bytes of the status; the tables lie behind it.
+const STATUS_BYTES: u64 = 256;
+/// Bytes of the tables.
+const TABLE_BYTES: u64 = 2048;
+
+/// The launches of an entry, by step.
+type Code = Vec<Vec<Call>>;
+
+/// Plans on a card.
+pub(crate) struct CudaDevice {
+    driver: Arc<dyn Driver>,
+    name: String,
+    places: Places,
+    /// Bytes of pinned memory for what goes up; what comes down lies behind them.
+    up_bytes: u64,
+    down_bytes: u64,
+    /// Everything before it is on the card; everything before it is computed; everything before it has come down.
+    uploaded: Event,
+    computed: Event,
+    arrived: Event,
+    /// By phase and entry.
+    code: Vec<Vec<Code>>,
+    times: Option<Vec<Vec<Vec<(u64, u64)>>>>,
+}
+
+/// Where the plan's addresses are on the card: in one allocation, the status and the tables behind them.
+#[derive(Clone, Copy)]
+pub(super) struct Places {
+    base: u64,
+    start: u64,
+    arena_bytes: u64,
+}
+
+impl Places {
+    /// The card's address of one of the plan's.
+    pub(super) fn of(&self, address: u64) -> u64 {
+        self.base + (address - self.start)
+    }
+
+    fn status(&self) -> u64 {
+        self.base + self.arena_bytes
+    }
+
+    fn tables(&self) -> u64 {
+        self.status() + STATUS_BYTES
+    }
+
+    fn operand(&self, step: &Step, operand: Operand) -> u64 {
+        match operand {
+            Operand::Arg(i) => self.of(step.args[i].offset),
+            Operand::Out(i) => self.of(step.outs[i].offset),
+            Operand::Scratch(first, _) => self.of(step.scratch_offset + first),
+            Operand::Table(Tables::Codes) => self.tables(),
+        }
+    }
+
+    fn call(&self, step: &Step, number: usize, launch: &Launch, functions: &Functions) -> Call {
+        let (function, threads) = functions[&launch.kernel];
+        let operands = launch.operands.iter().map(|&operand| self.operand(step, operand));
+        Call {
+            function,
+            threads,
+            grid: launch.grid,
+            params: launch.params.of_step(number as u32),
+            pointers: [self.status()].into_iter().chain(operands).collect(),
+        }
+    }
+}
+
+type Functions = BTreeMap<Kernel, (super::Function, u32)>;
+
+/// Every kernel that some plans launch, compiled.
+fn functions(driver: &dyn Driver, works: &[Vec<Vec<Work>>]) -> Result<Functions, String> {
+    let mut found = Functions::new();
+    for launch in works.iter().flatten().flatten().flat_map(|w| &w.launches) {
+        if let std::collections::btree_map::Entry::Vacant(place) = found.entry(launch.kernel) {
+            place.insert(driver.function(launch.kernel)?);
+        }
+    }
+    Ok(found)
+}
+
+fn entries<'a>(plans: &'a [&Plan]) -> impl Iterator<Item = &'a Entry> {
+    plans.iter().flat_map(|p| &p.entries)
+}
+
+/// Bytes of named tensors on their way.
+fn moved_bytes(named: &[Named]) -> u64 {
+    named.iter().map(|n| staged(&n.tensor)).sum()
+}
+
+/// Bytes of a tensor in pinned memory.
+fn staged(t: &Tensor) -> u64 {
+    t.bytes().next_multiple_of(16)
+}
+
+impl CudaDevice {
+    /// Makes everything that runs of these plans need.
+    ///
+    /// # Errors
+    /// The card is too small, or its driver refuses.
+    pub(crate) fn new(driver: Box<dyn Driver>, plans: &[&Plan], count_times: bool) -> Result<CudaDevice, GpuError> {
+        let driver: Arc<dyn Driver> = Arc::from(driver);
+        let facts = driver.facts().map_err(|why| GpuError::Lost { device: "cuda".to_string(), why })?;
+        let name = facts.name;
+        let lost = |why| GpuError::Lost { device: name.clone(), why };
+        let works = plans.iter().map(|p| launches(p)).collect::<Result<Vec<_>, _>>().map_err(lost)?;
+        let functions = functions(&*driver, &works).map_err(lost)?;
+        let arena_bytes = plans.iter().map(|p| p.arena_bytes()).max().unwrap_or(0).next_multiple_of(256);
+        let bytes = arena_bytes + STATUS_BYTES + TABLE_BYTES;
+        let refused = |what, bytes| {
+            let (device, free) = (name.clone(), facts.free_bytes);
+            move |why: String| GpuError::Memory { what, bytes, device, why: format!("has {free} free and says: {why}") }
+        };
+        let base = driver.allocate(bytes).map_err(refused("the plan's tensors", bytes))?;
+        let places = Places { base, start: plans[0].arena_start(), arena_bytes };
+        let up = entries(plans).map(|e| moved_bytes(&e.inputs)).max().unwrap_or(0);
+        let down = entries(plans).map(|e| moved_bytes(&e.results)).max().unwrap_or(0);
+        let [up_bytes, down_bytes] = [up, STATUS_BYTES + down].map(|b| b.max(STAGING_BYTES).next_multiple_of(256));
+        let is_streamed = plans.iter().any(|p| p.arena_start() > 0);
+        let slots = if is_streamed { carrier::SLOTS * driver.chunk_bytes() } else { 0 };
+        let pinned = up_bytes + down_bytes + slots;
+        driver.pin(pinned).map_err(refused("pinned buffers for inputs and results", pinned))?;
+        let event = || driver.event().map_err(lost);
+        let (uploaded, computed, arrived) = (event()?, event()?, event()?);
+        let mut code: Vec<Vec<Code>> = Vec::new();
+        for (plan, works) in plans.iter().zip(&works) {
+            let of_step = |(number, (step, work)): (usize, (&Step, &Work))| {
+                work.launches.iter().map(|l| places.call(step, number, l, &functions)).collect()
+            };
+            let of_entry =
+                |(entry, works): (&Entry, &Vec<Work>)| entry.steps.iter().zip(works).enumerate().map(of_step).collect();
+            code.push(plan.entries.iter().zip(works).map(of_entry).collect());
+        }
+        let zeros = |c: &Code| vec![(0, 0); c.len()];
+        let times = count_times.then(|| code.iter().map(|p| p.iter().map(zeros).collect()).collect());
+        let device =
+            CudaDevice { driver, name, places, up_bytes, down_bytes, uploaded, computed, arrived, code, times };
+        let codes = [*SIGNED.values(), *UNSIGNED.values()].concat();
+        device.told(device.send(device.places.tables(), bytemuck::cast_slice(&codes)))?;
+        Ok(device)
+    }
+
+    /// What the driver said, with the card's name.
+    fn told<T>(&self, result: Result<T, String>) -> Result<T, GpuError> {
+        result.map_err(|why| GpuError::Lost { device: self.name.clone(), why })
+    }
+
+    /// Sets bytes of the card's memory, and waits until they are there.
+    fn send(&self, address: u64, bytes: &[u8]) -> Result<(), String> {
+        let driver = &*self.driver;
+        for (i, part) in bytes.chunks(self.up_bytes as usize).enumerate() {
+            driver.pinned(0, part.len() as u64, &mut |to| to.copy_from_slice(part));
+            driver.up(0, address + i as u64 * self.up_bytes, part.len() as u64)?;
+            driver.record(self.uploaded, Stream::Up)?;
+            driver.wait(self.uploaded)?;
+        }
+        Ok(())
+    }
+
+    /// Brings bytes of the card's memory.
+    fn bring(&self, address: u64, bytes: &mut [u8]) -> Result<(), String> {
+        let driver = &*self.driver;
+        for (i, part) in bytes.chunks_mut(self.down_bytes as usize).enumerate() {
+            driver.down(address + i as u64 * self.down_bytes, self.up_bytes, part.len() as u64)?;
+            driver.record(self.arrived, Stream::Down)?;
+            driver.wait(self.arrived)?;
+            driver.pinned(self.up_bytes, part.len() as u64, &mut |from| part.copy_from_slice(from));
+        }
+        Ok(())
+    }
+
+    /// Sends an entry's inputs on their way; its steps follow them.
+    fn send_inputs(&self, entry: &Entry, host: &Arena) -> Result<(), String> {
+        let mut at = 0;
+        for input in &entry.inputs {
+            let t = &input.tensor;
+            self.driver.pinned(at, t.bytes(), &mut |to| to.copy_from_slice(host.tensor(t)));
+            self.driver.up(at, self.places.of(t.offset), t.bytes())?;
+            at += staged(t);
+        }
+        self.driver.record(self.uploaded, Stream::Up)?;
+        self.driver.follow(Stream::Compute, self.uploaded)
+    }
+
+    /// Launches steps; where times are counted, waits for each.
+    fn compute(&mut self, at: (usize, usize), steps: Range<usize>) -> Result<(), String> {
+        for step in steps {
+            if self.times.is_some() {
+                self.finish()?;
+            }
+            let started = Instant::now();
+            for call in &self.code[at.0][at.1][step] {
+                self.driver.launch(call)?;
+            }
+            if self.times.is_some() {
+                self.finish()?;
+                let times = self.times.as_mut().expect("asked above");
+                let (ns, runs) = &mut times[at.0][at.1][step];
+                *ns += started.elapsed().as_nanos() as u64;
+                *runs += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for all kernels.
+    fn finish(&self) -> Result<(), String> {
+        self.driver.record(self.computed, Stream::Compute)?;
+        self.driver.wait(self.computed)
+    }
+
+    /// Brings the status and results, once the steps before have ended; the status.
+    fn bring_results(&self, results: &[Named], host: &mut Arena) -> Result<u32, String> {
+        let driver = &*self.driver;
+        driver.record(self.computed, Stream::Compute)?;
+        driver.follow(Stream::Down, self.computed)?;
+        driver.down(self.places.status(), self.up_bytes, STATUS_BYTES)?;
+        let mut at = self.up_bytes + STATUS_BYTES;
+        for result in results {
+            driver.down(self.places.of(result.tensor.offset), at, result.tensor.bytes())?;
+            at += staged(&result.tensor);
+        }
+        driver.record(self.arrived, Stream::Down)?;
+        driver.wait(self.arrived)?;
+        let mut status = [0; 4];
+        driver.pinned(self.up_bytes, 4, &mut |from| status.copy_from_slice(from));
+        let status = u32::from_le_bytes(status);
+        at = self.up_bytes + STATUS_BYTES;
+        for result in results.iter().filter(|_| status == 0) {
+            let t = &result.tensor;
+            driver.pinned(at, t.bytes(), &mut |from| host.tensor_mut(t).copy_from_slice(from));
+            at += staged(&result.tensor);
+        }
+        Ok(status)
+    }
+
+    /// Launches steps; before the first, clears the status and sends the inputs.
+    fn run_steps(
+        &mut self,
+        at: (usize, usize),
+        entry: &Entry,
+        steps: Range<usize>,
+        host: &Arena,
+    ) -> Result<(), String> {
+        if steps.start == 0 {
+            self.driver.set(self.places.status(), STATUS_BYTES, 0)?;
+            self.send_inputs(entry, host)?;
+        }
+        self.compute(at, steps)
+    }
+
+    /// Waits until nothing is under way; what fails here has failed before.
+    fn rest(&self) {
+        for (event, stream) in [(self.uploaded, Stream::Up), (self.computed, Stream::Compute)] {
+            let _ = self.driver.record(event, stream).and_then(|()| self.driver.wait(event));
+        }
+        let _ = self.driver.record(self.arrived, Stream::Down).and_then(|()| self.driver.wait(self.arrived));
+    }
+}
+
+impl Device for CudaDevice {
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), GpuError> {
+        self.told(self.send(self.places.of(address), bytes))
+    }
+
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), GpuError> {
+        self.told(self.bring(self.places.of(address), bytes))
+    }
+
+    fn fill(&mut self, first: u64, bytes: u64, byte: u8) -> Result<(), GpuError> {
+        self.told(self.driver.set(self.places.of(first), bytes, byte).and_then(|()| self.finish()))
+    }
+
+    fn run(
+        &mut self,
+        at: (usize, usize),
+        entry: &Entry,
+        steps: Range<usize>,
+        host: &mut Arena,
+        waits: bool,
+    ) -> Result<(), Failure> {
+        let steps = steps.start..steps.end.min(entry.steps.len());
+        let results = if steps.end == entry.steps.len() { Some(&entry.results[..]) } else { None };
+        let result = self.run_steps(at, entry, steps, host).and_then(|()| match results {
+            None if !waits => Ok(0),
+            results => self.bring_results(results.unwrap_or_default(), host),
+        });
+        if result.is_err() {
+            self.rest();
+        }
+        match self.told(result)? {
+            0 => Ok(()),
+            status => Err(Failure::Stopped(!status as usize)),
+        }
+    }
+
+    fn carrier(&self, files: &Arc<Files>, most: usize) -> Option<Result<Box<dyn Carrier>, RunError>> {
+        let way = Way { places: self.places, first: self.up_bytes + self.down_bytes, name: self.name.clone() };
+        let made = CudaCarrier::new(Arc::clone(&self.driver), way, Arc::clone(files), most);
+        Some(made.map(|carrier| Box::new(carrier) as Box<dyn Carrier>))
+    }
+
+    fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]> {
+        self.times.as_ref().map(|t| t[at.0][at.1].as_slice())
+    }
+}

@@ -1,0 +1,224 @@
+//! The kernels of `kernels/cuda/` on the host: for tests where there is no card.
+//!
+//! Every .cu file is compiled as C++ with `shim.h` into a library of its own, when its first kernel is asked for. The
+//! [`Driver`] here is as late as events let it be: what streams were given is carried out when the host waits, in an
+//! order that a seed picks among those that the events leave open. So a copy that nothing waits for comes too late in
+//! some order, and two runs that must agree do not. Not for speed.
+
+mod library;
+mod streams;
+
+use library::Library;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use streams::{Streams, Task};
+use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Stream};
+use tinyforge::gpu::{GpuError, Kernel};
+
+/// What there is to compile with, or why there is nothing.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn compiler() -> Result<String, String> {
+    library::compiler()
+}
+
+/// Threads of a block one after the other, and the streams in one order.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn ascending() -> Result<Box<dyn Driver>, GpuError> {
+    Host::open(false, 1)
+}
+
+/// Threads and blocks from the last to the first, and the streams in another order.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn descending() -> Result<Box<dyn Driver>, GpuError> {
+    Host::open(true, 2)
+}
+
+/// Memory of the host that is used as a card's.
+struct Host {
+    descending: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    memory: Memory,
+    pinned: Vec<u8>,
+    functions: Vec<(library::Entry, Kernel)>,
+    by_kernel: BTreeMap<Kernel, (Function, u32)>,
+    streams: Streams,
+}
+
+/// The card's memory, in words so that it is aligned.
+#[derive(Default)]
+struct Memory(Vec<u128>);
+
+impl Memory {
+    /// The address of the first byte that is a multiple of 256.
+    fn base(&self) -> u64 {
+        (self.0.as_ptr() as u64).next_multiple_of(256)
+    }
+
+    /// The bytes from an address on.
+    fn bytes(&mut self, address: u64, bytes: u64) -> Result<&mut [u8], String> {
+        let skip = self.base() - self.0.as_ptr() as u64;
+        let from = address.checked_sub(self.base()).map(|at| at + skip);
+        let end = from.and_then(|at| at.checked_add(bytes)).filter(|&end| end <= 16 * self.0.len() as u64);
+        let (Some(from), Some(end)) = (from, end) else {
+            return Err(format!("addresses {address}..{} are not in the card's memory", address + bytes));
+        };
+        Ok(&mut library::bytes_of(&mut self.0)[from as usize..end as usize])
+    }
+}
+
+impl Host {
+    fn open(descending: bool, seed: u64) -> Result<Box<dyn Driver>, GpuError> {
+        compiler().map_err(|why| GpuError::Absent { kind: "cuda-shim", why })?;
+        let state = State {
+            memory: Memory::default(),
+            pinned: Vec::new(),
+            functions: Vec::new(),
+            by_kernel: BTreeMap::new(),
+            streams: Streams::new(seed),
+        };
+        Ok(Box::new(Host { descending, state: Mutex::new(state) }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give(&self, stream: Stream, task: Task) -> Result<(), String> {
+        self.state().streams.give(stream, task);
+        Ok(())
+    }
+}
+
+impl State {
+    fn carry_out(&mut self, task: Task, descending: bool) -> Result<(), String> {
+        match task {
+            Task::Launch(call) => {
+                let (entry, kernel) = &self.functions[call.function.0 as usize];
+                let first = self.memory.base();
+                let end = first + 16 * self.memory.0.len() as u64;
+                if let Some(outside) = call.pointers.iter().find(|p| !(first..end).contains(p)) {
+                    return Err(format!("`{}`: address {outside} is not in the card's memory", kernel.entry));
+                }
+                entry.launch(&call, kernel.storage, descending).map_err(|why| format!("`{}`: {why}", kernel.entry))
+            }
+            Task::Up { pinned, address, bytes } => {
+                let from = &self.pinned[pinned as usize..(pinned + bytes) as usize];
+                self.memory.bytes(address, bytes)?.copy_from_slice(from);
+                Ok(())
+            }
+            Task::Down { address, pinned, bytes } => {
+                let from = self.memory.bytes(address, bytes)?;
+                self.pinned[pinned as usize..(pinned + bytes) as usize].copy_from_slice(from);
+                Ok(())
+            }
+            Task::Set { address, bytes, byte } => {
+                self.memory.bytes(address, bytes)?.fill(byte);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Driver for Host {
+    fn facts(&self) -> Result<Facts, String> {
+        Ok(Facts {
+            name: "the host, as a card".to_string(),
+            total_bytes: 1 << 40,
+            free_bytes: 1 << 40,
+            capability: (0, 0),
+            driver: (0, 0),
+            processors: 1,
+            copies_overlap: true,
+        })
+    }
+
+    fn function(&self, kernel: Kernel) -> Result<(Function, u32), String> {
+        let mut state = self.state();
+        if let Some(&known) = state.by_kernel.get(&kernel) {
+            return Ok(known);
+        }
+        let text = cuda::text(kernel.stem).ok_or_else(|| format!("there is no kernels/cuda/{}.cu", kernel.stem))?;
+        let mut kernels = cuda::kernels(&text);
+        let found = kernels.find(|(name, _)| *name == kernel.entry);
+        let (_, threads) = found.ok_or_else(|| format!("{}.cu has no kernel `{}`", kernel.stem, kernel.entry))?;
+        let entry = Library::of(kernel.stem)?.entry(kernel.entry)?;
+        let function = Function(state.functions.len() as u32);
+        state.functions.push((entry, kernel));
+        state.by_kernel.insert(kernel, (function, threads));
+        Ok((function, threads))
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<u64, String> {
+        let mut state = self.state();
+        // What is not asked for is not there: a kernel that leaves the arena by much is found by the system.
+        state.memory = Memory(vec![0; bytes.div_ceil(16) as usize + 16]);
+        Ok(state.memory.base())
+    }
+
+    fn pin(&self, bytes: u64) -> Result<(), String> {
+        self.state().pinned = vec![0; bytes as usize];
+        Ok(())
+    }
+
+    fn pinned(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8])) {
+        with(&mut self.state().pinned[at as usize..(at + bytes) as usize]);
+    }
+
+    /// So few that the tensors of small models are copied in several parts.
+    fn chunk_bytes(&self) -> u64 {
+        4096
+    }
+
+    fn event(&self) -> Result<Event, String> {
+        Ok(self.state().streams.event())
+    }
+
+    fn launch(&self, call: &Call) -> Result<(), String> {
+        let operands = self.state().functions[call.function.0 as usize].0.operands();
+        if operands as usize != call.pointers.len() + 1 {
+            let name = self.state().functions[call.function.0 as usize].1.entry;
+            return Err(format!("`{name}` takes {operands} arguments, its row gives {}", call.pointers.len() + 1));
+        }
+        self.give(Stream::Compute, Task::Launch(call.clone()))
+    }
+
+    fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
+        self.give(Stream::Up, Task::Up { pinned, address, bytes })
+    }
+
+    fn down(&self, address: u64, pinned: u64, bytes: u64) -> Result<(), String> {
+        self.give(Stream::Down, Task::Down { address, pinned, bytes })
+    }
+
+    fn set(&self, address: u64, bytes: u64, byte: u8) -> Result<(), String> {
+        self.give(Stream::Compute, Task::Set { address, bytes, byte })
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> Result<(), String> {
+        self.state().streams.record(event, stream);
+        Ok(())
+    }
+
+    fn follow(&self, stream: Stream, event: Event) -> Result<(), String> {
+        self.state().streams.follow(stream, event);
+        Ok(())
+    }
+
+    fn wait(&self, event: Event) -> Result<(), String> {
+        let state = &mut *self.state();
+        while !state.streams.is_reached(event) {
+            let task = state.streams.next()?;
+            state.carry_out(task, self.descending)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! Streams whose tasks are carried out as late as their events let them, in an order that a seed picks.
+
+use std::collections::VecDeque;
+use tinyforge::gpu::cuda::{Call, Event, Stream};
+
+/// What a stream was given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Task {
+    /// Run a kernel.
+    Launch(Call),
+    /// Copy from pinned memory.
+    Up { pinned: u64, address: u64, bytes: u64 },
+    /// Copy to pinned memory.
+    Down { address: u64, pinned: u64, bytes: u64 },
+    /// Set bytes to one value.
+    Set { address: u64, bytes: u64, byte: u8 },
+}
+
+/// A stream, and the number of its tasks that a mark stands behind.
+type Mark = (usize, u64);
+
+enum Queued {
+    Task(Task),
+    /// What follows begins after this mark.
+    After(Mark),
+}
+
+#[derive(Default)]
+struct Queue {
+    queued: VecDeque<Queued>,
+    given: u64,
+    done: u64,
+}
+
+/// The streams of a card.
+pub struct Streams {
+    queues: [Queue; 3],
+    events: Vec<Option<Mark>>,
+    random: u64,
+}
+
+fn number(stream: Stream) -> usize {
+    Stream::ALL.iter().position(|s| *s == stream).expect("all of them are there")
+}
+
+impl Streams {
+    /// Streams whose tasks come in the order that this seed picks.
+    pub fn new(seed: u64) -> Streams {
+        Streams { queues: Default::default(), events: Vec::new(), random: seed.max(1) }
+    }
+
+    /// A new event, not marked yet.
+    pub fn event(&mut self) -> Event {
+        self.events.push(None);
+        Event(self.events.len() as u32 - 1)
+    }
+
+    /// Gives a stream a task.
+    pub fn give(&mut self, stream: Stream, task: Task) {
+        let queue = &mut self.queues[number(stream)];
+        queue.given += 1;
+        queue.queued.push_back(Queued::Task(task));
+    }
+
+    /// Marks the end of what a stream was given.
+    pub fn record(&mut self, event: Event, stream: Stream) {
+        let stream = number(stream);
+        self.events[event.0 as usize] = Some((stream, self.queues[stream].given));
+    }
+
+    /// What a stream is given next begins after an event; one that was never marked holds nothing up.
+    pub fn follow(&mut self, stream: Stream, event: Event) {
+        if let Some(mark) = self.events[event.0 as usize] {
+            self.queues[number(stream)].queued.push_back(Queued::After(mark));
+        }
+    }
+
+    /// Whether everything before an event is done.
+    pub fn is_reached(&self, event: Event) -> bool {
+        self.events[event.0 as usize].is_none_or(|mark| self.is_past(mark))
+    }
+
+    fn is_past(&self, (stream, count): Mark) -> bool {
+        self.queues[stream].done >= count
+    }
+
+    /// The next task, of one of the streams whose next one may begin.
+    ///
+    /// # Errors
+    /// None may: streams wait for each other.
+    pub fn next(&mut self) -> Result<Task, String> {
+        for q in 0..self.queues.len() {
+            while let Some(&Queued::After(mark)) = self.queues[q].queued.front()
+                && self.is_past(mark)
+            {
+                self.queues[q].queued.pop_front();
+            }
+        }
+        let is_ready = |q: &usize| matches!(self.queues[*q].queued.front(), Some(Queued::Task(_)));
+        let ready: Vec<usize> = (0..self.queues.len()).filter(is_ready).collect();
+        if ready.is_empty() {
+            return Err("nothing can go on: streams wait for each other".to_string());
+        }
+        // Source of the numbers: Marsaglia 2003.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let queue = &mut self.queues[ready[(self.random >> 33) as usize % ready.len()]];
+        queue.done += 1;
+        match queue.queued.pop_front() {
+            Some(Queued::Task(task)) => Ok(task),
+            _ => unreachable!("the stream's next is a task"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(address: u64) -> Task {
+        Task::Set { address, bytes: 1, byte: 0 }
+    }
+
+    fn orders(prepare: impl Fn(&mut Streams)) -> Vec<Vec<u64>> {
+        let mut found: Vec<Vec<u64>> = Vec::new();
+        for seed in 1..200 {
+            let mut streams = Streams::new(seed);
+            prepare(&mut streams);
+            let mut order = Vec::new();
+            while let Ok(Task::Set { address, .. }) = streams.next() {
+                order.push(address);
+            }
+            if !found.contains(&order) {
+                found.push(order);
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn every_order_that_events_leave_open_comes_and_no_other() {
+        let apart = orders(|s| {
+            s.give(Stream::Up, set(1));
+            s.give(Stream::Compute, set(2));
+            s.give(Stream::Compute, set(3));
+        });
+        assert_eq!(apart, [[1, 2, 3], [2, 1, 3], [2, 3, 1]]);
+        let ordered = orders(|s| {
+            let event = s.event();
+            s.give(Stream::Up, set(1));
+            s.record(event, Stream::Up);
+            s.give(Stream::Compute, set(2));
+            s.follow(Stream::Compute, event);
+            s.give(Stream::Compute, set(3));
+        });
+        assert_eq!(ordered, [[1, 2, 3], [2, 1, 3]]);
+    }
+
+    #[test]
+    fn an_event_is_what_it_was_marked_last() {
+        let mut streams = Streams::new(1);
+        let event = streams.event();
+        assert!(streams.is_reached(event), "one that was never marked holds nothing up");
+        streams.give(Stream::Down, set(1));
+        streams.record(event, Stream::Down);
+        assert!(!streams.is_reached(event));
+        streams.next().expect("there is one");
+        assert!(streams.is_reached(event));
+        assert!(streams.next().is_err());
+    }
+}
