@@ -21,7 +21,10 @@ const PACKAGES: [&str; 4] = [
 ];
 
 /// What is done, in this order.
-const PARTS: [(&str, fn() -> Outcome); 2] = [("compile", compile), ("conformance", conformance)];
+/// A part of the checks, by name.
+type Part = (&'static str, fn() -> Outcome);
+
+const PARTS: [Part; 2] = [("compile", compile), ("conformance", conformance)];
 
 /// Runs the parts whose names are given, or all.
 pub fn parts(wanted: &[&str]) -> Outcome {
