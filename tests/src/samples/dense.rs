@@ -138,7 +138,8 @@ fn updates(op: Op, z: Size) -> Vec<Sample> {
         for (clip, is_sub) in [(false, false), (true, false), (false, true), (true, true)] {
             all.push(update(op, z, Rule { rule, clip, is_sub, ..RULE }));
         }
-        if op == Op::Update && z.n > 1 {
+        // A panel begins at a multiple of the elements that 8-bit states share a scale of.
+        if op == Op::Update && z.n > 1 && (z.n / 2 * z.k).is_multiple_of(256) {
             all.push(update(op, z, Rule { rule, first_row: z.n / 2, ..RULE }));
         }
     }
