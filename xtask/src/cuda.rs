@@ -21,7 +21,8 @@ const PACKAGES: [&str; 4] = [
 ];
 
 /// What is done, in this order.
-const PARTS: [(&str, fn() -> Outcome); 2] = [("compile", compile), ("conformance", conformance)];
+type Part = fn() -> Outcome;
+const PARTS: [(&str, Part); 2] = [("compile", compile), ("conformance", conformance)];
 
 /// Runs the parts whose names are given, or all.
 pub fn parts(wanted: &[&str]) -> Outcome {
