@@ -21,6 +21,9 @@ const TABLE_BYTES: u64 = 2048;
 /// The launches of an entry, by step.
 type Code = Vec<Vec<Call>>;
 
+/// Nanoseconds and runs of every step of an entry.
+type Times = Vec<(u64, u64)>;
+
 /// Plans on a card.
 pub(crate) struct CudaDevice {
     driver: Arc<dyn Driver>,
@@ -35,7 +38,8 @@ pub(crate) struct CudaDevice {
     arrived: Event,
     /// By phase and entry.
     code: Vec<Vec<Code>>,
-    times: Option<Vec<Vec<Vec<(u64, u64)>>>>,
+    /// By phase and entry, where times are counted.
+    times: Option<Vec<Vec<Times>>>,
 }
 
 /// Where the plan's addresses are on the card: in one allocation, the status and the tables behind them.
@@ -210,7 +214,8 @@ impl CudaDevice {
             }
             if self.times.is_some() {
                 self.finish()?;
-                let times = self.times.as_mut().expect("asked above");
+            }
+            if let Some(times) = &mut self.times {
                 let (ns, runs) = &mut times[at.0][at.1][step];
                 *ns += started.elapsed().as_nanos() as u64;
                 *runs += 1;
