@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> fuse_update -> split_update -> order ->
-//! recompute -> order -> fuse_rows -> fuse_channels -> pipeline -> place -> lower
+//! recompute -> order -> fuse_rows -> fuse_channels -> spill -> pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -20,7 +20,7 @@ use crate::passes::place::{Guest, Needs, Placement};
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
     differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, order, parameterize, pipeline, place,
-    prune, quantize, recompute, split_update, update,
+    prune, quantize, recompute, spill, split_update, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
@@ -101,6 +101,9 @@ pub struct Request<'a> {
     pub arena_bytes_max: Option<u64>,
     /// Blocks that the near memory holds at a time, the others living in the far one; `None` keeps all of them.
     pub window: Option<Window>,
+    /// Whether, with a window, activations live in the far memory between forward and backward; `None` does that only
+    /// where nothing else fits.
+    pub spill: Option<bool>,
     /// What the plan is made for.
     pub target: Target,
     /// What the device's kernels can do.
@@ -122,6 +125,8 @@ pub struct Choice {
     pub recompute_step: u32,
     /// Steps of the ladder.
     pub recompute_steps: u32,
+    /// Whether activations live in the far memory between forward and backward.
+    pub spills: bool,
     /// How clipping knows the norm, where gradients are clipped.
     pub clip_by: Option<ClipBy>,
 }
@@ -292,8 +297,8 @@ fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
     Ok(kept)
 }
 
-/// Emits updates and finds the cheapest recomputation that fits.
-fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
+/// Emits updates: the entries, and those that updates need.
+fn updated(request: &Request, front: &Front, clip_by: ClipBy) -> Vec<Stage> {
     let mut ready = Vec::new();
     for (entry, stage) in request.entries.iter().zip(&front.stages) {
         let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
@@ -320,35 +325,67 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
             ready.push(stage);
         }
     }
+    ready
+}
+
+/// Finds the cheapest recomputation that fits.
+fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
+    let ready = updated(request, front, clip_by);
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
-    let at = |step: u32| back(request, &ready, front, step);
-    let choice = |step| Choice { recompute_step: step, recompute_steps: steps, clip_by: None };
+    let can_spill = request.window.is_some() && !rotates(request) && request.spill != Some(false);
+    let always = can_spill && request.spill == Some(true);
+    let at = |step: u32, spills: bool| back(request, &spilled(request, arranged(request, &ready, step), spills), front);
+    let choice = |step, spills| Choice { recompute_step: step, recompute_steps: steps, spills, clip_by: None };
+    let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
+    // Spills only where it must. What takes least is looked at first, so that a refusal costs one plan.
+    let fixed = |step: u32| {
+        let stages = arranged(request, &ready, step);
+        let largest = stages.iter().filter_map(|s| spill::largest_bytes(&s.graph)).max();
+        let Some(largest) = largest.filter(|_| can_spill && !always && request.arena_bytes_max.is_some()) else {
+            return Ok((bounded(request, at(step, always)?)?, choice(step, always)));
+        };
+        let least = at(step, true)?;
+        if least.near_bytes() > limit.saturating_add(largest) {
+            return Ok((bounded(request, least)?, choice(step, true)));
+        }
+        let plain = back(request, &stages, front)?;
+        match plain.near_bytes() <= limit || plain.near_bytes() <= least.near_bytes() {
+            true => Ok((bounded(request, plain)?, choice(step, false))),
+            false => Ok((bounded(request, least)?, choice(step, true))),
+        }
+    };
     match request.recompute {
-        Recompute::Nothing => Ok((bounded(request, at(0)?)?, choice(0))),
-        Recompute::All => Ok((bounded(request, at(steps)?)?, choice(steps))),
-        Recompute::Step(step) => Ok((bounded(request, at(step.min(steps))?)?, choice(step.min(steps)))),
+        Recompute::Nothing => fixed(0),
+        Recompute::All => fixed(steps),
+        Recompute::Step(step) => fixed(step.min(steps)),
         Recompute::Auto => {
             let (mut low, mut high) = (0, steps);
-            let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
             // A window is asked for where memory is short: then what takes least is looked at first.
             let is_short = request.window.is_some() && request.arena_bytes_max.is_some();
-            let least = is_short.then(|| bounded(request, at(steps)?)).transpose()?;
-            let first = at(0)?;
-            if first.near_bytes() <= limit {
-                return Ok((first, choice(0)));
+            let least = is_short.then(|| fixed(steps)).transpose()?;
+            // Nothing fits without spilling, and then only this was looked at.
+            if let Some((_, choice)) = &least
+                && choice.spills
+                && !always
+            {
+                return Ok(least.expect("it was just looked at"));
             }
-            let mut best = least.map_or_else(|| bounded(request, at(steps)?), Ok)?;
+            let first = at(0, always)?;
+            if first.near_bytes() <= limit {
+                return Ok((first, choice(0, always)));
+            }
+            let (mut best, _) = least.map_or_else(|| fixed(steps), Ok)?;
             // Invariant: step `high` fits, step `low` does not.
             while high - low > 1 {
                 let middle = low + (high - low) / 2;
-                let plan = at(middle)?;
+                let plan = at(middle, always)?;
                 if plan.near_bytes() <= limit {
                     (high, best) = (middle, plan);
                 } else {
                     low = middle;
                 }
             }
-            Ok((best, choice(high)))
+            Ok((best, choice(high, always)))
         }
     }
 }
@@ -363,9 +400,8 @@ fn ladder_steps(graph: &Graph) -> u32 {
     (recompute::ladder(graph).len() as u32 - 1) * graph.blocks.len() as u32
 }
 
-/// The passes that depend on the budget, and the plan they lead to.
-fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result<Plan, CompileError> {
-    let stages: Vec<Stage> = stages.iter().map(|stage| arrange(request, stage, step)).collect();
+/// Copies, places, and the plan they lead to.
+fn back(request: &Request, stages: &[Stage], front: &Front) -> Result<Plan, CompileError> {
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
     let streamed = request.window.map(|window| pipeline::run(&graphs, window, rotates(request)));
     let pipeline = streamed.unwrap_or_default();
@@ -396,6 +432,19 @@ fn back(request: &Request, stages: &[Stage], front: &Front, step: u32) -> Result
     let Request { name, threads, files, target, .. } = request;
     let (kept, parcels) = (&front.kept, &pipeline.parcels);
     Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target, kept, parcels }))
+}
+
+/// Entries with so much recomputation, in the order in which they will run.
+fn arranged(request: &Request, stages: &[Stage], step: u32) -> Vec<Stage> {
+    stages.iter().map(|stage| arrange(request, stage, step)).collect()
+}
+
+/// The same with activations in the far memory, where they are to be.
+fn spilled(request: &Request, mut stages: Vec<Stage>, spills: bool) -> Vec<Stage> {
+    if spills {
+        stages.iter_mut().for_each(|stage| stage.pass(request, "spill", spill::run));
+    }
+    stages
 }
 
 /// Recomputation and order of one entry.

@@ -6,7 +6,7 @@ use crate::ir::graph::{Graph, Kind, Node, Region, Value};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::passes::live;
-use crate::passes::pipeline::{Parcel, Stay};
+use crate::passes::pipeline::{Holds, Parcel, Stay};
 use crate::passes::place::{Guest, Needs, Placement};
 use crate::target::Target;
 use std::collections::HashMap;
@@ -420,7 +420,7 @@ fn moves(lowering: &Lowering, step_of: &[u32]) -> (Vec<Transfer>, Vec<Resident>)
             stay.comes.into_iter().for_each(|span| push(Direction::In, span));
             let leaves = stay.leaves.iter().filter(|_| home.stored[stored as usize].changes);
             leaves.for_each(|&span| push(Direction::Out, span));
-            if stay.comes.is_none() || stay.lives.len() > 1 {
+            if (stay.comes.is_none() && !stay.is_made) || stay.lives.len() > 1 {
                 residents.push(Resident { stored, near_byte });
             }
         }
@@ -447,7 +447,11 @@ fn holders(placed: &Placed, parcels: &[Parcel]) -> Vec<Holder> {
     for ((stay, guest), &place) in placed.stays.iter().zip(placed.guests).zip(places) {
         if stay.lives.iter().any(|l| l[0] <= at && at <= l[1]) {
             let parcel = &parcels[stay.parcel as usize];
-            let what = if parcel.is_state { "states of" } else { "copy of" };
+            let what = match parcel.holds {
+                Holds::Weights => "copy of",
+                Holds::States => "states of",
+                Holds::Activation => "activation",
+            };
             by_place.insert(place, (guest.bytes, format!("{what} {}", parcel.block)));
         }
     }

@@ -44,6 +44,7 @@ fn plan() -> Plan {
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target: Target::CORTEX_M7,
         kernels: &SomeScratch,
         source: &source,

@@ -51,6 +51,7 @@ fn plan(scheme: &str, window: u32) -> Plan {
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: Some(Window { blocks: window, prefetch: 1 }),
+        spill: None,
         target: Target::CPU,
         kernels: &NoScratch,
         source: &|_| Source::Zero,

@@ -168,6 +168,7 @@ fn compile_on(
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target,
         kernels,
         source: &|_| Source::Zero,

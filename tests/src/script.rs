@@ -3,7 +3,7 @@
 //! | pass | arguments |
 //! |---|---|
 //! | `parameterize` | an update scheme: `last:1+head` |
-//! | `differentiate`, `fuse`, `fuse_update`, `split_update`, `order`, `verify` | none |
+//! | `differentiate`, `fuse`, `fuse_update`, `split_update`, `spill`, `order`, `verify` | none |
 //! | `fuse_rows` | none; scratch is a row of what `i8_bottleneck` reads, times 8 |
 //! | `fuse_channels` | none; scratch is two channels of what `i8_bottleneck_grad_update` makes |
 //! | `prune` | names of trained tensors; none takes what `parameterize` found |
@@ -17,7 +17,7 @@ use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::passes::{
-    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, live, order, parameterize, prune, recompute,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, live, order, parameterize, prune, recompute, spill,
     split_update, update,
 };
 use tinyforge_compiler::scheme::Scheme;
@@ -117,6 +117,7 @@ impl Stages {
             ("update", [rule, settings @ ..]) => self.update(rule, settings),
             ("fuse_update", []) => self.both(fuse_update::run),
             ("split_update", []) => self.both(split_update::run),
+            ("spill", []) => spill::run(&mut self.graph),
             ("recompute", [step]) => {
                 let step = if *step == "all" { u32::MAX } else { step.parse().expect("a step is a number or `all`") };
                 recompute_step(&mut self.graph, step);

@@ -39,6 +39,7 @@ fn plan(micro_batches: u32) -> Plan {
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target: Target::from_name("cortex-m7").expect("a target"),
         kernels: &CpuKernels { threads: 1 },
         source: &|tensor| model.source(tensor, true).unwrap_or(tinyforge_plan::Source::Zero),

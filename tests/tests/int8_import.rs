@@ -56,6 +56,7 @@ fn plan(model: &Int8Model, entries: Vec<Entry>, scheme: Scheme) -> Plan {
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: 1 },
         source: &|name| model.source(name, true).unwrap_or_else(|| panic!("the model has no `{name}`")),

@@ -65,6 +65,7 @@ fn plan(table: &str, scheme: &Scheme, recompute: Recompute) -> Plan {
         recompute,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         kernels: &LeastScratch,
         source: &|_| Source::Zero,
         files: Vec::new(),

@@ -54,6 +54,7 @@ impl Case<'_> {
             recompute: self.recompute,
             arena_bytes_max: self.arena_bytes_max,
             window: None,
+            spill: None,
             target: tinyforge_compiler::target::Target::CPU,
             kernels: &NoScratch,
             source: &|_| Source::Zero,

@@ -110,6 +110,7 @@ fn train_plan(graph: &Graph, training: &Training) -> Plan {
         recompute: training.recompute,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: training.threads },
         source: &|_| Source::Zero,

@@ -207,6 +207,9 @@ fn columns_suit(plan: &Plan, list: &Tensor, w: &Tensor, scale: Option<&str>) -> 
     list.elems() <= w.cols() as u64 && (w.dtype == DType::I8) == scale.is_some() && scale_suits
 }
 
+/// Kernels that set all of their first operand, whatever it held.
+const SETS: &[&str] = &["assign", "zero"];
+
 fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut Vec<String>) {
     let mut top = plan.stored_end();
     let Some(mut moves) = Moves::new(plan, entry, &mut contents, faults) else { return };
@@ -221,8 +224,11 @@ fn check_entry(plan: &Plan, entry: &Entry, mut contents: Contents, faults: &mut 
             faults.push(format!("{at}: block {} does not exist", step.block));
         }
         moves.before(i, &mut contents, faults);
-        for arg in &step.args {
-            if !contents.holds(arg.offset, arg.end(), arg.value) {
+        for (k, arg) in step.args.iter().enumerate() {
+            let is_set = k == 0 && SETS.contains(&step.kernel.as_str()) && is_changed_stored(plan, arg);
+            if is_set {
+                contents.write(arg.offset, arg.end(), Some(arg.value));
+            } else if !contents.holds(arg.offset, arg.end(), arg.value) {
                 faults.push(format!("{at}: operand at {} no longer holds value {}", arg.offset, arg.value));
             }
         }

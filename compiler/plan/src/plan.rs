@@ -82,6 +82,9 @@ pub fn part_of(state: &str) -> Option<(&str, u32)> {
     Some((whole, part.parse().ok()?))
 }
 
+/// What the name of a state ends with that holds an activation between forward and backward.
+pub const SPILLED: &str = ".spilled";
+
 /// A tensor that keeps its place: in the near memory, or in a far one, from where transfers bring copies of it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Stored {
@@ -101,6 +104,11 @@ impl Stored {
     /// Whether gradients of micro-batches add up in it.
     pub fn is_gradient_sum(&self) -> bool {
         self.kind == StoredKind::State && self.name.contains(GRADIENT_SUM)
+    }
+
+    /// Whether it holds an activation between forward and backward: nothing of it outlives a step.
+    pub fn is_spilled(&self) -> bool {
+        self.kind == StoredKind::State && self.name.ends_with(SPILLED)
     }
 }
 

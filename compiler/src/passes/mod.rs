@@ -15,5 +15,6 @@ pub mod place;
 pub mod prune;
 pub mod quantize;
 pub mod recompute;
+pub mod spill;
 pub mod split_update;
 pub mod update;

@@ -5,13 +5,19 @@
 //! `window` blocks stay at one time, those on their way included. A place that a block leaves is given to the next
 //! one to come at once, so that the copy has the longest time to arrive; what is left behind is the block that is
 //! needed last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs
-//! fewer. Steps repeat: what stays at the end of one is there when the next begins.
+//! fewer. Steps repeat: what stays at the end of one is there when the next begins. The optimizer's states, and the
+//! activations that `spill` sent away, have places of their own.
 
-use crate::ir::graph::{Graph, Kind, Node, Region};
+mod parcels;
+mod slots;
+
+use crate::ir::graph::{Graph, Node, Region};
+use crate::ir::ops::Op;
 use crate::passes::live;
+use parcels::parcels;
+use slots::{Copy, permanent, steady};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use tinyforge_plan::part_of;
 
 /// How much of the model the near memory holds at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,13 +28,24 @@ pub struct Window {
     pub prefetch: u32,
 }
 
+/// What is in a parcel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holds {
+    /// Weights and constants.
+    Weights,
+    /// The optimizer's states, which only updates read.
+    States,
+    /// An activation between forward and backward.
+    Activation,
+}
+
 /// Tensors that move together: those of one block, of one kind, or of one part.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Parcel {
     /// The block's name, and the part of it.
     pub block: String,
-    /// Whether these are the optimizer's states, which only updates read.
-    pub is_state: bool,
+    /// What is in it.
+    pub holds: Holds,
     /// The tensors' names, in the order in which they lie.
     pub tensors: Vec<String>,
     /// Whether plans take turns that each change another part of the model: all of them then find it in one place.
@@ -44,6 +61,8 @@ pub struct Visit {
     pub nodes: [u32; 2],
     /// The last node that changes one of its tensors.
     pub changed: Option<u32>,
+    /// Whether the first node sets all of it, so that nothing need come in.
+    pub is_made: bool,
 }
 
 /// A copy of a parcel in the near memory, over one step of training or one run of an entry.
@@ -52,8 +71,10 @@ pub struct Stay {
     /// Index of the parcel.
     pub parcel: u32,
     /// The node before which it begins to come in, and the node that waits for it; nothing when it is there from the
-    /// run before.
+    /// run before, or made here.
     pub comes: Option<[u32; 2]>,
+    /// Whether it is made here: a node sets all of it.
+    pub is_made: bool,
     /// The node before which it goes back, changed, and the node that waits for that; each may be the end.
     pub leaves: Vec<[u32; 2]>,
     /// Nodes over which it has its place, first and last; the second part is at the beginning of the next run.
@@ -74,10 +95,14 @@ pub struct Pipeline {
 /// near one, whatever group it is.
 pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     let mut parcels = parcels(graphs, rotates);
-    let blocks = parcels.iter().filter(|p| !p.is_state).count();
-    let Some(&train) = graphs.first().filter(|_| blocks > window.blocks as usize) else { return Pipeline::default() };
+    let blocks = parcels.iter().filter(|p| p.holds == Holds::Weights).count();
+    if blocks <= window.blocks as usize {
+        parcels.retain(|p| p.holds == Holds::Activation);
+    }
+    let Some(&train) = graphs.first().filter(|_| !parcels.is_empty()) else { return Pipeline::default() };
     if rotates {
-        let of_graph = |graph: &&Graph| stays(&visits(graph, &parcels, false), window, graph.nodes.len() as u32, 0);
+        let of_graph =
+            |graph: &&Graph| stays(&visits(graph, &parcels, Holds::Weights), window, graph.nodes.len() as u32, 0);
         let stays = graphs.iter().map(of_graph).collect();
         return Pipeline { parcels, stays };
     }
@@ -87,9 +112,9 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     let mut states = Window { blocks: window.blocks.clamp(1, 2), prefetch: 1 };
     // What is changed and never leaves has no use for a place elsewhere. With fewer blocks to come and go, more may
     // stay.
-    for (is_state, places) in [(false, &mut weights), (true, &mut states)] {
+    for (holds, places) in [(Holds::Weights, &mut weights), (Holds::States, &mut states)] {
         loop {
-            let all = visits(train, &parcels, is_state);
+            let all = visits(train, &parcels, holds);
             let changes = |p: &u32| all.iter().any(|v| v.parcel == *p && v.changed.is_some());
             let stays_near: Vec<u32> = permanent(&all, *places).into_iter().filter(changes).collect();
             if stays_near.is_empty() {
@@ -101,13 +126,17 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     }
     let of_graph = |graph: &&Graph| {
         let nodes = graph.nodes.len() as u32;
-        let mut found = stays(&visits(graph, &parcels, false), weights, nodes, 0);
-        found.extend(stays(&visits(graph, &parcels, true), states, nodes, backward(graph)));
+        let mut found = stays(&visits(graph, &parcels, Holds::Weights), weights, nodes, 0);
+        found.extend(stays(&visits(graph, &parcels, Holds::States), states, nodes, backward(graph)));
+        found.extend(stays(&visits(graph, &parcels, Holds::Activation), ACTIVATIONS, nodes, 0));
         found
     };
     let stays = graphs.iter().map(of_graph).collect();
     Pipeline { parcels, stays }
 }
+
+/// Activations that stay at one time: one that is read, and one on its way.
+const ACTIVATIONS: Window = Window { blocks: 2, prefetch: 1 };
 
 fn remove(parcels: &mut Vec<Parcel>, gone: &[u32]) {
     let mut next = 0;
@@ -120,97 +149,11 @@ fn remove(parcels: &mut Vec<Parcel>, gone: &[u32]) {
 /// Of the optimizer's states those that stay: all but what two places are for, spread over the blocks so that the
 /// others come and go at an even pace.
 fn near_states(parcels: &[Parcel], window: Window) -> Vec<u32> {
-    let states: Vec<u32> = (0..parcels.len() as u32).filter(|&p| parcels[p as usize].is_state).collect();
+    let is_state = |p: &u32| parcels[*p as usize].holds == Holds::States;
+    let states: Vec<u32> = (0..parcels.len() as u32).filter(is_state).collect();
     let count = states.len();
     let keep = if window.blocks as usize >= count { count } else { window.blocks.saturating_sub(2) as usize };
     (0..keep).map(|i| states[i * count / keep]).collect()
-}
-
-/// A tensor that is changed and takes at most one part in so many of its block stays in the near memory.
-const SMALL_PART: u64 = 64;
-
-/// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
-/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
-/// blocks, the states that are stored in parts.
-fn parcels(graphs: &[&Graph], rotates: bool) -> Vec<Parcel> {
-    let is_resident = |user: &User, block: u64| match rotates {
-        true => user.kind == Kind::State,
-        false => user.changes && user.bytes * SMALL_PART <= block,
-    };
-    let users = users(graphs);
-    let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
-    let owned = users.iter().filter(|u| u.kind != Kind::State && u.is_of_numbered());
-    owned.for_each(|u| *bytes_of.entry(u.blocks[0].0).or_default() += u.bytes);
-    let mut parcels: Vec<Parcel> = Vec::new();
-    for user in users.iter().filter(|u| u.is_of_numbered() || u.part().is_some()) {
-        let is_state = user.kind == Kind::State;
-        let (name, _) = user.blocks[0];
-        let block = match user.part() {
-            Some(part) => format!("{name}, part {part}"),
-            None if is_resident(user, bytes_of.get(name).copied().unwrap_or(0)) => continue,
-            None => name.to_string(),
-        };
-        let found = parcels.iter().position(|p| p.block == block && p.is_state == is_state);
-        let at = found.unwrap_or_else(|| {
-            parcels.push(Parcel { block, is_state, tensors: Vec::new(), rotates });
-            parcels.len() - 1
-        });
-        parcels[at].tensors.push(user.name.to_string());
-    }
-    // What changes lies together, so that it goes back in one piece.
-    let changes = |name: &String| users.iter().any(|u| u.name == name && u.changes);
-    match rotates {
-        true => parcels.iter_mut().for_each(|p| p.tensors.sort()),
-        false => parcels.iter_mut().for_each(|p| p.tensors.sort_by_key(|name| !changes(name))),
-    }
-    parcels
-}
-
-/// A stored tensor and who reads it.
-struct User<'a> {
-    name: &'a str,
-    kind: Kind,
-    bytes: u64,
-    /// Names, and whether they are numbered.
-    blocks: Vec<(&'a str, bool)>,
-    changes: bool,
-}
-
-impl User<'_> {
-    /// Whether one numbered block alone reads it.
-    fn is_of_numbered(&self) -> bool {
-        matches!(self.blocks[..], [(_, true)])
-    }
-
-    /// The number of the part that it is, of a state that is stored in parts.
-    fn part(&self) -> Option<u32> {
-        part_of(self.name).filter(|_| self.kind == Kind::State).map(|(_, part)| part)
-    }
-}
-
-fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
-    let mut users: Vec<User> = Vec::new();
-    let mut at: BTreeMap<&str, usize> = BTreeMap::new();
-    for graph in graphs {
-        for node in &graph.nodes {
-            let block = (graph.blocks[node.block as usize].as_str(), graph.is_numbered(node.block));
-            let changes = (node.op.def().mutates)(&node.attrs);
-            for (k, &v) in node.args.iter().enumerate() {
-                let info = graph.info(v);
-                let Some(kind @ (Kind::Weight | Kind::State | Kind::Const)) = info.decl else { continue };
-                let i = *at.entry(&info.name).or_insert_with(|| {
-                    let (name, bytes) = (info.name.as_str(), info.ty.bytes());
-                    users.push(User { name, kind, bytes, blocks: Vec::new(), changes: false });
-                    users.len() - 1
-                });
-                users[i].changes |= k < changes;
-                if !users[i].blocks.contains(&block) {
-                    users[i].blocks.push(block);
-                }
-            }
-        }
-    }
-    users
 }
 
 /// Brings the nodes of a block and part of the step together, in the order in which the blocks' first nodes stand: so
@@ -240,10 +183,10 @@ pub fn gather(graph: &mut Graph) {
     graph.nodes = order.iter().map(|&i| graph.nodes[i].clone()).collect();
 }
 
-/// The visits of a graph to the parcels that `is_state` says, in order.
-fn visits(graph: &Graph, parcels: &[Parcel], is_state: bool) -> Vec<Visit> {
+/// The visits of a graph to the parcels that hold this, in order.
+fn visits(graph: &Graph, parcels: &[Parcel], holds: Holds) -> Vec<Visit> {
     let mut parcel_of: BTreeMap<&str, u32> = BTreeMap::new();
-    for (p, parcel) in parcels.iter().enumerate().filter(|(_, p)| p.is_state == is_state) {
+    for (p, parcel) in parcels.iter().enumerate().filter(|(_, p)| p.holds == holds) {
         parcel.tensors.iter().for_each(|name| {
             parcel_of.insert(name, p as u32);
         });
@@ -257,7 +200,7 @@ fn visits(graph: &Graph, parcels: &[Parcel], is_state: bool) -> Vec<Visit> {
             let Some(&parcel) = parcel_of.get(graph.info(v).name.as_str()) else { continue };
             // The top block is walked forward and right after it backward: that is one visit.
             if visits.last().is_none_or(|last| last.parcel != parcel) {
-                visits.push(Visit { parcel, nodes: [i, i], changed: None });
+                visits.push(Visit { parcel, nodes: [i, i], changed: None, is_made: sets(node, k) });
                 region_of.push(is_forward);
             }
             let last = visits.last_mut().expect("pushed above");
@@ -270,188 +213,9 @@ fn visits(graph: &Graph, parcels: &[Parcel], is_state: bool) -> Vec<Visit> {
     visits
 }
 
-/// A copy in a schedule of visits, which count on over the rounds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Copy {
-    parcel: u32,
-    /// The visit before which it may begin to come in.
-    loads: usize,
-    /// The visits that read it first and last.
-    uses: [usize; 2],
-    /// The visit before which its place is given away.
-    until: usize,
-}
-
-/// Who stays when, visit by visit.
-struct Slots<'v> {
-    visits: &'v [Visit],
-    window: Window,
-    held: Vec<Copy>,
-    done: Vec<Copy>,
-    /// Places without a copy: the visit from which they are free.
-    free: Vec<usize>,
-    /// What may stay from round to round; without it, anything.
-    kept: Option<Vec<u32>>,
-}
-
-impl Slots<'_> {
-    fn visit(&self, t: usize) -> &Visit {
-        &self.visits[t % self.visits.len()]
-    }
-
-    /// The visit from which the place of a copy last used in `last` is free: what was changed goes back during the
-    /// next visit.
-    fn free_after(&self, last: usize) -> usize {
-        last + 1 + usize::from(self.visit(last).changed.is_some())
-    }
-
-    /// The visit that reads a parcel next, if it may stay until then.
-    fn next_use(&self, parcel: u32, t: usize) -> usize {
-        let n = self.visits.len();
-        let is_kept = self.kept.as_ref().is_none_or(|kept| kept.contains(&parcel));
-        let until = if is_kept { t + n } else { t - t % n + n - 1 };
-        (t + 1..=until).find(|&u| self.visit(u).parcel == parcel).unwrap_or(usize::MAX)
-    }
-
-    /// Between rounds: drops what may not stay, and no longer counts on what is not there.
-    fn turn(&mut self) {
-        let Some(kept) = &mut self.kept else { return };
-        kept.retain(|p| self.held.iter().any(|c| c.parcel == *p));
-        while let Some(at) = self.held.iter().position(|c| !kept.contains(&c.parcel)) {
-            let mut gone = self.held.swap_remove(at);
-            let last = gone.uses[1];
-            gone.until = last + 1 + usize::from(self.visits[last % self.visits.len()].changed.is_some());
-            self.free.push(gone.until);
-            self.done.push(gone);
-        }
-    }
-
-    /// Makes room for the parcel of visit `t`: gives the visit from which there is some.
-    fn room(&mut self, t: usize) -> usize {
-        if let Some(first) = (0..self.free.len()).min_by_key(|&i| self.free[i]) {
-            return self.free.swap_remove(first).min(t);
-        }
-        let lead = self.window.prefetch as usize;
-        // A place that has been free for a while lets its next copy come in beside the visits until now.
-        let rank =
-            |c: &Copy| (self.free_after(c.uses[1]) + lead <= t, self.next_use(c.parcel, t), usize::MAX - c.uses[1]);
-        let victim = (0..self.held.len()).max_by_key(|&i| rank(&self.held[i])).expect("a window holds a block");
-        let mut gone = self.held.swap_remove(victim);
-        let from = self.free_after(gone.uses[1]).min(t);
-        gone.until = from;
-        self.done.push(gone);
-        from
-    }
-
-    fn step(&mut self, t: usize, is_dropped: bool) {
-        let parcel = self.visit(t).parcel;
-        match self.held.iter_mut().find(|c| c.parcel == parcel) {
-            Some(hit) => hit.uses[1] = t,
-            None => {
-                let loads = self.room(t);
-                self.held.push(Copy { parcel, loads, uses: [t, t], until: usize::MAX });
-            }
-        }
-        if is_dropped {
-            let at = self.held.iter().position(|c| c.parcel == parcel).expect("it was just used");
-            let mut gone = self.held.swap_remove(at);
-            gone.until = self.free_after(t);
-            self.free.push(gone.until);
-            self.done.push(gone);
-        }
-    }
-}
-
-/// A round of visits in the steady state: the copies that come in during it, and the parcels that never leave.
-#[derive(Clone, PartialEq, Debug, Default)]
-struct Round {
-    copies: Vec<Copy>,
-    permanent: Vec<u32>,
-    /// The number of the round's first visit.
-    start: usize,
-}
-
-/// Follows the visits round by round until they repeat. `is_dropped` says of a visit that what it leaves is out of
-/// date, since the far memory changes its parcel.
-fn steady(visits: &[Visit], window: Window, is_dropped: impl Fn(usize) -> bool) -> Round {
-    // Dropping what is needed last is best, but may take turns that differ from round to round. Then what stays between
-    // rounds is fixed: what is visited twice first, and a place is left for the others.
-    let count = |p: u32| visits.iter().filter(|v| v.parcel == p).count();
-    let mut kept: Vec<u32> = Vec::new();
-    visits.iter().for_each(|v| {
-        if !kept.contains(&v.parcel) {
-            kept.push(v.parcel);
-        }
-    });
-    kept.sort_by_key(|&p| count(p) < 2);
-    kept.truncate(window.blocks.saturating_sub(1) as usize);
-    let found = follow(visits, window, &is_dropped, None);
-    found.or_else(|| follow(visits, window, &is_dropped, Some(kept))).expect("with a fixed beginning rounds repeat")
-}
-
-/// Rounds that are followed before they count as never repeating.
-const ROUNDS: usize = 8;
-
-fn follow(
-    visits: &[Visit],
-    window: Window,
-    is_dropped: &dyn Fn(usize) -> bool,
-    kept: Option<Vec<u32>>,
-) -> Option<Round> {
-    let n = visits.len();
-    // Every round may find one block less to count on.
-    let rounds = ROUNDS + kept.as_ref().map_or(0, Vec::len);
-    let free = vec![0; window.blocks.max(1) as usize];
-    let mut slots = Slots { visits, window, held: Vec::new(), done: Vec::new(), free, kept };
-    let came_in = |slots: &Slots, round: usize| -> Vec<Copy> {
-        let all = slots.done.iter().chain(&slots.held).copied();
-        let mut copies: Vec<Copy> = all.filter(|c| (round * n..(round + 1) * n).contains(&c.uses[0])).collect();
-        copies.sort_by_key(|c| (c.uses[0], c.loads));
-        copies
-    };
-    for round in 0..rounds {
-        (round * n..(round + 1) * n).for_each(|t| slots.step(t, is_dropped(t % n)));
-        slots.turn();
-        if round < 3 {
-            continue;
-        }
-        // A copy that came in two rounds ago has ended by now, or never will.
-        let (a, b) = (came_in(&slots, round - 3), came_in(&slots, round - 2));
-        let shifted = |c: &Copy| Copy {
-            loads: c.loads + n,
-            uses: [c.uses[0] + n, c.uses[1] + n],
-            until: c.until.saturating_add(n),
-            ..*c
-        };
-        if a.iter().map(shifted).eq(b.iter().copied()) && b.iter().all(|c| c.until != usize::MAX) {
-            let start = (round - 2) * n;
-            let permanent = slots.held.iter().filter(|c| c.uses[0] < start).map(|c| c.parcel).collect();
-            let mut round = Round { copies: b, permanent, start };
-            group(&mut round.copies, window.prefetch as usize);
-            return Some(round);
-        }
-    }
-    None
-}
-
-/// Copies that come in together begin when the last of their places is free, but not after the first is needed.
-fn group(copies: &mut [Copy], prefetch: usize) {
-    for event in copies.chunks_mut(prefetch.max(1)) {
-        let needed = event.iter().map(|c| c.uses[0]).min().unwrap_or(0);
-        let free = event.iter().map(|c| c.loads).max().unwrap_or(0);
-        event.iter_mut().for_each(|c| c.loads = free.min(needed).max(c.loads));
-    }
-}
-
-/// Copies that come in during a round of visits. `is_dropped` says of a visit that what it leaves is out of date.
-#[cfg(test)]
-fn loads(visits: &[Visit], window: Window, is_dropped: impl Fn(usize) -> bool) -> usize {
-    steady(visits, window, is_dropped).copies.len()
-}
-
-/// The parcels that are there during all visits: what of them is changed need not live in the far memory.
-fn permanent(visits: &[Visit], window: Window) -> Vec<u32> {
-    steady(visits, window, |_| false).permanent
+/// Whether a node sets all of its operand `k`, whatever that held.
+fn sets(node: &Node, k: usize) -> bool {
+    node.op == Op::Assign && k == 0
 }
 
 /// The first node behind which blocks are walked backward: no states are needed before, and where a head's loss takes
@@ -466,11 +230,15 @@ fn stays(visits: &[Visit], window: Window, nodes: u32, from: u32) -> Vec<Stay> {
     if visits.is_empty() {
         return Vec::new();
     }
-    let round = steady(visits, window, |_| false);
+    // What is made anew in every run is not kept for the next.
+    let made = |p: u32| visits.iter().position(|v| v.parcel == p && v.is_made);
+    let is_last = |t: usize| visits[t + 1..].iter().all(|v| v.parcel != visits[t].parcel);
+    let round = steady(visits, window, |t| made(visits[t].parcel).is_some() && is_last(t));
     let frame = Frame { visits, nodes, start: round.start, from };
     let always = round.permanent.iter().map(|&parcel| Stay {
         parcel,
         comes: None,
+        is_made: false,
         leaves: frame.leaves(parcel, 0..visits.len(), usize::MAX),
         lives: vec![[0, nodes.saturating_sub(1)]],
     });
@@ -501,12 +269,19 @@ impl Frame<'_> {
 
     fn stay(&self, copy: &Copy) -> Stay {
         let n = self.visits.len();
-        let needed = self.visits[copy.uses[0] % n].nodes[0];
-        let is_early = copy.loads < self.start || self.boundary(copy.loads) < self.from;
-        let is_held_back = is_early && (1..=needed).contains(&self.from);
+        let Visit { nodes: [needed, _], is_made, .. } = self.visits[copy.uses[0] % n];
+        let made = self.visits.iter().position(|v| v.parcel == copy.parcel && v.is_made);
+        let from = match made {
+            Some(_) if is_made => needed,
+            // What was made went back during the visit behind.
+            Some(t) => self.end(t + 1),
+            None => self.from,
+        };
+        let is_early = copy.loads < self.start || self.boundary(copy.loads) < from;
+        let is_held_back = is_made || (is_early && (1..=needed).contains(&from));
         // A load that begins in the run before is over at its end, so that every run is whole in itself.
         let [begins, waits] = match is_held_back {
-            true => [self.from, needed],
+            true => [from, needed],
             false if copy.loads < self.start => [self.boundary(copy.loads), self.nodes],
             false => [self.boundary(copy.loads), needed],
         };
@@ -518,7 +293,8 @@ impl Frame<'_> {
             [from, to - 1]
         });
         let leaves = self.leaves(copy.parcel, copy.uses[0]..copy.uses[1] + 1, copy.until);
-        Stay { parcel: copy.parcel, comes: Some([begins, waits]), leaves, lives: lives.collect() }
+        let comes = (!is_made).then_some([begins, waits]);
+        Stay { parcel: copy.parcel, comes, is_made, leaves, lives: lives.collect() }
     }
 
     /// When a parcel goes back that some of the visits `uses` change, and whose place is given away before `until`.
@@ -536,14 +312,16 @@ impl Frame<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Visit, Window, loads, stays};
+    use super::slots::loads;
+    use super::{Visit, Window, stays};
 
     /// Forward through all blocks and backward down to `lowest`; one node a visit.
     fn zigzag(blocks: u32, lowest: u32, changes: bool) -> Vec<Visit> {
         let order = (0..blocks).chain((lowest..blocks.saturating_sub(1)).rev());
         let visit = |(i, parcel): (usize, u32)| {
             let is_last = i as u32 + 1 >= blocks;
-            Visit { parcel, nodes: [i as u32; 2], changed: (changes && is_last).then_some(i as u32) }
+            let changed = (changes && is_last).then_some(i as u32);
+            Visit { parcel, nodes: [i as u32; 2], changed, is_made: false }
         };
         order.enumerate().map(visit).collect()
     }

@@ -76,6 +76,7 @@ fn attempt(
         recompute: Recompute::Nothing,
         arena_bytes_max: limit,
         window: None,
+        spill: None,
         target: settings.target,
         kernels: &CpuKernels { threads: 1 },
         source: &source,

@@ -109,6 +109,9 @@ pub struct Knobs {
     /// Blocks that come in together, at most the window [1]
     #[arg(long)]
     pub prefetch: Option<u32>,
+    /// Where activations rest from forward to backward, with a window: near, far or auto [far where nothing else fits]
+    #[arg(long)]
+    pub activations: Option<String>,
     /// How clipping knows the norm: keep gradients, or a second backward [what fits]
     #[arg(long)]
     pub clip_by: Option<String>,
@@ -268,6 +271,12 @@ impl Knobs {
         }
         let (device, gpu) = self.device()?;
         let window = self.window()?;
+        let spill = match self.activations.as_deref().unwrap_or("auto") {
+            "auto" => None,
+            "near" => Some(false),
+            "far" => Some(true),
+            other => return Err(CommandError::request(format!("--activations {other}: near, far or auto"))),
+        };
         Ok(Settings {
             keep_states: self.keep_states(&scheme, &optimizer)?,
             scheme,
@@ -281,6 +290,7 @@ impl Knobs {
             optimizer,
             recompute,
             window,
+            spill,
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),

@@ -56,6 +56,8 @@ pub struct Settings {
     pub recompute: Recompute,
     /// What streams from disk.
     pub window: Streaming,
+    /// Whether activations go to the disk between forward and backward; `None` leaves it to the budget.
+    pub spill: Option<bool>,
     /// How clipping knows the norm; `None` leaves it to the budget.
     pub clip_by: Option<ClipBy>,
     /// The budget for arena and fixed parts.
@@ -251,6 +253,7 @@ pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Co
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
         window,
+        spill: settings.spill,
         target: settings.target,
         kernels: settings.gpu.as_ref().map_or(&cpu as &dyn Kernels, |gpu| gpu),
         source: &|name| model.source(name),

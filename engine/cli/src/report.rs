@@ -6,7 +6,7 @@ use std::fmt::Write;
 use tinyforge_compiler::compile::CompileError;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::ClipBy;
-use tinyforge_plan::{Direction, Entry, Part, Plan, StoredKind};
+use tinyforge_plan::{Direction, Entry, Part, Plan, Stored, StoredKind};
 
 /// A plan in words: totals, peaks, what holds them, and the fixed parts.
 pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
@@ -42,6 +42,11 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     windows(&mut out, planned);
     let choice = &planned.compiled.choice;
     let _ = writeln!(out, "  recomputation: step {} of {}", choice.recompute_step, choice.recompute_steps);
+    if choice.spills {
+        let spilled = plan.stored.iter().filter(|s| s.is_spilled());
+        let bytes = show(plan.stored_bytes(Stored::is_spilled));
+        let _ = writeln!(out, "  activations: {}, {bytes}, rest on disk from forward to backward", spilled.count());
+    }
     if let Some(by) = choice.clip_by {
         let how = if by == ClipBy::Keeping { "keeping gradients" } else { "a second backward" };
         let _ = writeln!(out, "  clipping: by {how}");

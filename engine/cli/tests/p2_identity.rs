@@ -132,6 +132,8 @@ fn windows_do_not_matter() {
         &["window=\"3\"", "micro_batch=2"],
         &["window=\"4\"", "prefetch=2", "recompute=\"all\""],
         &["window=\"5\"", "micro_batch=1", "threads=3"],
+        &["window=\"1\"", "activations=\"far\"", "recompute=\"all\""],
+        &["window=\"6\"", "activations=\"far\"", "micro_batch=2", "recompute=\"nothing\""],
     ]);
     for base in [
         &["scheme=\"full\""][..],

@@ -67,8 +67,9 @@ fn seed(seed: u64) -> SimOptions {
     SimOptions { seed, ..SimOptions::default() }
 }
 
-const SCHEMES: [&[&str]; 5] = [
+const SCHEMES: [&[&str]; 6] = [
     &["scheme=\"full\""],
+    &["scheme=\"full\"", "activations=\"far\"", "recompute=\"all\""],
     &["scheme=\"lora\"", "dtype=\"bf16\""],
     &["scheme=\"last:2\"", "clip=0.05"],
     &["scheme=\"sparse\"", "optimizer=\"sgd\""],
@@ -222,6 +223,7 @@ fn every_failure_is_one_error_and_loses_nothing() {
         (&["scheme=\"lora\"", "window=\"2\"", "prefetch=2"], &[FailureKind::CopyIn, FailureKind::Launch]),
         (&["scheme=\"cycle:2\"", "window=\"1\"", "cycle_steps=1"], &FailureKind::ALL),
         (&["scheme=\"last:2\"", "window=\"1\"", "micro_batch=1"], &[FailureKind::CopyIn]),
+        (&["scheme=\"full\"", "window=\"1\"", "activations=\"far\""], &[FailureKind::CopyOut, FailureKind::CopyIn]),
         (&["scheme=\"full\"", "window=\"all\""], &[FailureKind::Allocation, FailureKind::Launch]),
     ] {
         let planned = desk.plans(base, &[]);

@@ -54,6 +54,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         optimizer: Optimizer { rule: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: None },
         recompute: Recompute::Auto,
         window: Streaming::Never,
+        spill: None,
         clip_by: None,
         memory: None,
         threads: 1,

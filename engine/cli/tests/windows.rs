@@ -26,6 +26,8 @@ fn every_window_gives_a_plan_that_holds() {
         &["scheme=\"full\"", "optimizer=\"sgd\"", "micro_batch=2"],
         &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""],
         &["scheme=\"full\"", "clip=0.05", "clip_by=\"second\""],
+        &["scheme=\"full\"", "activations=\"far\""],
+        &["scheme=\"lora\"", "activations=\"far\"", "micro_batch=1"],
         &["scheme=\"lora\""],
         &["scheme=\"last:2\"", "micro_batch=1"],
         &["scheme=\"last:4+head\""],

@@ -103,7 +103,7 @@ pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan> + Clone, active: usize)
     let common: BTreeSet<&str> = common_states(plans.clone()).map(|s| s.name.as_str()).collect();
     for (i, plan) in plans.enumerate() {
         let shared = |s: &&Stored| s.kind == StoredKind::Weight || common.contains(s.name.as_str());
-        let lasts = |s: &&Stored| s.changes && !s.is_gradient_sum();
+        let lasts = |s: &&Stored| s.changes && !s.is_gradient_sum() && !s.is_spilled();
         let saved = plan.stored.iter().filter(lasts).filter(|s| i == active || shared(s));
         let part = |s: &'a Stored| part_of(&s.name).filter(|_| s.kind == StoredKind::State);
         found.extend(saved.map(|s| (part(s).unwrap_or((&s.name, 0)), &s.tensor)));

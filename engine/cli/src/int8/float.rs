@@ -207,6 +207,7 @@ fn plan(name: &str, graph: Graph, model: &FloatModel) -> Result<Plan, CommandErr
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
         window: None,
+        spill: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: THREADS },
         source: &|tensor: &str| model.source(tensor).unwrap_or(Source::Zero),

@@ -1,0 +1,101 @@
+//! What lives in the far memory: the stored tensors that one block alone reads, in parcels.
+
+use super::{Holds, Parcel};
+use crate::ir::graph::{Graph, Kind};
+use std::collections::{BTreeMap, BTreeSet};
+use tinyforge_plan::{SPILLED, part_of};
+
+/// A tensor that is changed and takes at most one part in so many of its block stays in the near memory.
+const SMALL_PART: u64 = 64;
+
+/// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
+/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
+/// blocks, the states that are stored in parts.
+pub(super) fn parcels(graphs: &[&Graph], rotates: bool) -> Vec<Parcel> {
+    let is_resident = |user: &User, block: u64| match rotates {
+        true => user.kind == Kind::State,
+        false => user.changes && user.bytes * SMALL_PART <= block,
+    };
+    let users = users(graphs);
+    let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
+    let owned = users.iter().filter(|u| u.kind != Kind::State && u.is_of_numbered());
+    owned.for_each(|u| *bytes_of.entry(u.blocks[0].0).or_default() += u.bytes);
+    let mut parcels: Vec<Parcel> = Vec::new();
+    let moves = |u: &&User| u.is_of_numbered() || u.part().is_some() || u.is_spilled();
+    for user in users.iter().filter(moves) {
+        let (name, _) = user.blocks[0];
+        let (block, holds) = match user.part() {
+            _ if user.is_spilled() => (user.name.trim_end_matches(SPILLED).to_string(), Holds::Activation),
+            Some(part) => (format!("{name}, part {part}"), Holds::States),
+            None if is_resident(user, bytes_of.get(name).copied().unwrap_or(0)) => continue,
+            None if user.kind == Kind::State => (name.to_string(), Holds::States),
+            None => (name.to_string(), Holds::Weights),
+        };
+        let found = parcels.iter().position(|p| p.block == block && p.holds == holds);
+        let at = found.unwrap_or_else(|| {
+            parcels.push(Parcel { block, holds, tensors: Vec::new(), rotates });
+            parcels.len() - 1
+        });
+        parcels[at].tensors.push(user.name.to_string());
+    }
+    // What changes lies together, so that it goes back in one piece.
+    let changed: BTreeSet<&str> = users.iter().filter(|u| u.changes).map(|u| u.name).collect();
+    let changes = |name: &String| changed.contains(name.as_str());
+    match rotates {
+        true => parcels.iter_mut().for_each(|p| p.tensors.sort()),
+        false => parcels.iter_mut().for_each(|p| p.tensors.sort_by_key(|name| !changes(name))),
+    }
+    parcels
+}
+
+/// A stored tensor and who reads it.
+struct User<'a> {
+    name: &'a str,
+    kind: Kind,
+    bytes: u64,
+    /// Names, and whether they are numbered.
+    blocks: Vec<(&'a str, bool)>,
+    changes: bool,
+}
+
+impl User<'_> {
+    /// Whether one numbered block alone reads it.
+    fn is_of_numbered(&self) -> bool {
+        matches!(self.blocks[..], [(_, true)])
+    }
+
+    /// Whether it holds an activation between forward and backward.
+    fn is_spilled(&self) -> bool {
+        self.kind == Kind::State && self.name.ends_with(SPILLED)
+    }
+
+    /// The number of the part that it is, of a state that is stored in parts.
+    fn part(&self) -> Option<u32> {
+        part_of(self.name).filter(|_| self.kind == Kind::State).map(|(_, part)| part)
+    }
+}
+
+fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
+    let mut users: Vec<User> = Vec::new();
+    let mut at: BTreeMap<&str, usize> = BTreeMap::new();
+    for graph in graphs {
+        for node in &graph.nodes {
+            let block = (graph.blocks[node.block as usize].as_str(), graph.is_numbered(node.block));
+            let changes = (node.op.def().mutates)(&node.attrs);
+            for (k, &v) in node.args.iter().enumerate() {
+                let info = graph.info(v);
+                let Some(kind @ (Kind::Weight | Kind::State | Kind::Const)) = info.decl else { continue };
+                let i = *at.entry(&info.name).or_insert_with(|| {
+                    let (name, bytes) = (info.name.as_str(), info.ty.bytes());
+                    users.push(User { name, kind, bytes, blocks: Vec::new(), changes: false });
+                    users.len() - 1
+                });
+                users[i].changes |= k < changes;
+                if !users[i].blocks.contains(&block) {
+                    users[i].blocks.push(block);
+                }
+            }
+        }
+    }
+    users
+}
