@@ -21,10 +21,8 @@ const PACKAGES: [&str; 4] = [
 ];
 
 /// What is done, in this order.
-/// A part of the checks, by name.
-type Part = (&'static str, fn() -> Outcome);
-
-const PARTS: [Part; 2] = [("compile", compile), ("conformance", conformance)];
+type Part = fn() -> Outcome;
+const PARTS: [(&str, Part); 2] = [("compile", compile), ("conformance", conformance)];
 
 /// Runs the parts whose names are given, or all.
 pub fn parts(wanted: &[&str]) -> Outcome {

@@ -21,7 +21,7 @@ const TABLE_BYTES: u64 = 2048;
 /// The launches of an entry, by step.
 type Code = Vec<Vec<Call>>;
 
-/// Nanoseconds and runs of an entry's steps.
+/// Nanoseconds and runs of every step of an entry.
 type Times = Vec<(u64, u64)>;
 
 /// Plans on a card.
@@ -38,6 +38,7 @@ pub(crate) struct CudaDevice {
     arrived: Event,
     /// By phase and entry.
     code: Vec<Vec<Code>>,
+    /// By phase and entry, where times are counted.
     times: Option<Vec<Vec<Times>>>,
 }
 
