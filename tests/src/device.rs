@@ -99,6 +99,10 @@ pub fn has_cuda_shim() -> bool {
     if wants_card() {
         return true;
     }
+    if std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "skip") {
+        eprintln!("skipped: TINYFORGE_CUDA=skip");
+        return false;
+    }
     match tinyforge_cuda_shim::compiler() {
         Ok(_) => true,
         Err(why) => {
@@ -116,6 +120,10 @@ pub fn has_cuda_shim() -> bool {
 /// # Panics
 /// There is none where there must be one.
 pub fn has_wgpu() -> bool {
+    if std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "skip") {
+        eprintln!("skipped: TINYFORGE_WGPU=skip");
+        return false;
+    }
     match tinyforge::gpu::wgpu::default_adapter() {
         Ok(_) => true,
         Err(why) => {

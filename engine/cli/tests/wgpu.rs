@@ -12,8 +12,12 @@ use tinyforge_cli::fixed::{GpuSizes, gpu_parts};
 use tinyforge_cli::model::Model;
 
 /// Whether there is an adapter. Where there must be one (`TINYFORGE_WGPU=require`) and is none, the test fails;
-/// elsewhere it says what is missing.
+/// elsewhere it says what is missing. `skip` leaves it out.
 fn has_wgpu() -> bool {
+    if std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "skip") {
+        eprintln!("skipped: TINYFORGE_WGPU=skip");
+        return false;
+    }
     match tinyforge::gpu::wgpu::default_adapter() {
         Ok(_) => true,
         Err(why) => {
