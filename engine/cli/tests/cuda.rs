@@ -3,8 +3,9 @@
 
 mod made;
 
-use made::trace::{Trace, difference};
-use made::{Llama, MadeRows, SMALL, Scratch, TIED, knobs, planned, program};
+use made::devices::{self, made_model, rows_of};
+use made::trace::Trace;
+use made::{MadeRows, SMALL, TIED, knobs, planned, program};
 use tinyforge::data::RowReader;
 use tinyforge::gpu::cuda::Open;
 use tinyforge::runner::{RunOptions, Runner};
@@ -33,17 +34,6 @@ fn has_shim() -> bool {
     }
 }
 
-fn made_model(name: &str, llama: Llama) -> (Scratch, Model) {
-    let scratch = Scratch::new(name);
-    llama.write(scratch.path());
-    let model = Model::open(scratch.path()).expect("opens");
-    (scratch, model)
-}
-
-fn rows_of(model: &Model, knobs: &Knobs) -> MadeRows {
-    MadeRows { rows: 7, seq: knobs.seq.expect("given") as usize, vocab: model.config.vocab as u32 }
-}
-
 /// A trainer over a driver, poisoned before anything is loaded.
 fn trainer(model: &Model, knobs: &Knobs, open: Open, poison: u8) -> Trainer {
     let (plans, options) = planned(model, knobs);
@@ -60,90 +50,35 @@ fn trace_by(model: &Model, pairs: &[&str], steps: usize, open: Open) -> Trace {
     Trace::of(&mut trainer(model, &knobs, open, 0xff), &rows_of(model, &knobs), steps).expect("trains")
 }
 
-/// The largest relative difference of two curves.
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max)
+fn ascends(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    trace_by(model, pairs, steps, ascending)
+}
+
+fn descends(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    trace_by(model, pairs, steps, descending)
 }
 
 #[test]
 fn cuda_losses_are_the_cpus() {
-    if !has_shim() {
-        return;
-    }
-    // The shape of SmolLM2: three query heads to a key head, embeddings tied.
-    let (_scratch, model) = made_model("cuda-losses", TIED);
-    for base in [
-        &["scheme=\"lora\""][..],
-        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
-        &["scheme=\"full\"", "clip=1.0"],
-        &["scheme=\"full\"", "optimizer=\"adamw8\"", "micro_batch=1"],
-        &["scheme=\"full+head\"", "dtype=\"bf16\""],
-        &["scheme=\"sparse\"", "recompute=\"all\""],
-    ] {
-        let of_cpu = knobs(base);
-        let mut cpu = made::trainer(&model, &of_cpu, rows_of(&model, &of_cpu).rows());
-        let cpu = Trace::of(&mut cpu, &rows_of(&model, &of_cpu), 20).expect("trains");
-        let cuda = trace_by(&model, &[base, &[CUDA]].concat(), 20, ascending);
-        let far = apart(&cpu.losses, &cuda.losses);
-        println!("{base:?}: losses {:.4} to {:.4}, at most {far:.1e} apart", cpu.losses[0], cpu.losses[19]);
-        // bf16 products are rounded where sums of another order fall on the other side.
-        let limit = if base.iter().any(|b| b.contains("bf16")) { 5e-3 } else { 1e-3 };
-        assert!(far < limit, "{base:?}: {:?} and {:?}", cpu.losses, cuda.losses);
-        assert!(apart(&[cpu.eval], &[cuda.eval]) < limit, "{base:?}: evaluated {} and {}", cpu.eval, cuda.eval);
-        assert!(cpu.losses[19] < cpu.losses[0], "{base:?} learns nothing");
+    if has_shim() {
+        devices::losses_are_the_cpus(CUDA, &ascends);
     }
 }
 
+/// Threads from the last to the first, and streams in another order, at every second look.
 #[test]
 fn cuda_budgets_do_not_change_the_result() {
-    if !has_shim() {
-        return;
+    if has_shim() {
+        devices::budgets_do_not_change_the_result(CUDA, &ascends, &descends);
     }
-    let (_scratch, model) = made_model("cuda-p2", TIED);
-    let mut found = Vec::new();
-    for base in [
-        &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""][..],
-        &["scheme=\"lora\"", "dtype=\"bf16\""],
-        &["scheme=\"full\"", "optimizer=\"adamw8\"", "dtype=\"bf16\""],
-        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
-    ] {
-        let base = [base, &[CUDA]].concat();
-        let first = trace_by(&model, &base, 2, ascending);
-        let mut ways =
-            vec![vec![], vec!["micro_batch=2"], vec!["micro_batch=1"], vec!["micro_batch=2", "recompute=\"all\""]];
-        ways.extend(
-            base.iter().any(|b| b.contains("clip_by")).then(|| vec!["clip_by=\"second\"", "recompute=\"all\""]),
-        );
-        for way in ways {
-            // Threads from the last to the first, and streams in another order.
-            let other = trace_by(&model, &[&base[..], &way].concat(), 2, descending);
-            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
-        }
-    }
-    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
-    let [a, b] = ["clip=0.05", "clip=0.06"].map(|clip| trace_by(&model, &[clip, CUDA], 2, ascending));
-    assert!(difference(&a, &b).is_some(), "the comparison cannot fail");
 }
 
-/// Blocks that stream from the model's files and a work file by pinned memory, in parts, beside the steps.
+/// By pinned memory, in parts, beside the steps.
 #[test]
 fn cuda_windows_do_not_change_the_result() {
-    if !has_shim() {
-        return;
+    if has_shim() {
+        devices::windows_do_not_change_the_result(CUDA, &ascends, &descends);
     }
-    let (_scratch, model) = made_model("cuda-window", Llama { layers: 4, ..TIED });
-    let mut found = Vec::new();
-    for base in
-        [&["scheme=\"full\""][..], &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""], &["scheme=\"lora\""]]
-    {
-        let base = [base, &[CUDA]].concat();
-        let first = trace_by(&model, &base, 3, ascending);
-        for way in [&["window=\"1\""][..], &["window=\"2\"", "prefetch=2"], &["window=\"3\"", "micro_batch=2"]] {
-            let other = trace_by(&model, &[&base[..], way].concat(), 3, descending);
-            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
-        }
-    }
-    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
 }
 
 #[test]

@@ -4,8 +4,8 @@
 
 mod made;
 
-use made::trace::{Trace, difference};
-use made::{Llama, MadeRows, SMALL, Scratch, TIED, arg, knobs, program, run, runner, trainer, write_text};
+use made::devices::{self, apart, made_model, train};
+use made::{MadeRows, SMALL, Scratch, TIED, arg, knobs, program, run, runner, trainer, write_text};
 use tinyforge::data::RowReader;
 use tinyforge::gpu::launches;
 use tinyforge_cli::fixed::{GpuSizes, gpu_parts};
@@ -29,102 +29,27 @@ fn has_wgpu() -> bool {
     }
 }
 
-fn made_model(name: &str, llama: Llama) -> (Scratch, Model) {
-    let scratch = Scratch::new(name);
-    llama.write(scratch.path());
-    let model = Model::open(scratch.path()).expect("opens");
-    (scratch, model)
-}
-
-fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
-    let knobs = knobs(pairs);
-    let rows = MadeRows { rows: 7, seq: knobs.seq.expect("given") as usize, vocab: model.config.vocab as u32 };
-    let mut trainer = trainer(model, &knobs, rows.rows());
-    Trace::of(&mut trainer, &rows, steps).expect("trains")
-}
-
 const WGPU: &str = "device=\"wgpu\"";
-
-/// The largest relative difference of two curves.
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max)
-}
 
 #[test]
 fn losses_are_the_cpus() {
-    if !has_wgpu() {
-        return;
-    }
-    let (_scratch, model) = made_model("wgpu-losses", TIED);
-    for base in [
-        &["scheme=\"lora\""][..],
-        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
-        &["scheme=\"full\"", "clip=1.0"],
-        &["scheme=\"full\"", "optimizer=\"adamw8\"", "micro_batch=1"],
-        &["scheme=\"full+head\"", "dtype=\"bf16\""],
-        &["scheme=\"sparse\"", "recompute=\"all\""],
-    ] {
-        let cpu = trace(&model, base, 20);
-        let gpu = trace(&model, &[base, &[WGPU]].concat(), 20);
-        let far = apart(&cpu.losses, &gpu.losses);
-        println!("{base:?}: losses {:.4} to {:.4}, at most {far:.1e} apart", cpu.losses[0], cpu.losses[19]);
-        // bf16 products are rounded where sums of another order fall on the other side.
-        let limit = if base.iter().any(|b| b.contains("bf16")) { 5e-3 } else { 1e-3 };
-        assert!(far < limit, "{base:?}: {:?} and {:?}", cpu.losses, gpu.losses);
-        assert!(apart(&[cpu.eval], &[gpu.eval]) < limit, "{base:?}: evaluated {} and {}", cpu.eval, gpu.eval);
-        assert!(cpu.losses[19] < cpu.losses[0], "{base:?} learns nothing");
+    if has_wgpu() {
+        devices::losses_are_the_cpus(WGPU, &train);
     }
 }
 
 #[test]
 fn budgets_do_not_change_the_result() {
-    if !has_wgpu() {
-        return;
+    if has_wgpu() {
+        devices::budgets_do_not_change_the_result(WGPU, &train, &train);
     }
-    let (_scratch, model) = made_model("wgpu-p2", TIED);
-    let mut found = Vec::new();
-    for base in [
-        &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""][..],
-        &["scheme=\"lora\"", "dtype=\"bf16\""],
-        &["scheme=\"full\"", "optimizer=\"adamw8\"", "dtype=\"bf16\""],
-        &["scheme=\"last:1\"", "optimizer=\"sgd\""],
-    ] {
-        let base = [base, &[WGPU]].concat();
-        let first = trace(&model, &base, 2);
-        let mut ways =
-            vec![vec![], vec!["micro_batch=2"], vec!["micro_batch=1"], vec!["micro_batch=2", "recompute=\"all\""]];
-        ways.extend(
-            base.iter().any(|b| b.contains("clip_by")).then(|| vec!["clip_by=\"second\"", "recompute=\"all\""]),
-        );
-        for way in ways {
-            let other = trace(&model, &[&base[..], &way].concat(), 2);
-            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
-        }
-    }
-    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
-    let (a, b) = (trace(&model, &["clip=0.05", WGPU], 2), trace(&model, &["clip=0.06", WGPU], 2));
-    assert!(difference(&a, &b).is_some(), "the comparison cannot fail");
 }
 
-/// Blocks that stream from the model's files and a work file through the host's memory.
 #[test]
 fn windows_do_not_change_the_result() {
-    if !has_wgpu() {
-        return;
+    if has_wgpu() {
+        devices::windows_do_not_change_the_result(WGPU, &train, &train);
     }
-    let (_scratch, model) = made_model("wgpu-window", Llama { layers: 4, ..TIED });
-    let mut found = Vec::new();
-    for base in
-        [&["scheme=\"full\""][..], &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""], &["scheme=\"lora\""]]
-    {
-        let base = [base, &[WGPU]].concat();
-        let first = trace(&model, &base, 3);
-        for way in [&["window=\"1\""][..], &["window=\"2\"", "prefetch=2"], &["window=\"3\"", "micro_batch=2"]] {
-            let other = trace(&model, &[&base[..], way].concat(), 3);
-            found.extend(difference(&first, &other).map(|text| format!("{base:?} with {way:?}: {text}")));
-        }
-    }
-    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
 }
 
 /// The shape of SmolLM2, a tenth of it: nine query heads, three key heads, embeddings tied; and stories260K itself
@@ -149,7 +74,7 @@ fn real_shapes_learn_as_on_the_cpu() {
     for model in &models {
         for scheme in ["scheme=\"lora\"", "scheme=\"last:1\"", "scheme=\"full\""] {
             let base = [scheme, "batch=2", "seq=40"];
-            let [cpu, gpu] = [trace(model, &base, 20), trace(model, &[&base[..], &[WGPU]].concat(), 20)];
+            let [cpu, gpu] = [train(model, &base, 20), train(model, &[&base[..], &[WGPU]].concat(), 20)];
             let far = apart(&cpu.losses, &gpu.losses);
             println!(
                 "{} {scheme}: losses {:.4} to {:.4}, at most {far:.1e} apart",
@@ -253,9 +178,9 @@ fn a_killed_run_resumes() {
     write_text(&scratch.join("text.txt"), 6000);
     let [model, text, whole, cut] = ["model", "text.txt", "whole", "cut"].map(|name| scratch.join(name));
     let flags = ["--device", "wgpu", "--scheme", "lora", "--seq", "32", "--steps", "12", "--checkpoint-every", "2"];
-    let train = |out| ["train", arg(&model), "--data", arg(&text), "--out", arg(out)].into_iter().chain(flags);
-    run(train(&whole)).ok();
-    let mut child = program(train(&cut)).spawn().expect("the program starts");
+    let flagged = |out| ["train", arg(&model), "--data", arg(&text), "--out", arg(out)].into_iter().chain(flags);
+    run(flagged(&whole)).ok();
+    let mut child = program(flagged(&cut)).spawn().expect("the program starts");
     while !cut.join("checkpoint.bin").exists() && child.try_wait().expect("waits").is_none() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }

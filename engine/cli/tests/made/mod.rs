@@ -1,6 +1,7 @@
 //! A made-up model with a real tokenizer, made-up rows, and runs of the real program.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod devices;
 pub mod trace;
 
 use std::collections::BTreeMap;
