@@ -188,6 +188,7 @@ fn list(findings: &[Finding]) -> String {
 }
 
 /// An entry on its way through the passes.
+#[derive(Clone)]
 struct Stage {
     name: String,
     graph: Graph,
@@ -301,7 +302,7 @@ fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
 fn updated(request: &Request, front: &Front, clip_by: ClipBy) -> Vec<Stage> {
     let mut ready = Vec::new();
     for (entry, stage) in request.entries.iter().zip(&front.stages) {
-        let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
+        let mut stage = stage.clone();
         if let Role::Train { micro_batches } = entry.role {
             let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
             let finish = match finish {
@@ -342,9 +343,10 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
         let stages = arranged(request, &ready, step);
         let largest = stages.iter().filter_map(|s| spill::largest_bytes(&s.graph)).max();
         let Some(largest) = largest.filter(|_| can_spill && !always && request.arena_bytes_max.is_some()) else {
-            return Ok((bounded(request, at(step, always)?)?, choice(step, always)));
+            let plan = back(request, &spilled(request, stages, always), front)?;
+            return Ok((bounded(request, plan)?, choice(step, always)));
         };
-        let least = at(step, true)?;
+        let least = back(request, &spilled(request, stages.clone(), true), front)?;
         if least.near_bytes() > limit.saturating_add(largest) {
             return Ok((bounded(request, least)?, choice(step, true)));
         }
@@ -449,7 +451,7 @@ fn spilled(request: &Request, mut stages: Vec<Stage>, spills: bool) -> Vec<Stage
 
 /// Recomputation and order of one entry.
 fn arrange(request: &Request, stage: &Stage, step: u32) -> Stage {
-    let mut stage = Stage { name: stage.name.clone(), graph: stage.graph.clone() };
+    let mut stage = stage.clone();
     let rungs = recompute::ladder(&stage.graph);
     let blocks = stage.graph.blocks.len() as u32;
     let (rung, extra) = ((step / blocks) as usize, step % blocks);

@@ -231,9 +231,8 @@ fn stays(visits: &[Visit], window: Window, nodes: u32, from: u32) -> Vec<Stay> {
         return Vec::new();
     }
     // What is made anew in every run is not kept for the next.
-    let made = |p: u32| visits.iter().position(|v| v.parcel == p && v.is_made);
     let is_last = |t: usize| visits[t + 1..].iter().all(|v| v.parcel != visits[t].parcel);
-    let round = steady(visits, window, |t| made(visits[t].parcel).is_some() && is_last(t));
+    let round = steady(visits, window, |t| made(visits, visits[t].parcel).is_some() && is_last(t));
     let frame = Frame { visits, nodes, start: round.start, from };
     let always = round.permanent.iter().map(|&parcel| Stay {
         parcel,
@@ -243,6 +242,11 @@ fn stays(visits: &[Visit], window: Window, nodes: u32, from: u32) -> Vec<Stay> {
         lives: vec![[0, nodes.saturating_sub(1)]],
     });
     always.chain(round.copies.iter().map(|c| frame.stay(c))).collect()
+}
+
+/// The visit that makes a parcel, of one that is made anew in every run.
+fn made(visits: &[Visit], parcel: u32) -> Option<usize> {
+    visits.iter().position(|v| v.parcel == parcel && v.is_made)
 }
 
 /// From visits that count on over the rounds to the nodes of one run.
@@ -270,8 +274,7 @@ impl Frame<'_> {
     fn stay(&self, copy: &Copy) -> Stay {
         let n = self.visits.len();
         let Visit { nodes: [needed, _], is_made, .. } = self.visits[copy.uses[0] % n];
-        let made = self.visits.iter().position(|v| v.parcel == copy.parcel && v.is_made);
-        let from = match made {
+        let from = match made(self.visits, copy.parcel) {
             Some(_) if is_made => needed,
             // What was made went back during the visit behind.
             Some(t) => self.end(t + 1),
