@@ -96,22 +96,8 @@ fn wants_card() -> bool {
 /// # Panics
 /// There is no compiler where there must be one.
 pub fn has_cuda_shim() -> bool {
-    if wants_card() {
-        return true;
-    }
-    if std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "skip") {
-        eprintln!("skipped: TINYFORGE_CUDA=skip");
-        return false;
-    }
-    match tinyforge_cuda_shim::compiler() {
-        Ok(_) => true,
-        Err(why) => {
-            let is_required = std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "require");
-            assert!(!is_required, "TINYFORGE_CUDA=require, and {why}");
-            eprintln!("skipped: {why} (Debian: g++)");
-            false
-        }
-    }
+    wants_card()
+        || is_there("TINYFORGE_CUDA", "g++", || tinyforge_cuda_shim::compiler().map(drop).map_err(|e| e.to_string()))
 }
 
 /// Whether there is an adapter for wgpu. Where there must be one (`TINYFORGE_WGPU=require`) and is none, the test
@@ -120,19 +106,22 @@ pub fn has_cuda_shim() -> bool {
 /// # Panics
 /// There is none where there must be one.
 pub fn has_wgpu() -> bool {
-    if std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "skip") {
-        eprintln!("skipped: TINYFORGE_WGPU=skip");
+    let look = || tinyforge::gpu::wgpu::default_adapter().map(drop).map_err(|e| e.to_string());
+    is_there("TINYFORGE_WGPU", "mesa-vulkan-drivers, libvulkan1", look)
+}
+
+/// Whether what tests of a device need was found. Where it must be (`VARIABLE=require`) and is not, the test fails;
+/// elsewhere it says what is missing, and the Debian packages that have it. `VARIABLE=skip` leaves the tests out.
+fn is_there(variable: &str, packages: &str, look: impl FnOnce() -> Result<(), String>) -> bool {
+    let asked = std::env::var(variable).unwrap_or_default();
+    if asked == "skip" {
+        eprintln!("skipped: {variable}=skip");
         return false;
     }
-    match tinyforge::gpu::wgpu::default_adapter() {
-        Ok(_) => true,
-        Err(why) => {
-            let is_required = std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "require");
-            assert!(!is_required, "TINYFORGE_WGPU=require, and {why}");
-            eprintln!("skipped: {why} (Debian: mesa-vulkan-drivers, libvulkan1)");
-            false
-        }
-    }
+    let Err(why) = look() else { return true };
+    assert!(asked != "require", "{variable}=require, and {why}");
+    eprintln!("skipped: {why} (Debian: {packages})");
+    false
 }
 
 /// Compiles a graph that is only run forward. Every run must have a result, so the graph gets one more weight, which

@@ -16,22 +16,9 @@ use tinyforge_cuda_shim::{ascending, descending};
 
 const CUDA: &str = "device=\"cuda\"";
 
-/// Whether the kernels can be compiled for the host. Where they must be (`TINYFORGE_CUDA=require`) and cannot, the test
-/// fails; elsewhere it says what is missing.
+/// Whether the kernels can be compiled for the host.
 fn has_shim() -> bool {
-    if std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "skip") {
-        eprintln!("skipped: TINYFORGE_CUDA=skip");
-        return false;
-    }
-    match tinyforge_cuda_shim::compiler() {
-        Ok(_) => true,
-        Err(why) => {
-            let is_required = std::env::var("TINYFORGE_CUDA").is_ok_and(|v| v == "require");
-            assert!(!is_required, "TINYFORGE_CUDA=require, and {why}");
-            eprintln!("skipped: {why} (Debian: g++)");
-            false
-        }
-    }
+    devices::is_there("TINYFORGE_CUDA", "g++", || tinyforge_cuda_shim::compiler().map(drop).map_err(|e| e.to_string()))
 }
 
 /// A trainer over a driver, poisoned before anything is loaded.

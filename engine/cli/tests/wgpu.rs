@@ -11,22 +11,9 @@ use tinyforge::gpu::launches;
 use tinyforge_cli::fixed::{GpuSizes, gpu_parts};
 use tinyforge_cli::model::Model;
 
-/// Whether there is an adapter. Where there must be one (`TINYFORGE_WGPU=require`) and is none, the test fails;
-/// elsewhere it says what is missing. `skip` leaves it out.
 fn has_wgpu() -> bool {
-    if std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "skip") {
-        eprintln!("skipped: TINYFORGE_WGPU=skip");
-        return false;
-    }
-    match tinyforge::gpu::wgpu::default_adapter() {
-        Ok(_) => true,
-        Err(why) => {
-            let is_required = std::env::var("TINYFORGE_WGPU").is_ok_and(|v| v == "require");
-            assert!(!is_required, "TINYFORGE_WGPU=require, and {why}");
-            eprintln!("skipped: {why} (Debian: mesa-vulkan-drivers, libvulkan1)");
-            false
-        }
-    }
+    let look = || tinyforge::gpu::wgpu::default_adapter().map(drop).map_err(|e| e.to_string());
+    devices::is_there("TINYFORGE_WGPU", "mesa-vulkan-drivers, libvulkan1", look)
 }
 
 const WGPU: &str = "device=\"wgpu\"";

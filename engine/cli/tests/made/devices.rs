@@ -9,6 +9,20 @@ use tinyforge_cli::model::Model;
 /// Trains so many steps with these settings, and looks at everything.
 pub type Train<'a> = &'a dyn Fn(&Model, &[&str], usize) -> Trace;
 
+/// Whether what tests of a device need was found. Where it must be (`VARIABLE=require`) and is not, the test fails;
+/// elsewhere it says what is missing, and the Debian packages that have it. `VARIABLE=skip` leaves the tests out.
+pub fn is_there(variable: &str, packages: &str, look: impl FnOnce() -> Result<(), String>) -> bool {
+    let asked = std::env::var(variable).unwrap_or_default();
+    if asked == "skip" {
+        eprintln!("skipped: {variable}=skip");
+        return false;
+    }
+    let Err(why) = look() else { return true };
+    assert!(asked != "require", "{variable}=require, and {why}");
+    eprintln!("skipped: {why} (Debian: {packages})");
+    false
+}
+
 pub fn made_model(name: &str, llama: Llama) -> (Scratch, Model) {
     let scratch = Scratch::new(name);
     llama.write(scratch.path());
