@@ -180,6 +180,10 @@ pub enum CompileError {
         steps: u32,
         /// Bytes of the near memory's stored tensors, below everything.
         stored: u64,
+        /// What the plan itself takes on the heap.
+        heap: u64,
+        /// Of `need`, what a caller counts that is outside the arena; nothing at first.
+        beside: u64,
     },
 }
 
@@ -508,5 +512,7 @@ fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
         at: step.map_or(String::new(), |s| format!("{} {}", s.kernel, s.label)),
         steps: fullest.steps.len() as u32,
         stored: plan.stored_bytes(|s| !plan.is_far(&s.tensor)),
+        heap: plan.heap_bytes(),
+        beside: 0,
     })
 }

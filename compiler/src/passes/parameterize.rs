@@ -188,21 +188,22 @@ fn add_lora(graph: &mut Graph, lora: &Lora, parameters: &mut Parameters) -> Resu
     };
     let mut hit = vec![false; names.len()];
     let nodes = std::mem::take(&mut graph.nodes);
+    let mut b = Builder::new(graph);
     for node in nodes {
-        let target = (node.op == Op::Linear).then(|| graph.info(node.args[1]).name.clone()).and_then(|weight| {
+        let target = (node.op == Op::Linear).then(|| b.graph.info(node.args[1]).name.clone()).and_then(|weight| {
             let module = module_of(&weight);
             let all_linear = lora.targets.first().is_some_and(|t| t == "all-linear");
             let ends = |n: &&str| module.rsplit('.').next() == Some(n) || module == *n;
             let at = names.iter().position(|n| ends(n) || (all_linear && weight.contains('.')))?;
-            let in_block = !matches!(graph.blocks[node.block as usize].as_str(), "head" | "embed");
+            let in_block = !matches!(b.graph.blocks[node.block as usize].as_str(), "head" | "embed");
             in_block.then(|| (module.to_string(), at))
         });
         match target {
             Some((module, at)) => {
                 hit[at] = true;
-                adapter(graph, node, &module, lora, parameters);
+                adapter(&mut b, node, &module, lora, parameters);
             }
-            None => graph.nodes.push(node),
+            None => b.graph.nodes.push(node),
         }
     }
     let missed = names.iter().zip(&hit).find(|(_, hit)| !**hit && !lora.targets.is_empty());
@@ -213,10 +214,9 @@ fn add_lora(graph: &mut Graph, lora: &Lora, parameters: &mut Parameters) -> Resu
 }
 
 /// `y = x wᵀ` becomes `y + (alpha / rank) (x Aᵀ) Bᵀ`.
-fn adapter(graph: &mut Graph, node: Node, module: &str, lora: &Lora, parameters: &mut Parameters) {
-    let (inputs, outputs) = (graph.ty(node.args[1]).cols(), graph.ty(node.args[1]).rows());
+fn adapter(b: &mut Builder, node: Node, module: &str, lora: &Lora, parameters: &mut Parameters) {
+    let (inputs, outputs) = (b.graph.ty(node.args[1]).cols(), b.graph.ty(node.args[1]).rows());
     let pairs = [("lora_A", [lora.rank, inputs]), ("lora_B", [outputs, lora.rank])];
-    let mut b = Builder::new(graph);
     let [a, up] = pairs.map(|(part, shape)| {
         let name = format!("{module}.{part}.weight");
         match b.graph.find(&name) {
@@ -240,14 +240,12 @@ fn adapter(graph: &mut Graph, node: Node, module: &str, lora: &Lora, parameters:
     let alpha = lora.alpha / f64::from(lora.rank);
     let attrs = [("alpha", alpha.into()), ("compute", compute.into())];
     let sum = b.push1(&y_name, Op::LinearAdd, &[low, up, y], &attrs);
-    redirect_later(graph, y, sum);
+    exchange(b.graph, y, sum);
 }
 
-/// Nodes that are still to come read `from`; the map is applied when they do. Since nodes are pushed in order, the
-/// names are exchanged instead: `to` takes the place that `from` had in the value table.
-fn redirect_later(graph: &mut Graph, from: Value, to: Value) {
-    // Later nodes mention `from` by index, so the sum must get that index: exchange the two values everywhere
-    // that has been written so far.
+/// Nodes that are still to come read `from`, and are to read `to` in its place: the two exchange their places in the
+/// table of values, and their numbers in the last nodes, which are all that mention them so far.
+fn exchange(graph: &mut Graph, from: Value, to: Value) {
     graph.values.swap(from.index(), to.index());
     let swap = |v: &mut Value| {
         *v = match *v {
@@ -256,9 +254,8 @@ fn redirect_later(graph: &mut Graph, from: Value, to: Value) {
             v => v,
         }
     };
-    for node in &mut graph.nodes {
-        node.args.iter_mut().chain(&mut node.outs).for_each(swap);
-    }
+    let base = graph.nodes.iter().rposition(|n| n.outs.contains(&from)).expect("it has just been defined");
+    graph.nodes[base..].iter_mut().flat_map(|n| n.args.iter_mut().chain(&mut n.outs)).for_each(swap);
 }
 
 /// A chosen weight: its name and how many of its columns are trained.

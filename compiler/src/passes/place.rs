@@ -5,10 +5,13 @@
 //! device's kernel does, and everything starts at a multiple of the target's alignment. Stored tensors have places of
 //! their own below all others, save those of a far memory: their copies have a place for as long as they stay.
 
+mod taken;
+
 use crate::ir::graph::{Graph, Kind, Value};
 use crate::ir::ops::Op;
 use crate::passes::live::{self, Life};
 use crate::target::Target;
+use taken::Taken;
 
 /// Where everything lies, counted from the end of the stored tensors.
 #[derive(Clone, Debug)]
@@ -263,16 +266,19 @@ fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
         |r, _, _| (u64::from(r.life.start), u64::MAX - r.bytes),
         |r, _, crowd| (u64::MAX - crowd, u64::MAX - r.bytes),
     ];
-    let attempts = keys.iter().map(|key| {
+    let mut best: Option<(Vec<usize>, (Vec<u64>, u64))> = None;
+    for key in keys {
         let mut order: Vec<usize> = (0..rooms.len()).filter(|&i| rooms[i].bytes > 0).collect();
         order.sort_by_cached_key(|&i| (key(&rooms[i], span(&rooms[i]), crowds[i]), i));
-        let (offsets, top) = first_fit(rooms, &order);
-        (order, offsets, top)
-    });
-    match attempts.min_by_key(|(_, _, top)| *top) {
-        Some((order, offsets, top)) => improve(rooms, order, (offsets, top), bound),
-        None => (vec![0; rooms.len()], 0),
+        let fit = first_fit(rooms, &order);
+        if fit.1 <= bound {
+            return fit;
+        }
+        if best.as_ref().is_none_or(|(_, best)| fit.1 < best.1) {
+            best = Some((order, fit));
+        }
     }
+    best.map_or((vec![0; rooms.len()], 0), |(order, fit)| improve(rooms, order, fit, bound))
 }
 
 /// Moves rooms that end at the top, or on which one of those stands, to an earlier turn, as long as that lowers the top
@@ -329,8 +335,8 @@ fn turns(rooms: &[Room], order: &[usize], from: usize) -> Vec<(usize, usize)> {
 
 fn first_fit(rooms: &[Room], order: &[usize]) -> (Vec<u64>, u64) {
     let mut offsets = vec![0; rooms.len()];
-    // Placed pieces: first byte, end, life; by first byte.
-    let mut placed: Vec<(u64, u64, Life)> = Vec::with_capacity(order.len());
+    let nodes = rooms.iter().map(|room| room.life.end + 1).max().unwrap_or(0);
+    let mut taken = Taken::new(nodes);
     let mut top = 0;
     for &i in order {
         let room = &rooms[i];
@@ -339,7 +345,7 @@ fn first_fit(rooms: &[Room], order: &[usize]) -> (Vec<u64>, u64) {
         loop {
             let before = at;
             for piece in &room.pieces {
-                at = free(&placed, piece, at);
+                at = taken.free(piece, at);
             }
             if at == before || room.pieces.len() == 1 {
                 break;
@@ -347,26 +353,7 @@ fn first_fit(rooms: &[Room], order: &[usize]) -> (Vec<u64>, u64) {
         }
         offsets[i] = at;
         top = top.max(at + room.bytes);
-        for piece in &room.pieces {
-            let start = at + piece.at;
-            let position = placed.partition_point(|&(first, ..)| first <= start);
-            placed.insert(position, (start, start + piece.bytes, piece.life));
-        }
+        room.pieces.iter().for_each(|piece| taken.take(piece, at));
     }
     (offsets, top)
-}
-
-/// The first place of a room, from `at` on, at which a piece of it overlaps nothing that lives when it does.
-fn free(placed: &[(u64, u64, Life)], piece: &Piece, mut at: u64) -> u64 {
-    for &(start, end, life) in placed {
-        let apart = life.end < piece.life.start || piece.life.end < life.start;
-        if apart || end <= at + piece.at {
-            continue;
-        }
-        if start >= at + piece.at + piece.bytes {
-            break;
-        }
-        at = end - piece.at;
-    }
-    at
 }

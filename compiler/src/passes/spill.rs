@@ -16,16 +16,17 @@ const BLOCKS_BETWEEN: usize = 3;
 pub fn run(graph: &mut Graph) {
     let chosen = choose(graph);
     let mut states: HashMap<Value, Value> = HashMap::new();
-    for node in std::mem::take(&mut graph.nodes) {
+    let nodes = std::mem::take(&mut graph.nodes);
+    let mut b = Builder::new(graph);
+    for node in nodes {
         let Node { block, region, .. } = node;
         let args = node.args.iter().map(|a| states.get(a).copied().unwrap_or(*a)).collect();
         let kept: Vec<Value> = node.outs.iter().copied().filter(|v| chosen.contains(v)).collect();
-        graph.nodes.push(Node { args, ..node });
+        b.graph.nodes.push(Node { args, ..node });
+        b.at(block, region);
         for v in kept {
-            let name = format!("{}{SPILLED}", graph.info(v).name);
-            let state = graph.declare(Kind::State, &name, graph.ty(v).clone());
-            let mut b = Builder::new(graph);
-            b.at(block, region);
+            let name = format!("{}{SPILLED}", b.graph.info(v).name);
+            let state = b.declare(Kind::State, &name, b.graph.ty(v).clone());
             b.push(&name, Op::Assign, &[state, v], &[]);
             states.insert(v, state);
         }

@@ -256,22 +256,23 @@ fn integer_update(
 fn accumulate(graph: &mut Graph, finish: &mut Graph, grads: &[(String, Value)]) -> Vec<(String, Value)> {
     let mut sums = Vec::new();
     let reads = reads(graph, grads);
+    let (mut step, mut last) = (Builder::new(graph), Builder::new(finish));
     for (name, grad) in grads {
-        let w = graph.find(name).expect("a gradient belongs to a declared weight");
-        let index = graph.find(&format!("{name}.index")).map(|v| graph.info(v).clone());
-        finish.declare(Kind::Weight, name, graph.ty(w).clone());
+        let w = step.graph.find(name).expect("a gradient belongs to a declared weight");
+        let index = step.graph.find(&format!("{name}.index")).map(|v| step.graph.info(v).clone());
+        last.declare(Kind::Weight, name, step.graph.ty(w).clone());
         if let Some(info) = index {
-            finish.declare(Kind::Const, &info.name, info.ty);
+            last.declare(Kind::Const, &info.name, info.ty);
         }
-        let leaves = leaves(graph, &reads, *grad);
+        let leaves = leaves(step.graph, &reads, *grad);
         let mut sum: Option<Value> = None;
         for (i, leaf) in leaves.into_iter().enumerate() {
             let state = format!("{name}{GRADIENT_SUM}{}", if i == 0 { String::new() } else { format!(".{i}") });
-            accumulate_leaf(graph, leaf, &state, reads[leaf.index()] == 1);
-            let part = finish.declare(Kind::State, &state, graph.ty(leaf).clone());
+            accumulate_leaf(&mut step, leaf, &state, reads[leaf.index()] == 1);
+            let part = last.declare(Kind::State, &state, step.graph.ty(leaf).clone());
             sum = Some(match sum {
                 None => part,
-                Some(sum) => Builder::new(finish).push1(&format!("{name}.grad"), Op::Add, &[sum, part], &[]),
+                Some(sum) => last.push1(&format!("{name}.grad"), Op::Add, &[sum, part], &[]),
             });
         }
         sums.push((name.clone(), sum.expect("a gradient has at least one part")));
@@ -309,10 +310,11 @@ fn leaves(graph: &Graph, reads: &[usize], grad: Value) -> Vec<Value> {
 }
 
 /// Makes `leaf` start from the state where nothing else reads it, or adds it, and stores the sum there.
-fn accumulate_leaf(graph: &mut Graph, leaf: Value, state: &str, read_once: bool) {
-    let s = graph.declare(Kind::State, state, graph.ty(leaf).clone());
-    let at = graph.nodes.iter().position(|n| n.outs.contains(&leaf)).expect("a gradient is a node's result");
-    let node = &mut graph.nodes[at];
+fn accumulate_leaf(b: &mut Builder, leaf: Value, state: &str, read_once: bool) {
+    let s = b.declare(Kind::State, state, b.graph.ty(leaf).clone());
+    let at = b.graph.nodes.iter().position(|n| n.outs.contains(&leaf)).expect("a gradient is a node's result");
+    b.at(0, Region::Backward);
+    let node = &mut b.graph.nodes[at];
     let mut stored = leaf;
     match node.op.def().acc {
         Some(acc) if read_once && node.outs[acc.out] == leaf => {
@@ -321,14 +323,8 @@ fn accumulate_leaf(graph: &mut Graph, leaf: Value, state: &str, read_once: bool)
             // Only sums that are otherwise taken whole have this attribute.
             node.attrs.set("running", true.into());
         }
-        _ => {
-            let mut b = Builder::new(graph);
-            b.at(0, Region::Backward);
-            stored = b.push1(&format!("{state}.new"), Op::Add, &[s, leaf], &[]);
-        }
+        _ => stored = b.push1(&format!("{state}.new"), Op::Add, &[s, leaf], &[]),
     }
-    let mut b = Builder::new(graph);
-    b.at(0, Region::Backward);
     b.push(state, Op::Assign, &[s, stored], &[]);
 }
 

@@ -139,23 +139,23 @@ pub fn lowest_block(plan: &Plan) -> String {
 }
 
 /// A budget that cannot be met, in words; other errors as they are.
-pub fn refusal(error: &CompileError, fixed_bytes: u64, hints: &[String]) -> String {
-    let CompileError::Budget { need, limit, entry, peak, at, steps, stored } = error else {
+pub fn refusal(error: &CompileError, fixed_bytes: u64, budget: u64, hints: &[String]) -> String {
+    let CompileError::Budget { need, entry, peak, at, steps, stored, beside, .. } = error else {
         return error.to_string();
     };
-    let (need_all, limit_all) = (need + fixed_bytes, limit + fixed_bytes);
+    let total = need + fixed_bytes;
     let mut out = format!(
         "plan needs {}, the budget is {} ({} over)\n  peak at {at} (step {} of {steps} of {entry}): stored tensors {}",
-        show(need_all),
-        show(limit_all),
-        show(need_all - limit_all),
+        show(total),
+        show(budget),
+        show(total.saturating_sub(budget)),
         peak.step + 1,
         show(*stored)
     );
     for holder in peak.holders.iter().take(4) {
         let _ = write!(out, ", {} {}", holder.name, show(holder.bytes));
     }
-    let _ = write!(out, "; outside the arena {}", show(fixed_bytes));
+    let _ = write!(out, "; outside the arena {}", show(fixed_bytes + beside));
     for hint in hints {
         let _ = write!(out, "\n  help: {hint}");
     }

@@ -59,7 +59,8 @@ pub fn plan_phases(
     planning::plan_groups(model, settings, wanted, fixed, 0..planning::phases(model, settings, wanted)).map_err(
         |error| {
             let fixed_bytes = fixed.iter().map(|f| f.bytes).sum();
-            CommandError::request(report::refusal(&error, fixed_bytes, &hints(model, settings, wanted, fixed, &error)))
+            let hints = hints(model, settings, wanted, fixed, &error);
+            CommandError::request(report::refusal(&error, fixed_bytes, settings.memory.unwrap_or(u64::MAX), &hints))
         },
     )
 }
@@ -101,9 +102,12 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         *seq >= SEQ_MIN && stored as f64 + (need - stored) as f64 * share <= limit as f64
     };
     let flag = if wanted == Wanted::Generate { "--context" } else { "--seq" };
-    let mut lengths = [2, 4, 8].map(|divisor| settings.seq / divisor).into_iter().filter(could_fit);
+    let lengths: Vec<u32> = [2, 4, 8].map(|divisor| settings.seq / divisor).into_iter().filter(could_fit).collect();
     let shorter = |seq| attempt(format!("{flag} {seq}"), Settings { seq, context: seq, ..settings.clone() });
-    hints.extend(lengths.find_map(shorter));
+    // Where the shortest does not fit none does.
+    if let Some((&shortest, longer)) = lengths.split_last() {
+        hints.extend(shorter(shortest).map(|hint| longer.iter().find_map(|&seq| shorter(seq)).unwrap_or(hint)));
+    }
     if wanted == Wanted::Train && planning::weight_bytes_min(model, settings) < limit {
         let others = SMALLER_SCHEMES.iter().filter_map(|name| Some((name, Scheme::parse(name).ok()?)));
         let mut others = others.filter(|(_, scheme)| *scheme != settings.scheme);

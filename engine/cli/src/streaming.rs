@@ -141,24 +141,26 @@ fn widest(asked: &Asked, prefetch: u32) -> Result<(Compiled, Option<Window>), Co
     Ok(best)
 }
 
-/// Of a plan's own bytes what the part for the heap has room for.
-const IN_HEAP_BYTES: u64 = 3 << 20;
-
-/// A plan that fits together with what it takes on the heap itself, which is known when it is there.
+/// A plan that fits together with what it takes on the heap itself, which is known when it is there. A refusal counts
+/// all that it stands beside.
 fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
     let moving = moving(asked, window);
-    let mut fixed: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving.clone()).collect();
-    let moving_bytes = moving.map_or(0, |part| part.bytes);
+    let mut fixed: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving).collect();
+    let bytes = |fixed: &[Fixed]| fixed.iter().map(|part| part.bytes).sum::<u64>();
     loop {
-        let compiled = compile_window(&Asked { fixed: &fixed, ..*asked }, window);
-        let mut compiled = compiled.map_err(|error| beside(error, moving_bytes))?;
-        // What steps are bound to takes less than half of that again; and what making a plan took is not given back.
-        let needed = compiled.plan.heap_bytes() * (3 * asked.phases + 4) / 2;
-        let raise = |parts: &mut [Fixed]| {
-            let part = parts.iter_mut().find(|f| f.name == PLAN_PART && f.bytes + IN_HEAP_BYTES < needed);
-            part.map(|part| part.bytes = needed + needed / 16).is_some()
+        let mut compiled = match compile_window(&Asked { fixed: &fixed, ..*asked }, window) {
+            Ok(compiled) => compiled,
+            Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, .. }) => {
+                let limit = limit + bytes(&fixed) - bytes(asked.fixed);
+                raise(&mut fixed, heap, asked.phases);
+                let beside = bytes(&fixed) - bytes(asked.fixed);
+                let need = need + beside;
+                return Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, beside });
+            }
+            Err(error) => return Err(error),
         };
-        let is_raised = raise(&mut fixed) && raise(&mut compiled.plan.fixed);
+        let is_raised = raise(&mut fixed, compiled.plan.heap_bytes(), asked.phases);
+        compiled.plan.fixed.clone_from(&fixed);
         let fits = asked.settings.memory.is_none_or(|limit| compiled.plan.total_bytes() <= limit);
         if !is_raised || fits {
             return Ok(compiled);
@@ -166,12 +168,13 @@ fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileErr
     }
 }
 
-/// A refusal in which `bytes` more are counted with the arena, so that refusals with and without them compare.
-fn beside(error: CompileError, bytes: u64) -> CompileError {
-    match error {
-        CompileError::Budget { need, limit, entry, peak, at, steps, stored } => {
-            CompileError::Budget { need: need + bytes, limit: limit + bytes, entry, peak, at, steps, stored }
-        }
-        other => other,
-    }
+/// Of a plan's own bytes what the part for the heap has room for.
+const IN_HEAP_BYTES: u64 = 3 << 20;
+
+/// Makes the part of the plans large enough for a plan of `heap` bytes, where there is one and it is not.
+fn raise(fixed: &mut [Fixed], heap: u64, phases: u64) -> bool {
+    // What steps are bound to takes less than half of that again; and what making a plan took is not given back.
+    let needed = heap * (3 * phases + 4) / 2;
+    let part = fixed.iter_mut().find(|f| f.name == PLAN_PART && f.bytes + IN_HEAP_BYTES < needed);
+    part.map(|part| part.bytes = needed + needed / 16).is_some()
 }
