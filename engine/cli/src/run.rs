@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tinyforge::data::{self, DataOptions, DataSet, Row, RowReader};
-use tinyforge::files::{FileError, write_atomic};
+use tinyforge::files::{FileError, ReadAt, write_atomic};
 use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge::text::Tokenizer;
 use tinyforge::train::checkpoint;
@@ -47,6 +47,8 @@ pub struct RunRecord {
     pub plan_bytes: [u64; 2],
     /// Steps of the whole run.
     pub steps: u64,
+    /// The model's files as they were when it began: name, and CRC-32 of samples of the contents.
+    pub model_files: Vec<(String, u32)>,
 }
 
 /// How a run ended.
@@ -94,11 +96,11 @@ const WORK: &str = "work.bin";
 const CHECKPOINT_EVERY: u64 = 100;
 
 impl Run {
-    /// Opens the model and the data, plans, and loads.
+    /// Opens the model and the data, plans, and loads; `resumed` is the record of the run that goes on.
     ///
     /// # Errors
     /// The request cannot be met; nothing has been written but rows of data.
-    pub fn prepare(model_path: &Path, knobs: &Knobs, is_resumed: bool) -> Result<Run, CommandError> {
+    pub fn prepare(model_path: &Path, knobs: &Knobs, resumed: Option<&RunRecord>) -> Result<Run, CommandError> {
         let mut settings = knobs.settings()?;
         // Without a budget the machine's memory is one: results do not depend on it.
         let is_cpu = settings.device == DeviceChoice::Cpu;
@@ -109,6 +111,10 @@ impl Run {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
         let model = request::open(model_path, knobs)?;
+        let model_files = model_files(&model)?;
+        if let Some(record) = resumed {
+            check_files(&record.model_files, &model_files, &out)?;
+        }
         let tokenizer = model.tokenizer()?;
         let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
@@ -116,7 +122,7 @@ impl Run {
         let clock = Clock::new(profile, &plans, settings.batch);
         // Settings that do not depend on the data are refused before it is read.
         knobs.lr_schedule(1, settings.batch)?;
-        make_folder(&out, knobs.overwrite.unwrap_or(false), is_resumed)?;
+        make_folder(&out, knobs.overwrite.unwrap_or(false), resumed.is_some())?;
         // A killed run's, which may have needed one where this does not.
         remove_if_there(&out.join(WORK))?;
         settings.micro_batch = Some(plans[0].micro_rows);
@@ -143,6 +149,7 @@ impl Run {
             processor: processor(),
             plan_bytes: [plans.iter().map(|p| p.arena_bytes()).max().unwrap_or(0), plan_total],
             steps: schedule.steps,
+            model_files,
         };
         let run_key = run_key(&record)?;
         // A GPU's steps are timed one by one, each after a wait, so only where that is asked for.
@@ -154,7 +161,7 @@ impl Run {
         if tokenizer.vocab_len() > model.config.vocab {
             check_tokens(&*data.train, model.config.vocab)?;
         }
-        if !is_resumed {
+        if resumed.is_none() {
             begin(&out, &record)?;
         }
         let rows = data.train.rows();
@@ -309,6 +316,28 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
     config.profile = None;
     let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
     Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))
+}
+
+/// What tells whether a model's files are those of before: each with what was sampled of it.
+fn model_files(model: &Model) -> Result<Vec<(String, u32)>, CommandError> {
+    let config = model.path.join("config.json");
+    let config = config.exists().then(|| ReadAt::open(&config)).transpose()?;
+    let sampled = |file: &ReadAt| {
+        let name = file.path().file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok((name.unwrap_or_default(), file.sampled_crc()?))
+    };
+    config.iter().chain(&model.files).map(sampled).collect()
+}
+
+/// Refuses a model whose files have changed since the run began: what is frozen would be another's.
+fn check_files(before: &[(String, u32)], now: &[(String, u32)], out: &Path) -> Result<(), CommandError> {
+    let changed = before.iter().find(|file| !now.contains(file)).or(now.iter().find(|file| !before.contains(file)));
+    let Some((name, _)) = changed else { return Ok(()) };
+    Err(CommandError::request(format!(
+        "{name} of the model is not what it was when the run in {} began: put it back, or begin again with `tinyforge \
+         train --overwrite`",
+        out.display()
+    )))
 }
 
 fn make_folder(out: &Path, overwrite: bool, is_resumed: bool) -> Result<(), CommandError> {

@@ -312,6 +312,31 @@ fn a_damaged_checkpoint_is_refused() {
 }
 
 #[test]
+fn a_run_goes_on_with_the_model_that_it_began_with() {
+    let desk = Desk::new("p6-other-model", &["--scheme", "lora", "--steps", "3", "--checkpoint-every", "1"]);
+    let (wanted, _) = desk.undisturbed();
+    let out = desk.out("other");
+    run(desk.train_args(&out)).ok();
+    for name in ["model.safetensors", "config.json"] {
+        let path = desk.scratch.join("model").join(name);
+        let whole = std::fs::read(&path).expect("a file of the model");
+        let mut other = whole.clone();
+        let last = other.len() - 2;
+        match name {
+            "config.json" => other.push(b'\n'),
+            _ => other[last] ^= 1,
+        }
+        std::fs::write(&path, other).expect("written");
+        let ran = run(["resume", arg(&out)]);
+        one_error(&ran, name);
+        assert!(ran.code == Some(2) && ran.stderr.contains(name) && ran.stderr.contains("--overwrite"), "{ran:?}");
+        std::fs::write(&path, whole).expect("put back");
+    }
+    run(["resume", arg(&out)]).ok();
+    agree_in(&ADAPTER, &out, &wanted);
+}
+
+#[test]
 fn a_loss_that_is_not_finite_stops_the_run() {
     let flags = ["--scheme", "full", "--optimizer", "sgd", "--beta1", "0", "--steps", "50", "--checkpoint-every", "1"];
     let desk = Desk::new("p6-diverges", &[&flags[..], &["--decay", "constant", "--warmup", "3"]].concat());

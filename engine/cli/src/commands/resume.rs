@@ -25,9 +25,9 @@ pub fn run(args: &ResumeArgs) -> Result<(), CommandError> {
     let text = read_whole(&path).map_err(|e| CommandError::request(format!("{e}; a run's folder holds a {RECORD}")))?;
     let record: RunRecord =
         serde_json::from_slice(&text).map_err(|e| CommandError::request(format!("{}: {e}", path.display())))?;
-    let mut knobs = record.config;
+    let mut knobs = record.config.clone();
     knobs.out = Some(args.out.clone());
-    let mut run = Run::prepare(&record.model, &knobs, true)?;
+    let mut run = Run::prepare(&record.model, &knobs, Some(&record))?;
     let from = run.restore()?;
     eprintln!("going on from step {from}");
     let outcome = run.go(&interrupt_flag()?)?;

@@ -43,7 +43,7 @@ pub fn interrupt_flag() -> Result<Arc<AtomicBool>, CommandError> {
 /// The request cannot be met, or the run failed.
 pub fn run(args: &TrainArgs) -> Result<(), CommandError> {
     let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
-    let mut run = Run::prepare(&path, &knobs, false)?;
+    let mut run = Run::prepare(&path, &knobs, None)?;
     let outcome = run.go(&interrupt_flag()?)?;
     print(&outcome, &args.common);
     Ok(())
