@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod call;
+mod choice;
 mod conv;
 pub mod cuda;
 mod device;
@@ -21,6 +22,7 @@ mod update;
 pub mod wgpu;
 
 pub use call::{Call, Kernel, Launch, Operand, Params, Tables, Work, grid_of};
+pub use choice::{Choice, choose};
 pub use device::GpuError;
 pub(crate) use device::{Device, Failure, Gpu};
 

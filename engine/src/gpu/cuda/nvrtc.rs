@@ -66,7 +66,7 @@ macro_rules! filled {
 ///
 /// # Errors
 /// There is none.
-fn version() -> Result<((c_int, c_int), Vec<u32>), String> {
+pub fn version() -> Result<((c_int, c_int), Vec<u32>), String> {
     #[expect(unsafe_code, reason = "NVRTC is a C library")]
     // SAFETY: libraries of that name are opened and closed; the functions below write where they are told, the last as
     // many numbers as the one before it counts.
