@@ -11,6 +11,7 @@
 #                `cargo test --release --no-run -p tinyforge-tests --features tinyforge/cuda --test conformance`
 #   models       the quickstart's model on the device and on the CPU: losses within 1e-3; windows and micro-batches: the
 #                same losses to the last digit
+#   kernels      dense products and attention one at a time, beside the bounds of PROFILE [examples/targets/24GB-card.toml]
 #   resident     Llama-3.1-8B's shape, bf16, LoRA, everything on the card within 24 GB
 #   streamed     the same shape, full fine-tuning with AdamW in 8 bits within 24 GB, blocks streamed
 #   cycle        Qwen3-32B's shape, cycle:2 and LoRA within 24 GB, blocks streamed
@@ -18,12 +19,13 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-usage() { sed -n '2,19p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; exit 2; }
+usage() { sed -n '2,20p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; exit 2; }
 [ $# -ge 2 ] || usage
 binary=$(realpath "$1")
 subcommand=$2
 device=${3:-cuda}
 work=${WORK:-/dev/shm/tinyforge-gpu}
+profile=${PROFILE:-$here/examples/targets/24GB-card.toml}
 mkdir -p "$work"
 failed() { printf 'FAILED: %s\n' "$*"; exit 1; }
 
@@ -104,6 +106,7 @@ case $subcommand in
 devices) "$binary" devices && printf 'ok\n' ;;
 conformance) conformance ;;
 models) models ;;
+kernels) "$binary" bench --kernels --device "$device" --profile "$profile" --json && printf 'ok\n' ;;
 resident)
     trained "Llama-3.1-8B, LoRA, resident" "$(made llama-3.1-8b)" --device "$device" --scheme lora --dtype bf16 \
         --memory 24GB --window all --seq 1024 --batch 4 --micro-batch 1 --steps 5
