@@ -270,6 +270,42 @@ fn kernels_are_timed_one_at_a_time() {
     }
 }
 
+/// What the driver made of shaders is kept in a file; one that is damaged or foreign is made anew.
+#[test]
+fn pipelines_are_kept() {
+    if !has_wgpu() {
+        return;
+    }
+    let scratch = Scratch::new("wgpu-kept");
+    TIED.write(&scratch.join("model"));
+    write_text(&scratch.join("text.txt"), 3000);
+    let [model, text, folder] = ["model", "text.txt", "kept"].map(|name| scratch.join(name));
+    let eval = || {
+        let mut eval =
+            program(["eval", arg(&model), "--data", arg(&text), "--seq", "32", "--eval-rows", "2", "--json"]);
+        let output = eval.args(["--device", "wgpu"]).env("TINYFORGE_KERNEL_CACHE", &folder).output();
+        made::Ran::of(output.expect("the program starts")).ok().json()["loss"].as_f64().expect("a loss")
+    };
+    let first = eval();
+    let adapter = tinyforge::gpu::wgpu::default_adapter().expect("looked for before");
+    if !adapter.traits.contains(&"pipeline cache") {
+        assert!(!folder.exists(), "nothing can be kept");
+        return;
+    }
+    let files = || -> Vec<_> { std::fs::read_dir(&folder).expect("made").map(|f| f.expect("read").path()).collect() };
+    let [path] = &files()[..] else { panic!("one file: {:?}", files()) };
+    let whole = std::fs::read(path).expect("written");
+    assert_eq!(eval(), first);
+    let half = whole[..whole.len() / 2].to_vec();
+    let foreign = b"something else altogether".to_vec();
+    for damaged in [half, foreign, Vec::new()] {
+        std::fs::write(path, &damaged).expect("written");
+        assert_eq!(eval(), first);
+        let again = std::fs::read(path).expect("written");
+        assert!(again != damaged && files().len() == 1, "a damaged file stays");
+    }
+}
+
 /// Needs no adapter: a device that is not known is told with those that are.
 #[test]
 fn unknown_devices_are_refused() {

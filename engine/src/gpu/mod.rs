@@ -13,6 +13,8 @@ pub mod cuda;
 mod device;
 mod elementwise;
 mod embedding;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod kept;
 mod linear;
 mod loss;
 mod norm;

@@ -89,7 +89,7 @@ impl Adapter {
         }
         let complaint = Complaint::default();
         let (device, queue) = self.request(&complaint)?;
-        let pipelines = Mutex::new(Pipelines::new(&device, &self.name));
+        let pipelines = Mutex::new(Pipelines::new(&device, &self.name, &self.driver));
         let open = Arc::new(Opened { device, queue, complaint, pipelines });
         opened.insert(key, Arc::clone(&open));
         Ok(open)
@@ -116,7 +116,7 @@ impl Adapter {
         }
         let wanted = wgpu::DeviceDescriptor {
             label: Some("tinyforge"),
-            required_features: wgpu::Features::empty(),
+            required_features: self.inner.features() & wgpu::Features::PIPELINE_CACHE,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
