@@ -107,7 +107,9 @@ impl Run {
         // Without a budget the memory that is there is one: results do not depend on it.
         let is_cpu = settings.device == DeviceChoice::Cpu;
         settings.memory = settings.memory.or_else(|| fixed::near_bytes(settings.device));
-        let profile = profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_cpu);
+        // What `bench` wrote is of the processor; a card's profile is named.
+        let is_of_device = is_cpu || knobs.profile.is_some();
+        let profile = profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_of_device);
         settings.machine = profile.as_ref().map(|p| p.machine.clone());
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
