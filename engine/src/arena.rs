@@ -4,7 +4,7 @@
 //! no reference is made meanwhile, so that copies can come in beside a step. Allocation happens here, once.
 
 use crate::far::Span as Part;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use std::ptr::NonNull;
 use tinyforge_plan::{Step, Tensor};
 
@@ -43,12 +43,13 @@ impl Arena {
     }
 
     /// The same of which little is ever touched at one time: pages are small, and [`Arena::release`] gives them back.
+    /// It may have more bytes than the machine.
     ///
     /// # Errors
     /// As [`Arena::new`].
     pub fn sparse(start: u64, bytes: u64) -> std::io::Result<Arena> {
         let bytes = usize::try_from(bytes).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-        let mut memory = MmapMut::map_anon(bytes.max(1))?;
+        let mut memory = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
         let first = NonNull::new(memory.as_mut_ptr()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         Ok(Arena { memory, first, len: bytes, start })
     }

@@ -70,6 +70,11 @@ impl DeviceChoice {
     pub const ALL: [(&'static str, DeviceChoice); 3] =
         [("cpu", DeviceChoice::Cpu), ("wgpu", DeviceChoice::Wgpu), ("cuda", DeviceChoice::Cuda)];
 
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        DeviceChoice::ALL[self as usize].0
+    }
+
     /// The device of this name.
     pub fn from_name(name: &str) -> Option<DeviceChoice> {
         DeviceChoice::ALL.iter().find(|(n, _)| *n == name).map(|(_, device)| *device)

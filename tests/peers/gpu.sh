@@ -4,13 +4,16 @@
 #     bash tests/peers/gpu.sh BINARY SUBCOMMAND [DEVICE]
 #
 # DEVICE is what `--device` takes [cuda]. Each subcommand takes at most ten minutes on a card with 24 GB, and ends with a
-# line that begins with `ok` or `FAILED`. Models are made by shape, with random weights, in $WORK [/dev/shm/tinyforge-gpu].
+# line that begins with `ok` or `FAILED`. Models are made by shape, with random weights, in $WORK
+# [/dev/shm/tinyforge-gpu]. $PROFILE is the card's description [examples/targets/24GB-card.toml]: its rates give the bounds,
+# and the simulated figures that each run stands beside.
 #
 #   devices      what there is, with memory and driver
 #   conformance  kernels against their definitions: needs the test program as well, in $CONFORMANCE, built by
 #                `cargo test --release --no-run -p tinyforge-tests --features tinyforge/cuda --test conformance`
 #   models       the quickstart's model on the device and on the CPU: losses within 1e-3; windows and micro-batches: the
 #                same losses to the last digit
+#   kernels      dense products and attention one at a time, beside their bounds
 #   resident     Llama-3.1-8B's shape, bf16, LoRA, everything on the card within 24 GB
 #   streamed     the same shape, full fine-tuning with AdamW in 8 bits within 24 GB, blocks streamed
 #   cycle        Qwen3-32B's shape, cycle:2 and LoRA within 24 GB, blocks streamed
@@ -18,12 +21,13 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-usage() { sed -n '2,19p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; exit 2; }
+usage() { sed -n '2,20p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; exit 2; }
 [ $# -ge 2 ] || usage
 binary=$(realpath "$1")
 subcommand=$2
 device=${3:-cuda}
 work=${WORK:-/dev/shm/tinyforge-gpu}
+profile=${PROFILE:-$here/examples/targets/24GB-card.toml}
 mkdir -p "$work"
 failed() { printf 'FAILED: %s\n' "$*"; exit 1; }
 
@@ -42,18 +46,21 @@ text() {
     printf '%s' "$work/text.txt"
 }
 
-# trained NAME MODEL FLAG...: a run of a few steps; prints what the command says of it, and the card's own figures.
+# trained NAME MODEL DEVICE STEPS FLAG...: what the machine of PROFILE would take for a step, simulated; then a run of a
+# few steps, what the command says of it, and the card's own figures.
 trained() {
-    local name=$1 model=$2
-    shift 2
+    local name=$1 model=$2 on=$3 steps=$4
+    shift 4
     printf '\n== %s\n' "$name"
+    "$binary" plan "$model" --target "$profile" "$@" | sed -n '/speed on/,$p'
     rm -rf "${work:?}/out"
     local watch=
     if command -v nvidia-smi >/dev/null; then
         nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 500 >"$work/used.txt" 2>/dev/null &
         watch=$!
     fi
-    "$binary" train "$model" --data "$(text)" --out "$work/out" --overwrite --json "$@"
+    "$binary" train "$model" --data "$(text)" --out "$work/out" --overwrite --profile "$profile" --device "$on" \
+        --steps "$steps" --json "$@"
     if [ -n "$watch" ]; then
         kill "$watch"
         printf 'driver: at most %s MiB of the card in use\n' "$(sort -n "$work/used.txt" | tail -n 1)"
@@ -104,27 +111,30 @@ case $subcommand in
 devices) "$binary" devices && printf 'ok\n' ;;
 conformance) conformance ;;
 models) models ;;
+kernels) "$binary" bench --kernels --device "$device" --profile "$profile" --json && printf 'ok\n' ;;
 resident)
-    trained "Llama-3.1-8B, LoRA, resident" "$(made llama-3.1-8b)" --device "$device" --scheme lora --dtype bf16 \
-        --memory 24GB --window all --seq 1024 --batch 4 --micro-batch 1 --steps 5
+    trained "Llama-3.1-8B, LoRA, resident" "$(made llama-3.1-8b)" "$device" 5 --scheme lora --dtype bf16 \
+        --memory 24GB --window all --seq 1024 --batch 4 --micro-batch 1
     printf 'ok\n'
     ;;
 streamed)
-    trained "Llama-3.1-8B, full, AdamW in 8 bits, streamed" "$(made llama-3.1-8b)" --device "$device" --scheme full \
-        --dtype bf16 --optimizer adamw8 --memory 24GB --seq 1024 --batch 32 --steps 2
+    for rows in 8 32; do
+        trained "Llama-3.1-8B, full, AdamW in 8 bits, streamed, $rows rows" "$(made llama-3.1-8b)" "$device" 2 \
+            --scheme full --dtype bf16 --optimizer adamw8 --memory 24GB --seq 1024 --batch "$rows"
+    done
     printf 'ok\n'
     ;;
 cycle)
     for scheme in cycle:2 lora; do
-        trained "Qwen3-32B, $scheme, streamed" "$(made qwen3-32b)" --device "$device" --scheme "$scheme" --dtype bf16 \
-            --memory 24GB --seq 1024 --batch 8 --steps 2
+        trained "Qwen3-32B, $scheme, streamed" "$(made qwen3-32b)" "$device" 2 --scheme "$scheme" --dtype bf16 \
+            --memory 24GB --seq 1024 --batch 8
     done
     printf 'ok\n'
     ;;
 beside)
     for on in wgpu cuda; do
-        trained "Llama-3.2-1B by $on" "$(made llama-3.2-1b)" --device "$on" --scheme lora --dtype bf16 --seq 1024 \
-            --batch 4 --micro-batch 1 --steps 5
+        trained "Llama-3.2-1B by $on" "$(made llama-3.2-1b)" "$on" 5 --scheme lora --dtype bf16 --seq 1024 \
+            --batch 4 --micro-batch 1
     done
     printf 'ok\n'
     ;;

@@ -96,13 +96,15 @@ impl<'a> Moves<'a> {
         &self.plan.stored[transfer.stored as usize].name
     }
 
-    /// Ends and begins what is due before step `i`.
+    /// Ends and begins what is due before step `i`: what goes out begins first, what comes in when all has ended.
     pub(crate) fn before(&mut self, i: usize, contents: &mut Contents, faults: &mut Vec<String>) {
+        let entry = self.entry;
+        let transfers = || entry.transfers.iter().enumerate().filter(move |(_, t)| t.begins as usize == i);
+        for (t, _) in transfers().filter(|(_, t)| t.direction == Direction::Out) {
+            self.begin(t, contents, faults);
+        }
         self.end(i, contents, faults);
-        for (t, transfer) in self.entry.transfers.iter().enumerate() {
-            if transfer.begins as usize != i {
-                continue;
-            }
+        for (t, transfer) in transfers().filter(|(_, t)| t.direction == Direction::In) {
             self.begin(t, contents, faults);
             if transfer.ends as usize == i {
                 // Waited for at once.

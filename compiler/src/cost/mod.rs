@@ -18,7 +18,7 @@ mod simulate;
 mod work;
 
 pub use bound::{Bound, Resource, bound};
-pub use schedule::{events, schedule};
+pub use schedule::{events, link, schedule};
 pub use seconds::{Measured, ideal, seconds};
 pub use simulate::{Prediction, Span, simulate};
 pub use work::work;

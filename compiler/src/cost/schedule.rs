@@ -32,7 +32,10 @@ pub fn events(entry: &Entry) -> Vec<Range<usize>> {
 }
 
 /// The link into the near memory, or from it back to where that one comes from.
-fn link(machine: &Machine, direction: Direction) -> Result<u32, CostError> {
+///
+/// # Errors
+/// There is none.
+pub fn link(machine: &Machine, direction: Direction) -> Result<u32, CostError> {
     let into = machine.links.iter().position(|l| l.to == machine.near);
     let found = match direction {
         Direction::In => into,

@@ -2,7 +2,8 @@
 //!
 //! There is a queue for kernels, one for the host's updates, and one for each link. Each takes what it is given in
 //! order and does one thing at a time. Works are visited in the schedule's order; before each, the transfers that may
-//! have begun by then are put on their links. One pass: a time is known when it is asked for.
+//! have begun by then are put on their links: those out of the near memory at once, those into it when what the work
+//! waits for has ended, whose place they may take. One pass: a time is known when it is asked for.
 
 use super::{CostError, Schedule, check, seconds, takes_queue, transfer_s};
 use crate::machine::Machine;
@@ -36,6 +37,15 @@ pub struct Prediction {
     pub transfers: Vec<Span>,
 }
 
+/// Which way a transfer goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// From the near memory.
+    Out,
+    /// To the near memory, or between others.
+    In,
+}
+
 /// The queues, each by the time when it is free.
 struct Queues<'a> {
     machine: &'a Machine,
@@ -62,7 +72,9 @@ pub fn simulate(machine: &Machine, schedule: &Schedule) -> Result<Prediction, Co
     let mut works = Vec::with_capacity(schedule.works.len());
     let (mut done_s, mut busy_s) = (0.0f64, 0.0);
     for (index, awaited) in awaited.iter().enumerate() {
-        queues.begin(index as u32, done_s)?;
+        queues.begin(index as u32, done_s, Way::Out)?;
+        let free_s = done_s.max(queues.ended(awaited));
+        queues.begin(index as u32, free_s, Way::In)?;
         let ready_s = queues.landed(index, awaited)?;
         let Some(work) = schedule.works.get(index) else {
             done_s = done_s.max(ready_s);
@@ -102,9 +114,13 @@ impl<'a> Queues<'a> {
         }
     }
 
-    /// Puts on their links what may begin before work `index`; all earlier works are done at `done_s`.
-    fn begin(&mut self, index: u32, done_s: f64) -> Result<(), CostError> {
+    /// Puts on their links what may begin one way before work `index`, at `ready_s` at the earliest.
+    fn begin(&mut self, index: u32, ready_s: f64, way: Way) -> Result<(), CostError> {
         for link in 0..self.pending.len() {
+            let is_out = self.machine.links[link].from == self.machine.near;
+            if is_out != (way == Way::Out) {
+                continue;
+            }
             while let Some(&next) = self.pending[link].last() {
                 let transfer = &self.schedule.transfers[next];
                 if transfer.begins > index {
@@ -113,13 +129,19 @@ impl<'a> Queues<'a> {
                 let takes_s = transfer_s(self.machine, transfer)?;
                 let is_queued = takes_queue(self.machine, link as u32);
                 let free_s = if is_queued { &mut self.compute_s } else { &mut self.links_s[link] };
-                let start_s = free_s.max(done_s);
+                let start_s = free_s.max(ready_s);
                 *free_s = start_s + takes_s;
                 self.transfers[next] = Some(Span { start_s, end_s: *free_s });
                 self.pending[link].pop();
             }
         }
         Ok(())
+    }
+
+    /// When the last of some transfers ends, of those that have begun.
+    fn ended(&self, awaited: &[usize]) -> f64 {
+        let begun = awaited.iter().filter_map(|&transfer| self.transfers[transfer]);
+        begun.fold(0.0, |latest, span| latest.max(span.end_s))
     }
 
     /// When all that work `index` waits for is there.

@@ -11,12 +11,16 @@ use tinyforge_plan::Part;
 /// Counts the time of steps.
 pub struct Clock {
     cost: Option<(String, StepCost)>,
+    /// Arithmetic of a step.
+    flops: f64,
     steps: u64,
     seconds: f64,
     /// Kernels of forward and backward; of updates.
     kernels_ns: [u64; 2],
-    /// When the step began, and what the phase's kernels had taken by then.
-    began: Option<(Instant, [u64; 2])>,
+    /// How long steps waited for copies, and how long copies moved.
+    copies_s: [f64; 2],
+    /// When the step began, and what the phase's kernels and copies had taken by then.
+    began: Option<(Instant, [u64; 2], [f64; 2])>,
     /// The phase of the last step.
     phase: Option<usize>,
 }
@@ -32,6 +36,10 @@ pub struct Speed {
     pub update_s: f64,
     /// The rest: waiting for transfers, reading rows; nothing where kernels are not timed one by one, on a GPU.
     pub waiting_s: f64,
+    /// Arithmetic a second, what is computed again counted.
+    pub flops_per_second: f64,
+    /// The share of the time of copies for which no step waited; absent where nothing is copied.
+    pub overlap: Option<f64>,
     /// The machine's profile, where there is one with rates.
     pub profile: Option<String>,
     /// What the step takes at least on the profile's machine.
@@ -49,17 +57,19 @@ impl Clock {
     /// there is no efficiency.
     pub fn new(profile: Option<Profile>, plans: &[Planned], batch: u32) -> Clock {
         let cost = profile.and_then(|p| Some((p.origin, profile::step_cost(&p.machine, plans, batch).ok()?)));
-        Clock { cost, steps: 0, seconds: 0.0, kernels_ns: [0; 2], began: None, phase: None }
+        let flops = profile::step_flops(plans, batch);
+        let (kernels_ns, copies_s) = ([0; 2], [0.0; 2]);
+        Clock { cost, flops, steps: 0, seconds: 0.0, kernels_ns, copies_s, began: None, phase: None }
     }
 
     /// A step begins.
     pub fn begin(&mut self, runner: &Runner) {
-        self.began = Some((Instant::now(), kernels_ns(runner)));
+        self.began = Some((Instant::now(), kernels_ns(runner), copies_s(runner)));
     }
 
     /// It has ended. The first step of a phase is not counted: it touches its memory for the first time.
     pub fn end(&mut self, runner: &Runner) {
-        let Some((started, before)) = self.began.take() else { return };
+        let Some((started, before, copies_before)) = self.began.take() else { return };
         let seconds = started.elapsed().as_secs_f64();
         if self.phase.replace(runner.phase()) != Some(runner.phase()) {
             return;
@@ -71,6 +81,8 @@ impl Clock {
             .iter_mut()
             .zip(after.iter().zip(before))
             .for_each(|(sum, (after, before))| *sum += after - before);
+        let copies = copies_s(runner);
+        (0..2).for_each(|i| self.copies_s[i] += copies[i] - copies_before[i]);
     }
 
     /// What was counted; `None` where there were too few steps.
@@ -88,6 +100,8 @@ impl Clock {
             compute_s,
             update_s,
             waiting_s: if self.kernels_ns == [0; 2] { 0.0 } else { (step_s - compute_s - update_s).max(0.0) },
+            flops_per_second: self.flops / step_s,
+            overlap: (self.copies_s[1] > 0.0).then(|| (1.0 - self.copies_s[0] / self.copies_s[1]).max(0.0)),
             profile: self.cost.as_ref().map(|(origin, _)| origin.clone()),
             bound_s,
             bound_by: cost.map(|c| c.bound.resource().to_string()),
@@ -104,12 +118,21 @@ fn kernels_ns(runner: &Runner) -> [u64; 2] {
     sums
 }
 
+/// Seconds that steps have waited for copies, and that copies have moved.
+fn copies_s(runner: &Runner) -> [f64; 2] {
+    runner.moved().map_or([0.0; 2], |(waited, moved, _)| [waited, moved].map(|d| d.as_secs_f64()))
+}
+
 impl std::fmt::Display for Speed {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let Speed { step_s, compute_s, update_s, waiting_s, .. } = self;
         write!(f, "time: {step_s:.3} s a step")?;
         if compute_s + update_s > 0.0 {
             write!(f, ": compute {compute_s:.3}, updates {update_s:.3}, waiting and reading {waiting_s:.3}")?;
+        }
+        write!(f, "; {:.1} GFLOP/s", self.flops_per_second / 1e9)?;
+        if let Some(overlap) = self.overlap {
+            write!(f, "; {:.0} % of the time of copies beside kernels", 100.0 * overlap)?;
         }
         if let (Some(bound), Some(by), Some(predicted)) = (self.bound_s, &self.bound_by, self.predicted_s) {
             let efficiency = self.efficiency.unwrap_or(0.0);

@@ -2,6 +2,7 @@
 
 use tinyforge::gpu::{SLOT_BYTES, STAGING_BYTES, STAGING_RING};
 use tinyforge::load::BUFFER_BYTES;
+use tinyforge::runner::DeviceChoice;
 use tinyforge_plan::Fixed;
 
 /// Stack that a thread touches.
@@ -92,6 +93,15 @@ fn code_bytes() -> u64 {
         u64::from_str_radix(end, 16).ok()?.checked_sub(u64::from_str_radix(start, 16).ok()?)
     });
     mapped.sum()
+}
+
+/// All of a device's memory, in bytes, where its driver or the system tells; of what wgpu shows nobody does.
+pub fn near_bytes(device: DeviceChoice) -> Option<u64> {
+    match device {
+        DeviceChoice::Cpu => machine_bytes(),
+        DeviceChoice::Wgpu => None,
+        DeviceChoice::Cuda => tinyforge::gpu::cuda::cards().first().map(|card| card.total_bytes),
+    }
 }
 
 /// All memory of this machine, in bytes, where the system tells.

@@ -2,12 +2,12 @@
 //! same. What is not given takes the default that stands here.
 
 use crate::error::CommandError;
-use crate::planning::Settings;
+use crate::planning::{self, Settings};
 use crate::sizes;
 use crate::streaming::Streaming;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use tinyforge::gpu::{self, GpuKernels};
+use tinyforge::gpu::{self, Choice, GpuKernels};
 use tinyforge::runner::DeviceChoice;
 use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge_compiler::compile::Recompute;
@@ -15,7 +15,6 @@ use tinyforge_compiler::optimizer::{RULES, rule_index};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
-use tinyforge_compiler::target::Target;
 use tinyforge_plan::DType;
 
 /// Settings as given; absent ones take defaults.
@@ -94,7 +93,8 @@ pub struct Knobs {
     /// This machine's profile, for predicted times and efficiency [what `bench` wrote]
     #[arg(long)]
     pub profile: Option<PathBuf>,
-    /// What runs the kernels: cpu, wgpu or cuda [cpu]
+    /// What runs the kernels: cpu, wgpu, cuda, or auto for a graphics card where there is one; without the flag the
+    /// processor, so that memory limits and results mean the same on every machine [cpu]
     #[arg(long)]
     pub device: Option<String>,
     /// Worker threads [the cores]
@@ -294,23 +294,27 @@ impl Knobs {
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
-            target: match device {
-                DeviceChoice::Cpu => Target::CPU,
-                DeviceChoice::Wgpu => Target::WGPU,
-                DeviceChoice::Cuda => Target::CUDA,
-            },
+            target: planning::target(device),
             device,
             gpu,
             machine: None,
         })
     }
 
-    /// What runs the kernels, and what they can do where that is not the CPU.
+    /// What runs the kernels, and what they can do where that is not the CPU. What `auto` takes is told on stderr.
     fn device(&self) -> Result<(DeviceChoice, Option<GpuKernels>), CommandError> {
         let name = self.device.as_deref().unwrap_or("cpu");
-        let Some(device) = DeviceChoice::from_name(name) else {
-            let known: Vec<&str> = DeviceChoice::ALL.iter().map(|(name, _)| *name).collect();
-            return Err(CommandError::request(format!("--device {name}: {}", known.join(" or "))));
+        let device = match DeviceChoice::from_name(name) {
+            Some(device) => device,
+            None if name == AUTO => {
+                let Choice { device, why } = gpu::choose();
+                eprintln!("device: {}, {why}", device.name());
+                device
+            }
+            None => {
+                let known: Vec<&str> = DeviceChoice::ALL.iter().map(|(name, _)| *name).collect();
+                return Err(CommandError::request(format!("--device {name}: {AUTO}, {}", known.join(" or "))));
+            }
         };
         let gpu = gpu::kernels(device).map_err(|e| CommandError::request(format!("--device {name}: {e}")))?;
         Ok((device, gpu))
@@ -400,6 +404,9 @@ impl Knobs {
         })
     }
 }
+
+/// What leaves the choice of a device to the machine.
+pub const AUTO: &str = "auto";
 
 /// Tokens of a step that can be counted everywhere.
 const TOKENS_MAX: u64 = i32::MAX as u64;

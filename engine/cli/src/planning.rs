@@ -29,6 +29,15 @@ pub fn storage(flag: &str, name: &str) -> Result<DType, CommandError> {
     }
 }
 
+/// What plans for a device are made for.
+pub fn target(device: DeviceChoice) -> Target {
+    match device {
+        DeviceChoice::Cpu => Target::CPU,
+        DeviceChoice::Wgpu => Target::WGPU,
+        DeviceChoice::Cuda => Target::CUDA,
+    }
+}
+
 /// What a plan is asked to do.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -7,7 +7,7 @@ use crate::clock::{Clock, Speed};
 use crate::debug;
 use crate::error::CommandError;
 use crate::fixed;
-use crate::knobs::Knobs;
+use crate::knobs::{AUTO, Knobs};
 use crate::model::Model;
 use crate::output;
 use crate::planning::{Settings, Wanted};
@@ -102,10 +102,16 @@ impl Run {
     /// The request cannot be met; nothing has been written but rows of data.
     pub fn prepare(model_path: &Path, knobs: &Knobs, resumed: Option<&RunRecord>) -> Result<Run, CommandError> {
         let mut settings = knobs.settings()?;
-        // Without a budget the machine's memory is one: results do not depend on it.
+        // What was chosen once stays: a run that goes on goes on there.
+        let is_chosen = knobs.device.as_deref() == Some(AUTO);
+        let named = is_chosen.then(|| Knobs { device: Some(settings.device.name().to_string()), ..knobs.clone() });
+        let knobs = named.as_ref().unwrap_or(knobs);
+        // Without a budget the memory that is there is one: results do not depend on it.
         let is_cpu = settings.device == DeviceChoice::Cpu;
-        settings.memory = settings.memory.or_else(|| fixed::machine_bytes().filter(|_| is_cpu));
-        let profile = profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_cpu);
+        settings.memory = settings.memory.or_else(|| fixed::near_bytes(settings.device));
+        // What `bench` wrote is of the processor; a card's profile is named.
+        let is_of_device = is_cpu || knobs.profile.is_some();
+        let profile = profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_of_device);
         settings.machine = profile.as_ref().map(|p| p.machine.clone());
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));

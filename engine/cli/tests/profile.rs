@@ -132,3 +132,61 @@ fn what_bench_measures_covers_training() {
         }
     }
 }
+
+/// Products of every storage type, attention, and a copy: the arithmetic is the shapes', and no product is faster than
+/// the fastest one.
+fn check_kernels(json: &serde_json::Value, tokens: f64) {
+    let rows = json["rows"].as_array().expect("rows");
+    let number = |row: &serde_json::Value, key: &str| row[key].as_f64().expect("a number");
+    for row in rows {
+        let (seconds, ratio) = (number(row, "seconds"), number(row, "ratio"));
+        assert!(seconds > 0.0 && number(row, "runs") >= 1.0, "{row}");
+        assert!((ratio - number(row, "bound_s") / seconds).abs() < 1e-9 * ratio, "{row}");
+        if row["kernel"].as_str().expect("a name").starts_with("linear") {
+            let flops = number(row, "flops_per_second") * seconds;
+            let shape = row["shape"].as_str().expect("words").split([' ', ',']).filter_map(|w| w.parse::<f64>().ok());
+            let wanted = 2.0 * shape.product::<f64>();
+            assert!(
+                (flops / wanted - 1.0).abs() < 1e-9 && row["shape"].to_string().contains(&tokens.to_string()),
+                "{row}"
+            );
+            assert!(ratio <= 1.0 || row["limit"] == "bytes", "faster than the fastest: {row}");
+        }
+    }
+    let has = |kernel: &str, weights: &str| rows.iter().any(|r| r["kernel"] == kernel && r["weights"] == weights);
+    for weights in ["f32", "f16", "bf16", "q8_0", "q4_0"] {
+        assert!(has("linear", weights) && has("linear_grad_x", weights), "{weights}");
+    }
+    assert!(
+        has("linear_grad_w", "f32") && has("attention", "f32") && has("attention_grad", "f32") && has("scale", "f32")
+    );
+}
+
+#[test]
+fn kernels_stand_beside_their_bounds() {
+    let folder = Folder::new("profile-kernels");
+    let bench = |more: &[&str]| {
+        let few = ["bench", "--kernels", "--tokens", "16", "--seconds", "0", "--threads", "1", "--json"];
+        let (code, out, said) = tinyforge(&folder.0, &[&few, more].concat());
+        assert_eq!(code, Some(0), "{said}");
+        serde_json::from_str::<serde_json::Value>(out.lines().last().expect("a line")).expect("JSON")
+    };
+    let json = bench(&[]);
+    check_kernels(&json, 16.0);
+    assert!(json["bounds"].as_str().expect("words").contains("measured here"));
+    // Larger shapes of a kind are left out, since none can take less than no time; they are named.
+    let left_out = json["left_out"].as_array().expect("a list");
+    assert!(
+        left_out.iter().any(|l| l[0].to_string().contains("4096 to 14336") && l[1].to_string().contains("take about"))
+    );
+    let card = common::workspace().join("examples/targets/24GB-card.toml").display().to_string();
+    let by_card = bench(&["--profile", &card]);
+    let product =
+        by_card["rows"].as_array().expect("rows").iter().find(|r| r["kernel"] == "linear").expect("a product");
+    // 16 rows of 576 to 1536: its weights at the card's rate of memory take longer than the arithmetic.
+    let bytes = 4.0 * f64::from(16 * 576 + 576 * 1536 + 16 * 1536);
+    assert!(product["limit"] == "bytes", "{product}");
+    assert!((product["bound_s"].as_f64().expect("a number") - bytes / 1008e9).abs() < 1e-12, "{product}");
+    let (code, _, said) = tinyforge(&folder.0, &["bench", "--device", "cpu"]);
+    assert!(code == Some(2) && said.contains("--kernels"), "{said}");
+}

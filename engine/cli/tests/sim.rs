@@ -12,6 +12,10 @@ use tinyforge::sim::{Failure, FailureKind, Link, Rates, Report, SimError, SimOpt
 use tinyforge::train::checkpoint::{self, CheckpointError};
 use tinyforge::train::{TrainError, TrainOptions, Trainer};
 use tinyforge_cli::model::Model;
+use tinyforge_cli::planning::{Planned, Wanted};
+use tinyforge_cli::profile;
+use tinyforge_cli::request::plan_phases;
+use tinyforge_compiler::machine::Machine;
 use tinyforge_plan::Plan;
 
 const LAYERS: u32 = 4;
@@ -261,4 +265,93 @@ fn every_failure_is_one_error_and_loses_nothing() {
             assert!(kind == FailureKind::Allocation || later > 0, "{base:?}: none failed behind a checkpoint");
         }
     }
+}
+
+const MACHINE: &str = r#"
+name = "made"
+figures = "made up"
+near = "vram"
+[rates]
+f32 = 3e9
+bf16 = 5e9
+near_bytes_per_second = 4e9
+optimizer_bytes_per_second = 1e9
+launch_s = 2e-6
+[[space]]
+name = "vram"
+[[space]]
+name = "pinned"
+[[link]]
+from = "pinned"
+to = "vram"
+bytes_per_second = 7e7
+latency_s = 3e-5
+[[link]]
+from = "vram"
+to = "pinned"
+bytes_per_second = 5e7
+latency_s = 2e-5
+"#;
+
+/// Bytes of the tensors that move in a step, the mean of all phases.
+fn moved_bytes(plans: &[Planned], batch: u32) -> u64 {
+    let of_plan = |planned: &Planned| {
+        let plan = &planned.compiled.plan;
+        let of = |(name, times): (&str, u32)| {
+            let Some(entry) = plan.entry(name) else { return 0 };
+            let bytes: u64 = entry.transfers.iter().map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum();
+            bytes * u64::from(times.div_ceil(entry.micro_batches()))
+        };
+        of(("train", batch.div_ceil(planned.micro_rows))) + of(("update", 1))
+    };
+    plans.iter().map(of_plan).sum::<u64>() / plans.len() as u64
+}
+
+/// The cost model plays what a plan says; the executor carries it out. On one machine both take the same time, with
+/// two queues and with a single one, whatever limits: compute, the link, its latency.
+#[test]
+fn the_executor_takes_what_the_cost_model_predicts() {
+    let desk = Desk::new("sim-predicts");
+    let (mut compared, mut exact, mut waited, mut overlapped) = (0, 0, 0, 0);
+    let traits = "[traits]\nsingle_queue = true\n";
+    let texts = [
+        MACHINE.to_string(),
+        MACHINE.replace("7e7", "7e9").replace("5e7", "5e9"),
+        MACHINE.replace("3e-5", "3e-3"),
+        MACHINE.replace("[rates]", &format!("{traits}[rates]")),
+    ];
+    let machines: Vec<Machine> = texts.iter().map(|text| Machine::parse(text).expect("a machine")).collect();
+    for base in SCHEMES {
+        for more in [
+            &["window=\"all\""][..],
+            &["window=\"1\""],
+            &["window=\"2\"", "prefetch=2", "micro_batch=2"],
+            &["window=\"3\"", "recompute=\"all\"", "micro_batch=1"],
+        ] {
+            let knobs = knobs(&[&["seq=12"], base, more].concat());
+            let settings = knobs.settings().expect("settings");
+            let plans = plan_phases(&desk.model, &settings, Wanted::Train, &[]).expect("plans");
+            for machine in &machines {
+                let what = format!("{base:?} {more:?} on {:?}", machine.links);
+                let cost = profile::step_cost(machine, &plans, settings.batch).expect("has its rates");
+                let bound_s = cost.bound.seconds();
+                let played = profile::simulate(machine, &plans, settings.batch, bound_s).expect("plays");
+                // The gaps between tensors of the work file move along; nothing else may make a difference.
+                let gaps = played.moved_bytes.iter().sum::<u64>() - moved_bytes(&plans, settings.batch);
+                let rate = machine.links.iter().filter_map(|l| l.bytes_per_second).fold(f64::INFINITY, f64::min);
+                let more = 1e-12..gaps as f64 / rate + 1e-9;
+                let late_s = played.step_s - cost.prediction_s + 1e-10;
+                assert!(more.contains(&late_s), "{what}: {} s predicted, {played:?}", cost.prediction_s);
+                let late_s = played.waited_s - cost.waiting_s + 1e-10;
+                assert!(more.contains(&late_s), "{what}: {} s of waiting, {played:?}", cost.waiting_s);
+                exact += usize::from(gaps == 0);
+                assert!(played.efficiency <= 1.0 + 1e-9 && (0.0..=1.0).contains(&played.overlap), "{what}: {played:?}");
+                compared += 1;
+                waited += usize::from(played.waited_s > 0.0);
+                overlapped += usize::from(played.links_s[0] > 0.0 && played.overlap > 0.5);
+            }
+        }
+    }
+    let counts = [compared, exact, waited, overlapped];
+    assert!(compared == 96 && exact > 20 && waited > 20 && overlapped > 5, "{counts:?}");
 }

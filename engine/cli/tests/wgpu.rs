@@ -214,12 +214,104 @@ fn commands_run_on_the_device() {
     assert!(devices.stdout.contains("wgpu: ") && devices.json()["devices"].as_array().expect("a list").len() > 1);
 }
 
+/// A driver in software is never taken, and what was taken is what a run goes on with.
+#[test]
+fn what_auto_takes_is_told_and_kept() {
+    let scratch = Scratch::new("wgpu-auto");
+    TIED.write(&scratch.join("model"));
+    write_text(&scratch.join("text.txt"), 3000);
+    let [model, text, out] = ["model", "text.txt", "out"].map(|name| scratch.join(name));
+    let chosen = tinyforge::gpu::choose();
+    let said = format!("device: {}, {}", chosen.device.name(), chosen.why);
+    let best = tinyforge::gpu::wgpu::adapters().first();
+    if tinyforge::gpu::cuda::cards().is_empty() && best.is_none_or(|a| a.kind != "discrete") {
+        assert_eq!(chosen.device.name(), "cpu");
+        assert!(best.is_none_or(|a| chosen.why.contains(&format!("{} is {}", a.name, a.kind))), "{}", chosen.why);
+    }
+    let train = ["train", arg(&model), "--data", arg(&text), "--out", arg(&out), "--seq", "32", "--steps", "3"];
+    let by_auto = run(train.iter().chain(&["--device", "auto"])).ok();
+    assert_eq!(by_auto.stderr.lines().filter(|line| *line == said).count(), 1, "{}", by_auto.stderr);
+    let record = std::fs::read_to_string(out.join("run.json")).expect("written");
+    let kept = format!("\"device\": \"{}\"", chosen.device.name());
+    assert!(record.contains(&kept), "{record}");
+    let result = || std::fs::read(out.join("adapter/adapter_model.safetensors")).expect("written");
+    let first = result();
+    run(["resume", arg(&out)]).ok();
+    run(train.iter().chain(&["--device", chosen.device.name(), "--overwrite"])).ok();
+    assert!(first == result(), "auto gives other bytes than the device that it takes");
+    // Without any driver there is the processor.
+    let mut without = program(["plan", arg(&model), "--device", "auto"]);
+    let ran = without.env("VK_DRIVER_FILES", "/dev/null").env("CUDA_VISIBLE_DEVICES", "").output();
+    let ran = made::Ran::of(ran.expect("the program starts"));
+    if cfg!(target_os = "linux") {
+        assert!(ran.code == Some(0) && ran.stderr.contains("device: cpu, no graphics card"), "{ran:?}");
+    }
+}
+
+/// Small shapes of every kind run, each by its own plan; larger ones where the time allows.
+#[test]
+fn kernels_are_timed_one_at_a_time() {
+    if !has_wgpu() {
+        return;
+    }
+    let bench = ["bench", "--kernels", "--device", "wgpu", "--tokens", "16", "--seconds", "0", "--json"];
+    let json = run(bench).ok().json();
+    let rows = json["rows"].as_array().expect("rows");
+    assert_eq!(json["device"], "wgpu");
+    for (kernel, weights) in [("linear", "q4_0"), ("linear_grad_x", "f16"), ("linear_grad_w", "bf16")] {
+        let of = |r: &&serde_json::Value| r["kernel"] == kernel && r["weights"] == weights;
+        let is_there =
+            kernel == "linear_grad_w" && rows.iter().any(|r| r["kernel"] == kernel && r["factors"] == weights);
+        assert!(is_there || rows.iter().find(of).is_some(), "{kernel} {weights}: {json}");
+    }
+    for kernel in ["attention", "attention_grad"] {
+        let row = rows.iter().find(|r| r["kernel"] == kernel).expect("attention is timed");
+        assert!(row["seconds"].as_f64() > Some(0.0) && row["ratio"].as_f64() > Some(0.0), "{row}");
+    }
+}
+
+/// What the driver made of shaders is kept in a file; one that is damaged or foreign is made anew.
+#[test]
+fn pipelines_are_kept() {
+    if !has_wgpu() {
+        return;
+    }
+    let scratch = Scratch::new("wgpu-kept");
+    TIED.write(&scratch.join("model"));
+    write_text(&scratch.join("text.txt"), 3000);
+    let [model, text, folder] = ["model", "text.txt", "kept"].map(|name| scratch.join(name));
+    let eval = || {
+        let mut eval =
+            program(["eval", arg(&model), "--data", arg(&text), "--seq", "32", "--eval-rows", "2", "--json"]);
+        let output = eval.args(["--device", "wgpu"]).env("TINYFORGE_KERNEL_CACHE", &folder).output();
+        made::Ran::of(output.expect("the program starts")).ok().json()["loss"].as_f64().expect("a loss")
+    };
+    let first = eval();
+    let adapter = tinyforge::gpu::wgpu::default_adapter().expect("looked for before");
+    if !adapter.traits.contains(&"pipeline cache") {
+        assert!(!folder.exists(), "nothing can be kept");
+        return;
+    }
+    let files = || -> Vec<_> { std::fs::read_dir(&folder).expect("made").map(|f| f.expect("read").path()).collect() };
+    let [path] = &files()[..] else { panic!("one file: {:?}", files()) };
+    let whole = std::fs::read(path).expect("written");
+    assert_eq!(eval(), first);
+    let half = whole[..whole.len() / 2].to_vec();
+    let foreign = b"something else altogether".to_vec();
+    for damaged in [half, foreign, Vec::new()] {
+        std::fs::write(path, &damaged).expect("written");
+        assert_eq!(eval(), first);
+        let again = std::fs::read(path).expect("written");
+        assert!(again != damaged && files().len() == 1, "a damaged file stays");
+    }
+}
+
 /// Needs no adapter: a device that is not known is told with those that are.
 #[test]
 fn unknown_devices_are_refused() {
     let refused = run(["plan", "nowhere", "--device", "abacus"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.stderr.contains("--device abacus: cpu or wgpu"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("--device abacus: auto, cpu or wgpu"), "{}", refused.stderr);
     // No driver at all.
     let absent = program(["plan", "nowhere", "--device", "wgpu"]).env("VK_DRIVER_FILES", "/dev/null").output();
     let absent = made::Ran::of(absent.expect("the program starts"));

@@ -252,14 +252,7 @@ impl Far {
         work: Option<&Path>,
         (sim, gpu): (Option<&Sim>, Option<&mut Gpu>),
     ) -> Result<Far, RunError> {
-        let of_plan = |plan: &Plan| {
-            let of_entry = |entry| EntryMoves::of(plan, entry);
-            plan.entries.iter().map(of_entry).collect::<Vec<_>>()
-        };
-        let mut moves: Vec<Vec<EntryMoves>> = plans.clone().map(of_plan).collect();
-        let all = moves.iter_mut().flatten().flat_map(|e| e.list.iter_mut().chain(&mut e.residents));
-        all.enumerate().for_each(|(number, m)| m.number = number);
-        let most = moves.iter().flatten().map(|e| e.list.len().max(e.residents.len())).max().unwrap_or(0);
+        let (moves, most) = moves_of(plans.clone());
         let name = format!("tinyforge-{}-{}.work", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let work = work.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
         let plan = plans.clone().max_by_key(|p| p.arena_start()).expect("a run has a phase");
@@ -272,8 +265,7 @@ impl Far {
             (Some(carrier), _) => carrier,
             (None, Some(sim)) => {
                 sim.allocate("what copies go through", CHUNK_BYTES as u64)?;
-                let all = moves.iter().flatten().flat_map(|e| e.list.iter().chain(&e.residents));
-                sim.name_copies(all.map(|m| (m.name.clone(), m.direction)));
+                sim.name_copies(named(&moves));
                 Box::new(SimMover::new(sim.clone(), Arc::clone(&files_of_run), most))
             }
             (None, None) => Box::new(
@@ -284,6 +276,18 @@ impl Far {
         let paths = files.iter().map(|f| f.path().to_path_buf()).collect();
         let (chunk, numbers) = (Chunk::new(), vec![0; most]);
         Ok(Far { files: files_of_run, mover, chunk, paths, moves, resident: None, numbers })
+    }
+
+    /// The far memory of a plan that is only played: without files, over the carrier that `carrier` makes for at most
+    /// so many moves under way, of copies with these names.
+    pub(crate) fn played(
+        plan: &Plan,
+        carrier: impl FnOnce(usize, &mut dyn Iterator<Item = (String, Direction)>) -> Box<dyn Carrier>,
+    ) -> Far {
+        let (moves, most) = moves_of(std::iter::once(plan));
+        let files = Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: None });
+        let mover = carrier(most, &mut named(&moves));
+        Far { files, mover, chunk: Chunk::new(), paths: Vec::new(), moves, resident: None, numbers: vec![0; most] }
     }
 
     /// Brings in what an entry finds there when it begins.
@@ -330,26 +334,35 @@ impl Far {
         Ok(())
     }
 
-    /// Waits for what must have ended before step `i`, and begins what may begin there.
+    /// Begins what may begin before step `i`, and waits for what must have ended there. What goes out reads what the
+    /// steps before have made, and goes first; what comes in may take the place of what has ended only then.
     fn before(&mut self, i: usize, arena: &mut Arena, near: &mut dyn Near) -> Result<(), RunError> {
+        self.begin(i, Direction::Out, arena, near)?;
         let (phase, entry) = self.resident.expect("the entry was entered");
         let moves = &self.moves[phase][entry];
-        let list = &moves.list;
         for k in moves.due(i) {
             self.mover.wait(self.numbers[k])?;
-            if list[k].direction == Direction::In {
-                near.came(arena, list[k].near)?;
+            if moves.list[k].direction == Direction::In {
+                near.came(arena, moves.list[k].near)?;
             }
         }
+        self.begin(i, Direction::In, arena, near)
+    }
+
+    /// Begins the moves of one direction that begin before step `i`, and waits for those that end there too.
+    fn begin(&mut self, i: usize, way: Direction, arena: &mut Arena, near: &mut dyn Near) -> Result<(), RunError> {
+        let (phase, entry) = self.resident.expect("the entry was entered");
+        let list = &self.moves[phase][entry].list;
         let begun = list.partition_point(|m| m.begins < i);
-        for (k, m) in list.iter().enumerate().skip(begun).take_while(|(_, m)| m.begins == i) {
-            if m.direction == Direction::Out {
+        let beginning = list.iter().enumerate().skip(begun).take_while(|(_, m)| m.begins == i);
+        for (k, m) in beginning.filter(|(_, m)| m.direction == way) {
+            if way == Direction::Out {
                 near.going(arena, m.near)?;
             }
             self.numbers[k] = self.mover.begin(m, arena.part(m.near.0, m.near.1));
             if m.ends == i {
                 self.mover.wait(self.numbers[k])?;
-                if m.direction == Direction::In {
+                if way == Direction::In {
                     near.came(arena, m.near)?;
                 }
             }
@@ -406,6 +419,25 @@ impl Far {
     pub(crate) fn times(&self) -> (Duration, Duration, u64) {
         self.mover.times()
     }
+}
+
+/// The moves of some plans, numbered, and the most that an entry can have under way.
+fn moves_of<'a>(plans: impl Iterator<Item = &'a Plan>) -> (Vec<Vec<EntryMoves>>, usize) {
+    let of_plan = |plan: &Plan| {
+        let of_entry = |entry| EntryMoves::of(plan, entry);
+        plan.entries.iter().map(of_entry).collect::<Vec<_>>()
+    };
+    let mut moves: Vec<Vec<EntryMoves>> = plans.map(of_plan).collect();
+    let all = moves.iter_mut().flatten().flat_map(|e| e.list.iter_mut().chain(&mut e.residents));
+    all.enumerate().for_each(|(number, m)| m.number = number);
+    let most = moves.iter().flatten().map(|e| e.list.len().max(e.residents.len())).max().unwrap_or(0);
+    (moves, most)
+}
+
+/// Names and directions of moves, in the order of their numbers.
+fn named(moves: &[Vec<EntryMoves>]) -> impl Iterator<Item = (String, Direction)> + '_ {
+    let all = moves.iter().flatten().flat_map(|e| e.list.iter().chain(&e.residents));
+    all.map(|m| (m.name.clone(), m.direction))
 }
 
 /// A far tensor in the part of the arena that steps use, behind the stored tensors.

@@ -7,11 +7,14 @@
 mod activation;
 mod attention;
 mod call;
+mod choice;
 mod conv;
 pub mod cuda;
 mod device;
 mod elementwise;
 mod embedding;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod kept;
 mod linear;
 mod loss;
 mod norm;
@@ -21,6 +24,7 @@ mod update;
 pub mod wgpu;
 
 pub use call::{Call, Kernel, Launch, Operand, Params, Tables, Work, grid_of};
+pub use choice::{Choice, choose};
 pub use device::GpuError;
 pub(crate) use device::{Device, Failure, Gpu};
 

@@ -1,9 +1,11 @@
 //! The fake clock: kernels take the time of their arithmetic or of their bytes, whichever is longer; each direction of
 //! the link is a queue, which takes copies one after the other as they begin, beside the kernels.
 //!
-//! `end = max(now, end of the copy before it) + latency + bytes / rate`. Waiting for a copy moves the clock to its end.
+//! `end = max(now, end of the copy before it) + latency + bytes / rate`. What begins and ends together in one direction
+//! is asked for at once, so it has one latency. Where there is a single queue, a copy takes the kernels' time. Waiting for a copy moves the clock to its end.
 //! The clock does not decide when bytes move: that is the seed's, so a machine with several queues is covered too.
 
+use crate::far::Move;
 use std::collections::BTreeMap;
 use tinyforge_plan::{DType, Direction, Step, Tensor};
 
@@ -40,6 +42,8 @@ pub struct Rates {
     pub near_bytes_per_second: f64,
     /// Seconds from one kernel to the next beside their work.
     pub launch_s: f64,
+    /// Whether copies and kernels take turns.
+    pub single_queue: bool,
 }
 
 impl Default for Rates {
@@ -52,6 +56,7 @@ impl Default for Rates {
             flops_per_second: vec![(DType::F32, 5e10)],
             near_bytes_per_second: 1e10,
             launch_s: 1e-6,
+            single_queue: false,
         }
     }
 }
@@ -83,7 +88,7 @@ pub struct Wait {
 /// Where the time of a simulated run went.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Report {
-    /// All of it: computing and waiting.
+    /// All of it: computing and waiting, and in a single queue copying.
     pub seconds: f64,
     /// Spent in kernels.
     pub compute_s: f64,
@@ -108,6 +113,8 @@ pub(super) struct Clock {
     launches: u64,
     /// Of both directions what went over them, and when they are free again.
     links: [(Traffic, f64); 2],
+    /// The copy that began last: its number, direction, and between which steps it moves.
+    last: Option<(usize, Direction, [usize; 2])>,
     /// By a copy's number.
     waits: Vec<Wait>,
 }
@@ -115,7 +122,8 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) fn new(rates: Rates) -> Clock {
         let links = Default::default();
-        Clock { rates, now_s: 0.0, compute_s: 0.0, waited_s: 0.0, launches: 0, links, waits: Vec::new() }
+        let (now_s, compute_s, waited_s) = (0.0, 0.0, 0.0);
+        Clock { rates, now_s, compute_s, waited_s, launches: 0, links, last: None, waits: Vec::new() }
     }
 
     pub(super) fn rates(&self) -> &Rates {
@@ -135,25 +143,43 @@ impl Clock {
         let flops = &self.rates.flops_per_second;
         let rate = flops.iter().find(|(of, _)| Some(*of) == dtype).or(flops.first()).map_or(f64::INFINITY, |r| r.1);
         let work = (step.flops as f64 / rate).max(bytes as f64 / self.rates.near_bytes_per_second);
-        let seconds = work + self.rates.launch_s;
+        self.pass(work + self.rates.launch_s);
+    }
+
+    /// Lets so many seconds of a kernel pass.
+    pub(super) fn pass(&mut self, seconds: f64) {
         self.now_s += seconds;
         self.compute_s += seconds;
         self.launches += 1;
     }
 
     /// Puts a copy on its link; when it is there.
-    pub(super) fn begin(&mut self, direction: Direction, bytes: u64) -> f64 {
-        let (link, at) = match direction {
+    pub(super) fn begin(&mut self, m: &Move) -> f64 {
+        let (link, at) = match m.direction {
             Direction::In => (self.rates.inward, 0),
             Direction::Out => (self.rates.outward, 1),
         };
+        let span = [m.begins, m.ends];
+        let is_together = m.number > 0 && self.last == Some((m.number - 1, m.direction, span));
+        self.last = Some((m.number, m.direction, span));
         let (traffic, free_s) = &mut self.links[at];
-        let seconds = link.latency_s + bytes as f64 / link.bytes_per_second;
+        let latency_s = if is_together { 0.0 } else { link.latency_s };
+        let seconds = latency_s + m.near.1 as f64 / link.bytes_per_second;
         *free_s = free_s.max(self.now_s) + seconds;
+        if self.rates.single_queue {
+            self.now_s = *free_s;
+        }
         traffic.copies += 1;
-        traffic.bytes += bytes;
+        traffic.bytes += m.near.1;
         traffic.busy_s += seconds;
         *free_s
+    }
+
+    /// Counts from now on alone; everything has come to rest.
+    pub(super) fn forget(&mut self) {
+        let waits = self.waits.drain(..).map(|w| (w.name, w.direction)).collect::<Vec<_>>();
+        *self = Clock::new(self.rates.clone());
+        self.name_copies(waits.into_iter());
     }
 
     /// Waits for a copy of this number.
@@ -194,7 +220,8 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use super::{Clock, Link, Rates};
+    use super::{Clock, Link, Move, Rates};
+    use crate::far::Place;
     use tinyforge_plan::{DType, Direction, Part, Step, Tensor};
 
     fn step(dtype: DType, flops: u64) -> Step {
@@ -241,10 +268,35 @@ mod tests {
         assert_eq!((clock.report().compute_s, clock.report().waited_s, clock.report().launches), (12.0, 0.0, 4));
     }
 
+    fn copy(number: usize, direction: Direction, bytes: u64, ends: usize) -> Move {
+        let (name, place, near) = ("w".to_string(), Place::Work(0), (0, bytes));
+        Move { name, number, place, near, direction, begins: 0, ends }
+    }
+
+    #[test]
+    fn what_moves_together_has_one_latency() {
+        let mut clock = clock();
+        let mut begin = |number, ends| clock.begin(&copy(number, Direction::In, 10, ends));
+        assert_eq!([begin(3, 7), begin(4, 7), begin(5, 8), begin(7, 8)], [2.0, 3.0, 5.0, 7.0]);
+    }
+
+    #[test]
+    fn a_single_queue_has_copies_between_kernels() {
+        let mut clock = clock();
+        clock.rates.single_queue = true;
+        clock.pass(1.0);
+        assert_eq!(clock.begin(&copy(0, Direction::In, 20, 4)), 4.0);
+        clock.pass(1.0);
+        assert_eq!(clock.begin(&copy(1, Direction::Out, 10, 4)), 7.5);
+        let report = clock.report();
+        assert_eq!((report.seconds, report.compute_s, report.waited_s), (7.5, 2.0, 0.0));
+    }
+
     #[test]
     fn copies_of_one_direction_follow_one_another_beside_the_kernels() {
         let mut clock = clock();
-        let ends = [Direction::In, Direction::In, Direction::Out].map(|way| clock.begin(way, 20));
+        let ends = [(0, Direction::In), (2, Direction::In), (4, Direction::Out)]
+            .map(|(number, way)| clock.begin(&copy(number, way, 20, 9)));
         assert_eq!(ends, [3.0, 6.0, 4.5]);
         clock.compute(&step(DType::F32, 4));
         clock.wait(0, ends[0]);
@@ -254,6 +306,6 @@ mod tests {
         assert_eq!((report.seconds, report.compute_s, report.waited_s), (6.0, 2.25, 3.75));
         assert_eq!((report.waits.len(), report.waits[0].times, report.waits[0].seconds), (1, 2, 3.75));
         assert_eq!((report.inward.bytes, report.inward.busy_s, report.outward.copies), (40, 6.0, 1));
-        assert_eq!(clock.begin(Direction::Out, 0), 6.5);
+        assert_eq!(clock.begin(&copy(8, Direction::Out, 0, 9)), 6.5);
     }
 }

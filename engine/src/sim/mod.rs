@@ -7,9 +7,11 @@
 mod clock;
 mod failure;
 mod mover;
+mod played;
 
 pub use clock::{Link, Rates, Report, Size, Traffic, Wait};
 pub use failure::{Failure, FailureKind, SimError};
+pub use played::{Paper, played};
 
 pub(crate) use mover::SimMover;
 
@@ -98,7 +100,7 @@ impl Sim {
         let bytes = m.near.1;
         let at = || format!("{bytes} bytes {preposition} the far memory, of `{}` and what moves with it", m.name);
         let failed = state.failures.count(kind, at).err();
-        (state.clock.begin(m.direction, bytes), failed)
+        (state.clock.begin(m), failed)
     }
 
     /// Waits on the clock for a copy.

@@ -2,6 +2,7 @@
 //! the same form as those of machines that one does not have.
 
 mod kernels;
+pub mod one_by_one;
 mod rates;
 
 use crate::error::CommandError;

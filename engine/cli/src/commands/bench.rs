@@ -1,15 +1,17 @@
 //! `tinyforge bench`: what this machine reaches, written as its profile.
 
 use super::Common;
+use crate::bench::one_by_one;
 use crate::bench::{self, Measured, Options};
 use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::planning::Wanted;
 use crate::{profile, request};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tinyforge::data::{DataError, RowBuf, RowReader};
 use tinyforge::files::{FileError, write_atomic};
-use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge::train::{TrainOptions, Trainer};
 use tinyforge_compiler::machine::Machine;
@@ -45,6 +47,22 @@ pub struct BenchArgs {
     /// Its storage and arithmetic of matrices: f32 or bf16 [f32]
     #[arg(long, requires = "model")]
     dtype: Option<String>,
+    /// Time dense products and attention one at a time, each beside what bounds it; nothing is written then
+    #[arg(long, conflicts_with_all = ["model", "out", "file"])]
+    kernels: bool,
+    /// What runs them: cpu, wgpu, cuda or auto [cpu]
+    #[arg(long, requires = "kernels")]
+    device: Option<String>,
+    /// The profile whose rates bound them: a file, or a name that is built in [this machine's on the CPU; elsewhere the
+    /// best that is measured]
+    #[arg(long, requires = "kernels")]
+    profile: Option<String>,
+    /// Rows of the products [1024]
+    #[arg(long, requires = "kernels")]
+    tokens: Option<u32>,
+    /// Seconds for each shape; one that would take longer for a single run is left out [2]
+    #[arg(long, requires = "kernels")]
+    seconds: Option<f64>,
     #[command(flatten)]
     common: Common,
 }
@@ -58,6 +76,9 @@ const STEPS: usize = 5;
 /// The disk cannot be used, or the profile not be written.
 pub fn run(args: &BenchArgs) -> Result<(), CommandError> {
     let knobs = args.knobs();
+    if args.kernels {
+        return kernels(args, &knobs);
+    }
     let threads = knobs.settings()?.threads;
     let Some(out) = args.out.clone().or_else(profile::default_path) else {
         return Err(CommandError::request("there is no folder for settings: say --out FILE"));
@@ -98,8 +119,71 @@ impl BenchArgs {
             seq: self.seq,
             batch: Some(self.batch.unwrap_or(1)),
             dtype: self.dtype.clone(),
+            device: self.device.clone(),
             ..Knobs::default()
         }
+    }
+}
+
+/// Times kernels one at a time and prints them.
+fn kernels(args: &BenchArgs, knobs: &Knobs) -> Result<(), CommandError> {
+    let settings = knobs.settings()?;
+    let seconds = args.seconds.unwrap_or(2.0);
+    if !(0.0..=3600.0).contains(&seconds) {
+        return Err(CommandError::request(format!("--seconds {seconds}: between 0 and 3600")));
+    }
+    let tokens = args.tokens.unwrap_or(1024);
+    if !(1..=1 << 16).contains(&tokens) {
+        return Err(CommandError::request(format!("--tokens {tokens}: between 1 and {}", 1 << 16)));
+    }
+    let is_cpu = settings.device == DeviceChoice::Cpu;
+    let profile = match &args.profile {
+        Some(named) => Some(profile::open(named)?),
+        None => profile::of_this_machine(None)?.filter(|_| is_cpu),
+    };
+    let options = one_by_one::Options {
+        device: settings.device,
+        threads: settings.threads,
+        tokens,
+        limit: Duration::from_secs_f64(seconds),
+        machine: profile.as_ref().map(|p| p.machine.clone()),
+    };
+    let measured = one_by_one::measure(&options, &mut |what| eprintln!("measuring: {what}"))?;
+    let bounds = match &profile {
+        Some(profile) => format!("{} ({})", profile.origin, measured.machine.figures),
+        None => measured.machine.figures.clone(),
+    };
+    print_kernels(&measured, &bounds);
+    if args.common.json {
+        let (rows, left_out) = (&measured.rows, &measured.left_out);
+        let device = settings.device.name();
+        println!("{}", serde_json::json!({ "device": device, "bounds": bounds, "rows": rows, "left_out": left_out }));
+    }
+    Ok(())
+}
+
+fn print_kernels(measured: &one_by_one::Measured, bounds: &str) {
+    println!("bounds: {bounds}");
+    println!(
+        "{:<16} {:<38} {:<10} {:>11} {:>10} {:>8} {:>11} {:>8} {:>6}",
+        "kernel", "shape", "types", "median ms", "GFLOP/s", "GB/s", "bound ms", "by", "ratio"
+    );
+    for row in &measured.rows {
+        let by = format!("{:?}", row.limit).to_lowercase();
+        let types = format!("{} {}", row.weights, row.factors);
+        println!(
+            "{:<16} {:<38} {types:<10} {:>11.3} {:>10.1} {:>8.1} {:>11.3} {by:>8} {:>6.2}",
+            row.kernel,
+            row.shape,
+            1e3 * row.seconds,
+            row.flops_per_second / 1e9,
+            row.bytes_per_second / 1e9,
+            1e3 * row.bound_s,
+            row.ratio
+        );
+    }
+    for [name, why] in &measured.left_out {
+        println!("left out: {name}: {why}");
     }
 }
 

@@ -63,7 +63,8 @@ pub struct GenerateArgs {
     /// Memory for everything: 64MiB, 2GiB [no limit]
     #[arg(long)]
     memory: Option<String>,
-    /// What runs the kernels: cpu, wgpu or cuda [cpu]
+    /// What runs the kernels: cpu, wgpu, cuda, or auto for a graphics card where there is one; without the flag the
+    /// processor, so that memory limits and results mean the same on every machine [cpu]
     #[arg(long)]
     device: Option<String>,
     /// Worker threads [the cores]

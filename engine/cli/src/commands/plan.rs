@@ -47,7 +47,10 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let mut settings = knobs.settings()?;
     let profile = match &args.target {
         Some(target) => Some(profile::open(target)?),
-        None => profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| settings.gpu.is_none()),
+        None => {
+            let is_of_device = settings.gpu.is_none() || knobs.profile.is_some();
+            profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_of_device)
+        }
     };
     settings.machine = profile.as_ref().map(|p| p.machine.clone());
     if let (Some(profile), Some(_)) = (&profile, &args.target) {
@@ -67,6 +70,15 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let largest = plans.iter().max_by_key(|p| p.compiled.plan.arena_bytes()).expect("a run has a phase");
     print!("{}", report::plan(largest, settings.memory));
     let cost = speed(profile.as_ref(), &plans, &settings);
+    // A machine that is not here has nothing but its figures to be run on.
+    let simulated = match (&profile, &cost, &args.target) {
+        (Some(profile), Some(cost), Some(_)) => {
+            let it = profile::simulate(&profile.machine, &plans, settings.batch, cost.bound.seconds())?;
+            print!("{}", it.words(&profile.machine.name, u64::from(settings.batch) * u64::from(settings.seq)));
+            Some(it)
+        }
+        _ => None,
+    };
     if plans.len() > 1 {
         println!("  {} phases take turns; the largest is shown", plans.len());
     }
@@ -84,12 +96,15 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     }
     if args.common.json {
         let plan = &largest.compiled.plan;
+        // Addresses of the near memory follow those of the far ones.
+        let above = |bytes: u64| bytes - plan.arena_start().min(bytes);
         let entries: Vec<_> = plan
             .entries
             .iter()
             .map(|e| {
                 serde_json::json!({
-                    "name": e.name, "peak_bytes": e.peak.bytes, "lower_bound_bytes": e.peak.lower_bound_bytes,
+                    "name": e.name, "peak_bytes": above(e.peak.bytes),
+                    "lower_bound_bytes": above(e.peak.lower_bound_bytes),
                     "steps": e.steps.len(), "flops": e.flops(),
                 })
             })
@@ -104,7 +119,7 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
                 "recompute_steps": largest.compiled.choice.recompute_steps,
                 "bound_s": cost.as_ref().map(|c| c.bound.seconds()),
                 "bound_by": cost.as_ref().map(|c| c.bound.resource().to_string()),
-                "predicted_s": cost.as_ref().map(|c| c.prediction_s),
+                "predicted_s": cost.as_ref().map(|c| c.prediction_s), "simulated": simulated,
             })
         );
     }

@@ -1,13 +1,9 @@
 //! Compiles kernels for one architecture, and keeps what was made.
-//!
-//! A file of the cache is named after everything that it was made of; one that cannot be read or written costs time, no
-//! more. `TINYFORGE_KERNEL_CACHE` names the folder; without it the user's cache holds it.
 
 use super::source;
+use crate::gpu::kept;
 use cudarc::nvrtc::sys;
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
 use tinyforge_plan::DType;
 
 /// What NVRTC made: code for a card, or, of a card that it does not know yet, text that the driver compiles.
@@ -66,7 +62,7 @@ macro_rules! filled {
 ///
 /// # Errors
 /// There is none.
-fn version() -> Result<((c_int, c_int), Vec<u32>), String> {
+pub fn version() -> Result<((c_int, c_int), Vec<u32>), String> {
     #[expect(unsafe_code, reason = "NVRTC is a C library")]
     // SAFETY: libraries of that name are opened and closed; the functions below write where they are told, the last as
     // many numbers as the one before it counts.
@@ -153,32 +149,14 @@ pub fn compile_cached<T>(
             return Err(format!("this NVRTC, {version:?}, has no architecture for compute capability {capability}"));
         }
     };
-    let mut hash = DefaultHasher::new();
-    (source::text(stem), options(storage, form), version).hash(&mut hash);
-    let path = folder().map(|f| f.join(format!("{stem}-{:016x}.bin", hash.finish())));
-    let kept = path.as_ref().and_then(|p| std::fs::read(p).ok());
-    if let Some(Ok(found)) = kept.map(|bytes| is_good(&bytes)) {
+    let path = kept::file(stem, (source::text(stem), options(storage, form), version));
+    if let Some(Ok(found)) = path.as_ref().and_then(|p| kept::read(p)).map(|bytes| is_good(&bytes)) {
         return Ok(found);
     }
     let image = compile(stem, storage, form)?;
     let found = is_good(&image.bytes)?;
     if let Some(path) = path {
-        keep(&path, &image.bytes);
+        kept::write(&path, &image.bytes);
     }
     Ok(found)
-}
-
-/// Writes a file of the cache; one that cannot be written is made anew next time.
-fn keep(path: &std::path::Path, bytes: &[u8]) {
-    let own = path.with_extension(std::process::id().to_string());
-    let made = path.parent().map(std::fs::create_dir_all).is_some_and(|r| r.is_ok());
-    if made && std::fs::write(&own, bytes).is_ok() && std::fs::rename(&own, path).is_err() {
-        let _ = std::fs::remove_file(&own);
-    }
-}
-
-fn folder() -> Option<PathBuf> {
-    let of = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let of_user = || of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|h| h.join(".cache")));
-    of("TINYFORGE_KERNEL_CACHE").or_else(|| of_user().map(|c| c.join("tinyforge").join("kernels")))
 }

@@ -89,27 +89,34 @@ impl Adapter {
         }
         let complaint = Complaint::default();
         let (device, queue) = self.request(&complaint)?;
-        let pipelines = Mutex::new(Pipelines::new(&device, &self.name));
+        let pipelines = Mutex::new(Pipelines::new(&device, &self.name, &self.driver));
         let open = Arc::new(Opened { device, queue, complaint, pipelines });
         opened.insert(key, Arc::clone(&open));
         Ok(open)
     }
 
-    fn request(&self, complaint: &Complaint) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
+    /// What it lacks of what every kernel needs.
+    pub fn lacks(&self) -> Option<String> {
         let limits = self.inner.limits();
-        let lost = |why: String| GpuError::Lost { device: self.name.clone(), why };
-        if limits.max_storage_buffers_per_shader_stage < BINDINGS {
-            let most = limits.max_storage_buffers_per_shader_stage;
-            return Err(lost(format!("its kernels can have {most} buffers, {BINDINGS} are needed")));
+        let most = limits.max_storage_buffers_per_shader_stage;
+        if most < BINDINGS {
+            return Some(format!("its kernels can have {most} buffers, {BINDINGS} are needed"));
         }
         let (bytes, invocations) =
             (limits.max_compute_workgroup_storage_size, limits.max_compute_invocations_per_workgroup);
-        if bytes < WORKGROUP_BYTES || invocations < 256 {
-            return Err(lost(format!("its workgroups have {bytes} bytes and {invocations} invocations, too few")));
+        let is_small = bytes < WORKGROUP_BYTES || invocations < 256;
+        is_small.then(|| format!("its workgroups have {bytes} bytes and {invocations} invocations, too few"))
+    }
+
+    fn request(&self, complaint: &Complaint) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
+        let limits = self.inner.limits();
+        let lost = |why: String| GpuError::Lost { device: self.name.clone(), why };
+        if let Some(why) = self.lacks() {
+            return Err(lost(why));
         }
         let wanted = wgpu::DeviceDescriptor {
             label: Some("tinyforge"),
-            required_features: wgpu::Features::empty(),
+            required_features: self.inner.features() & wgpu::Features::PIPELINE_CACHE,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()

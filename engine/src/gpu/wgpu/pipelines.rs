@@ -1,9 +1,11 @@
 //! Shaders and the pipelines made of them: one for every kernel of a plan, before it runs.
 
 use super::Complaint;
-use crate::gpu::{GpuError, Kernel};
+use crate::gpu::{GpuError, Kernel, kept};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tinyforge_plan::encode::crc32;
 
 /// What stands before every family's own text.
 pub const COMMON: &str = include_str!("../../../../shaders/common.wgsl");
@@ -36,12 +38,53 @@ pub(super) struct Pipelines {
     modules: BTreeMap<&'static str, wgpu::ShaderModule>,
     layouts: BTreeMap<usize, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     made: BTreeMap<Kernel, wgpu::ComputePipeline>,
+    /// What the driver made for earlier processes, where it can say that.
+    kept: Option<Kept>,
+}
+
+/// A cache of the driver's, and the file that it comes from.
+struct Kept {
+    cache: wgpu::PipelineCache,
+    path: PathBuf,
+    /// Checksum of what the file holds.
+    held: Option<u32>,
+}
+
+impl Kept {
+    /// The cache for this driver and our shaders, from its file where that is whole.
+    fn open(device: &wgpu::Device, name: &str, driver: &str) -> Option<Kept> {
+        if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let path = kept::file("wgpu", (name, driver, COMMON, FAMILIES, cfg!(debug_assertions)))?;
+        let data = kept::read(&path);
+        let held = data.as_deref().map(crc32);
+        let descriptor =
+            wgpu::PipelineCacheDescriptor { label: Some("kernels"), data: data.as_deref(), fallback: true };
+        #[expect(unsafe_code, reason = "a driver reads what it wrote")]
+        // SAFETY: the file's checksum holds, its name is that of this driver, and only `keep` below writes such files,
+        // of what the driver gave; what another version of wgpu or of the driver wrote, wgpu's own header leaves out.
+        let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+        Some(Kept { cache, path, held })
+    }
 }
 
 impl Pipelines {
-    pub(super) fn new(device: &wgpu::Device, name: &str) -> Pipelines {
+    pub(super) fn new(device: &wgpu::Device, name: &str, driver: &str) -> Pipelines {
         let (modules, layouts, made) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Pipelines { device: device.clone(), name: name.to_string(), modules, layouts, made }
+        let kept = Kept::open(device, name, driver);
+        Pipelines { device: device.clone(), name: name.to_string(), modules, layouts, made, kept }
+    }
+
+    /// Keeps what was made for the next process.
+    pub(super) fn keep(&mut self) {
+        let Some(kept) = &mut self.kept else { return };
+        let Some(data) = kept.cache.get_data() else { return };
+        let made = Some(crc32(&data));
+        if kept.held != made {
+            kept::write(&kept.path, &data);
+            kept.held = made;
+        }
     }
 
     /// The pipeline of a kernel and the layout of its operands.
@@ -66,7 +109,7 @@ impl Pipelines {
                 constants: &[("STORAGE", f64::from(kernel.storage as u8))],
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: self.kept.as_ref().map(|k| &k.cache),
         });
         complaint.check(&self.name)?;
         self.made.insert(kernel, made.clone());

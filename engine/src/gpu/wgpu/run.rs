@@ -91,6 +91,7 @@ impl WgpuDevice {
         }
         shared.params.unmap();
         complaint.check(name)?;
+        pipelines.keep();
         let zeros = |c: &Code| vec![(0, 0); c.len()];
         let times = count_times.then(|| code.iter().map(|p| p.iter().map(zeros).collect()).collect());
         Ok(WgpuDevice { memory, staging, status, code, times })
