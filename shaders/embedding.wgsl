@@ -11,6 +11,9 @@ struct Params {
     seq: u32,
     /// Whether each packed row's sum is added to the table on its own.
     running: u32,
+    /// The first row that the gradient is of, and how many.
+    first: u32,
+    rows: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -28,8 +31,8 @@ fn embedding(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: ve
     f2[i] = stored(token * p.cols + i % p.cols);
 }
 
-/// Adds to `dw[v, :]` the rows of `dx` whose token is `v`, packed row by packed row: the tokens of a packed row are
-/// summed from zero in order, then added; where not `running`, the packed rows' sum is added once.
+/// Adds to `dw[v, :]` the rows of `dx` whose token is `first + v`, packed row by packed row: the tokens of a packed row
+/// are summed from zero in order, then added; where not `running`, the packed rows' sum is added once.
 ///
 /// A workgroup stands at a token and an invocation at a column; the first token of its kind does the work of all.
 /// Operands `tokens, dx, dw`.
@@ -42,11 +45,12 @@ fn embedding_grad(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) 
         refuse(p.step);
         return;
     }
+    if (token < p.first || token - p.first >= p.rows) { return; }
     for (var t = 0u; t < at; t++) {
         if (u0[t] == token) { return; }
     }
     for (var c = l; c < p.cols; c += 64u) {
-        let place = token * p.cols + c;
+        let place = (token - p.first) * p.cols + c;
         var total = 0.0;
         if (p.running != 0u) { total = f2[place]; }
         for (var first = at / p.seq * p.seq; first < p.tokens; first += p.seq) {

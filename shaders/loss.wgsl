@@ -15,6 +15,8 @@ struct Params {
     cols: u32,
     /// Whether the rows stay what they are.
     keeps: u32,
+    /// What column 0 is a logit of.
+    vocab_first: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -155,6 +157,39 @@ fn head(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u3
             }
             f0[i] = dx;
         }
+    }
+}
+
+/// The largest of every row of logits, and the sum of `exp(x - largest)`; zeros where the token does not count.
+/// Operands `x, labels, weights, sums`.
+@compute @workgroup_size(256)
+fn row_sums(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let r = g.y * n.x + g.x;
+    let m = max_and_sum(r, l);
+    if (r >= p.rows || l > 0u) { return; }
+    let t = p.first + r;
+    let counts = bitcast<i32>(u1[t]) >= 0 && f2[t] != 0.0;
+    f3[2u * t] = select(0.0, m.x, counts);
+    f3[2u * t + 1u] = select(0.0, m.y, counts);
+}
+
+/// Turns rows of a panel of logits into their gradients. Operands `x, labels, weights, sums`.
+@compute @workgroup_size(256)
+fn panel(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let r = g.y * n.x + g.x;
+    if (r >= p.rows) { return; }
+    let t = p.first + r;
+    let label = bitcast<i32>(u1[t]);
+    let weight = f2[t];
+    let counts = label >= 0 && weight != 0.0;
+    for (var c = l; c < p.cols; c += 256u) {
+        let i = r * p.cols + c;
+        var dx = 0.0;
+        if (counts) {
+            dx = exp(f0[i] - f3[2u * t]) * (weight / f3[2u * t + 1u]);
+            if (i32(p.vocab_first + c) == label) { dx -= weight; }
+        }
+        f0[i] = dx;
     }
 }
 

@@ -104,6 +104,9 @@ pub struct Request<'a> {
     /// Whether, with a window, activations live in the far memory between forward and backward; `None` does that only
     /// where nothing else fits.
     pub spill: Option<bool>,
+    /// Whether, with a window, the gradient of a tensor larger than a block is made a panel of rows at a time; `None`
+    /// does that only where whole ones do not fit, or make more be computed again.
+    pub panels: Option<bool>,
     /// What the plan is made for.
     pub target: Target,
     /// What the device's kernels can do.
@@ -127,6 +130,8 @@ pub struct Choice {
     pub recompute_steps: u32,
     /// Whether activations live in the far memory between forward and backward.
     pub spills: bool,
+    /// Whether large gradients are made by panels.
+    pub panels: bool,
     /// How clipping knows the norm, where gradients are clipped.
     pub clip_by: Option<ClipBy>,
 }
@@ -302,9 +307,9 @@ fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
     Ok(kept)
 }
 
-/// Emits updates: the entries, and those that updates need.
-fn updated(request: &Request, front: &Front, clip_by: ClipBy) -> Vec<Stage> {
-    let mut ready = Vec::new();
+/// Emits updates: the entries, and those that updates need; and whether gradients are made by panels, if they are to.
+fn updated(request: &Request, front: &Front, clip_by: ClipBy, panels: bool) -> (Vec<Stage>, bool) {
+    let (mut ready, mut splits) = (Vec::new(), false);
     for (entry, stage) in request.entries.iter().zip(&front.stages) {
         let mut stage = stage.clone();
         if let Role::Train { micro_batches } = entry.role {
@@ -320,7 +325,7 @@ fn updated(request: &Request, front: &Front, clip_by: ClipBy) -> Vec<Stage> {
             stage.pass(request, "fuse_update", fuse_update::run);
             // Where groups take turns, their states stay near.
             if request.window.is_some() && !rotates(request) {
-                stage.pass(request, "split_update", split_update::run);
+                splits |= stage.pass(request, "split_update", |g| split_update::run(g, panels));
             }
             // Updates must stand where they will run before it is known where a recomputed value is first read.
             stage.pass(request, "order", order::run);
@@ -330,17 +335,37 @@ fn updated(request: &Request, front: &Front, clip_by: ClipBy) -> Vec<Stage> {
             ready.push(stage);
         }
     }
-    ready
+    (ready, splits)
+}
+
+/// Finds the cheapest plan that fits, with gradients whole or by panels. What takes least is looked at first.
+fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
+    let is_open = request.window.is_some() && request.arena_bytes_max.is_some();
+    let first = fit_recomputation(request, front, clip_by, request.panels.unwrap_or(is_open))?;
+    if request.panels.is_some() || !first.1.panels {
+        return Ok(first);
+    }
+    let cost = |found: &(Plan, Choice)| (found.1.spills, found.0.entries.iter().map(|e| e.flops()).max());
+    match fit_recomputation(request, front, clip_by, false) {
+        Ok(whole) if cost(&whole) <= cost(&first) => Ok(whole),
+        Ok(_) | Err(CompileError::Budget { .. }) => Ok(first),
+        Err(error) => Err(error),
+    }
 }
 
 /// Finds the cheapest recomputation that fits.
-fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
-    let ready = updated(request, front, clip_by);
+fn fit_recomputation(
+    request: &Request,
+    front: &Front,
+    clip_by: ClipBy,
+    panels: bool,
+) -> Result<(Plan, Choice), CompileError> {
+    let (ready, panels) = updated(request, front, clip_by, panels);
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
     let can_spill = request.window.is_some() && !rotates(request) && request.spill != Some(false);
     let always = can_spill && request.spill == Some(true);
     let at = |step: u32, spills: bool| back(request, &spilled(request, arranged(request, &ready, step), spills), front);
-    let choice = |step, spills| Choice { recompute_step: step, recompute_steps: steps, spills, clip_by: None };
+    let choice = |step, spills| Choice { recompute_step: step, recompute_steps: steps, spills, panels, clip_by: None };
     let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
     // Spills only where it must. What takes least is looked at first, so that a refusal costs one plan.
     let fixed = |step: u32| {

@@ -45,6 +45,7 @@ fn plan() -> Plan {
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target: Target::CORTEX_M7,
         kernels: &SomeScratch,
         source: &source,

@@ -52,6 +52,7 @@ fn plan(scheme: &str, window: u32) -> Plan {
         arena_bytes_max: None,
         window: Some(Window { blocks: window, prefetch: 1 }),
         spill: None,
+        panels: None,
         target: Target::CPU,
         kernels: &NoScratch,
         source: &|_| Source::Zero,

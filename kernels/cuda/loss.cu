@@ -15,6 +15,8 @@ struct Params {
   u32 cols;
   /// Whether the rows stay what they are.
   u32 keeps;
+  /// What column 0 is a logit of.
+  u32 vocab_first;
 };
 
 /// Below every logit that is finite.
@@ -124,6 +126,35 @@ KERNEL(256) head(Params p, u32 *status, float *x, const int *labels, const float
     if (is_label) loss[p.first + r] = weight * (logf(m.sum) + m.largest - value);
     if (p.keeps != 0) continue;
     float d = counts ? expf(value - m.largest) * (weight / m.sum) : 0.0f;
+    x[i] = is_label ? d - weight : d;
+  }
+}
+
+/// The largest of every row of logits, and the sum of `exp(x - largest)`; zeros where the token does not count.
+KERNEL(256) row_sums(Params p, u32 *status, const float *x, const int *labels, const float *weights, float *sums) {
+  __shared__ float lanes[256];
+  u32 r = row_of();
+  if (r >= p.rows) return;
+  Line m = line_of(p, lanes, x, r);
+  if (threadIdx.x != 0) return;
+  u32 t = p.first + r;
+  bool counts = labels[t] >= 0 && weights[t] != 0.0f;
+  sums[2 * t] = counts ? m.largest : 0.0f;
+  sums[2 * t + 1] = counts ? m.sum : 0.0f;
+}
+
+/// Turns rows of a panel of logits into their gradients.
+KERNEL(256) panel(Params p, u32 *status, float *x, const int *labels, const float *weights, const float *sums) {
+  u32 r = row_of();
+  if (r >= p.rows) return;
+  u32 t = p.first + r;
+  int label = labels[t];
+  float weight = weights[t];
+  bool counts = label >= 0 && weight != 0.0f;
+  for (u32 c = threadIdx.x; c < p.cols; c += 256) {
+    u32 i = r * p.cols + c;
+    float d = counts ? expf(x[i] - sums[2 * t]) * (weight / sums[2 * t + 1]) : 0.0f;
+    bool is_label = counts && static_cast<int>(p.vocab_first + c) == label;
     x[i] = is_label ? d - weight : d;
   }
 }

@@ -166,6 +166,7 @@ fn compile_on(
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target,
         kernels,
         source: &|_| Source::Zero,

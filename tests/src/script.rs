@@ -3,10 +3,12 @@
 //! | pass | arguments |
 //! |---|---|
 //! | `parameterize` | an update scheme: `last:1+head` |
-//! | `differentiate`, `fuse`, `fuse_update`, `split_update`, `spill`, `order`, `verify` | none |
+//! | `differentiate`, `fuse`, `fuse_update`, `spill`, `order`, `verify` | none |
+//! | `split_update` | none, or `gradients`: those are made by panels too |
 //! | `fuse_rows` | none; scratch is a row of what `i8_bottleneck` reads, times 8 |
 //! | `fuse_channels` | none; scratch is two channels of what `i8_bottleneck_grad_update` makes |
 //! | `prune` | names of trained tensors; none takes what `parameterize` found |
+//! | `layer_major` | the number of micro-batches that `update` was told |
 //! | `update` | a rule, then `clip=`, `micro=`, `beta1=`, `weight_decay=`, and `second`: clip by a second backward |
 //! | `recompute` | a step of the ladder, or `all` |
 
@@ -17,8 +19,8 @@ use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::passes::{
-    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, live, order, parameterize, prune, recompute, spill,
-    split_update, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, live, order, parameterize, prune,
+    recompute, spill, split_update, update,
 };
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::DType;
@@ -116,7 +118,13 @@ impl Stages {
             ("fuse", []) => fuse::run(&mut self.graph),
             ("update", [rule, settings @ ..]) => self.update(rule, settings),
             ("fuse_update", []) => self.both(fuse_update::run),
-            ("split_update", []) => self.both(split_update::run),
+            ("layer_major", [micro]) => {
+                let finish = self.finish.take().expect("`update` was told of several micro-batches");
+                let micro = micro.parse().expect("micro-batches are a number");
+                self.graph = layer_major::run(&self.graph, &finish, micro);
+            }
+            ("split_update", []) => self.both(|g| _ = split_update::run(g, false)),
+            ("split_update", ["gradients"]) => self.both(|g| _ = split_update::run(g, true)),
             ("spill", []) => spill::run(&mut self.graph),
             ("recompute", [step]) => {
                 let step = if *step == "all" { u32::MAX } else { step.parse().expect("a step is a number or `all`") };

@@ -40,6 +40,7 @@ fn plan(micro_batches: u32) -> Plan {
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target: Target::from_name("cortex-m7").expect("a target"),
         kernels: &CpuKernels { threads: 1 },
         source: &|tensor| model.source(tensor, true).unwrap_or(tinyforge_plan::Source::Zero),

@@ -101,6 +101,7 @@ fn runner(golden: &HashMap<String, Vec<f32>>) -> Runner {
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: 1 },
         source: &|name| Source::Table(golden[if name == "head.weight" { "new_w" } else { "new_b" }].clone()),

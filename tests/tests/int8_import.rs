@@ -57,6 +57,7 @@ fn plan(model: &Int8Model, entries: Vec<Entry>, scheme: Scheme) -> Plan {
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: 1 },
         source: &|name| model.source(name, true).unwrap_or_else(|| panic!("the model has no `{name}`")),

@@ -66,6 +66,7 @@ fn plan(table: &str, scheme: &Scheme, recompute: Recompute) -> Plan {
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         kernels: &LeastScratch,
         source: &|_| Source::Zero,
         files: Vec::new(),

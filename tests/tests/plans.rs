@@ -55,6 +55,7 @@ impl Case<'_> {
             arena_bytes_max: self.arena_bytes_max,
             window: None,
             spill: None,
+            panels: None,
             target: tinyforge_compiler::target::Target::CPU,
             kernels: &NoScratch,
             source: &|_| Source::Zero,

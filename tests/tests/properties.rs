@@ -111,6 +111,7 @@ fn train_plan(graph: &Graph, training: &Training) -> Plan {
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: training.threads },
         source: &|_| Source::Zero,

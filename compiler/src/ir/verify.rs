@@ -6,14 +6,16 @@
 //! 3. Every operand is declared or defined by an earlier node; every value is defined once.
 //! 4. Operand counts, attributes and result types are what the op's row says; whole numbers fit 32 bits, others are
 //!    finite.
-//! 5. What a node changes is stored (weight, state or const), and no forward or backward node reads a weight after it
-//!    changed.
+//! 5. What a node changes is stored (weight, state or const). No forward or backward node reads a weight after it
+//!    changed, and no update one that another update changed, but for the rows of a panel that are as they were.
 //! 6. Blocks exist; results name existing values.
 
 use super::attrs::Attr;
-use super::graph::{Graph, Kind, Region, Value};
+use super::graph::{Graph, Kind, Node, Region, Value};
+use super::ops::panel;
 use super::program::{Operand, Program};
 use super::types::Type;
+use std::ops::Range;
 
 /// Something wrong with a graph, and the node at which it shows.
 #[derive(Clone, PartialEq, Debug)]
@@ -52,7 +54,7 @@ pub fn verify(graph: &Graph) -> Vec<Finding> {
         // Shape rules count elements, which is safe for types that pass only.
         return check.findings;
     }
-    let mut changed = vec![false; graph.values.len()];
+    let mut changed = vec![Vec::new(); graph.values.len()];
     for i in 0..graph.nodes.len() {
         check.node(i);
         check.changes(i, &mut changed);
@@ -130,21 +132,34 @@ impl Check<'_> {
         }
     }
 
-    fn changes(&mut self, i: usize, changed: &mut [bool]) {
+    /// `changed`: of every tensor the rows that earlier nodes change.
+    fn changes(&mut self, i: usize, changed: &mut [Vec<Range<usize>>]) {
         let node = &self.graph.nodes[i];
         let count = (node.op.def().mutates)(&node.attrs).min(node.args.len());
-        if node.region != Region::Update {
-            let is_weight = |v: &Value| self.graph.info(*v).decl == Some(Kind::Weight);
-            if let Some(&v) = node.args.iter().find(|v| changed[v.index()] && is_weight(v)) {
-                self.report(Some(i), format!("{} is read after its update", self.graph.display(v)));
-            }
+        let is_weight = |v: &Value| self.graph.info(*v).decl == Some(Kind::Weight);
+        let is_late = |v: &Value| {
+            let rows = self.rows(node, *v);
+            let meets = |r: &Range<usize>| node.region != Region::Update || (r.start < rows.end && rows.start < r.end);
+            is_weight(v) && changed[v.index()].iter().any(meets)
+        };
+        // What an update changes it may change again.
+        let read = if node.region == Region::Update { &node.args[count..] } else { &node.args[..] };
+        if let Some(&v) = read.iter().find(|v| is_late(v)) {
+            self.report(Some(i), format!("{} is read after its update", self.graph.display(v)));
         }
         for &v in &self.graph.nodes[i].args[..count] {
-            changed[v.index()] = true;
+            changed[v.index()].push(self.rows(&self.graph.nodes[i], v));
             if !matches!(self.graph.info(v).decl, Some(Kind::Weight | Kind::State | Kind::Const)) {
                 self.report(Some(i), format!("{} is changed but not stored", self.graph.display(v)));
             }
         }
+    }
+
+    /// The rows of a stored tensor that a node is about.
+    fn rows(&self, node: &Node, v: Value) -> Range<usize> {
+        let has_panel = node.op.def().attrs.iter().any(|a| a.name == "panel_rows");
+        let all = 0..self.graph.ty(v).rows() as usize;
+        if has_panel { panel(all.end, &node.attrs).unwrap_or(all) } else { all }
     }
 
     fn results(&mut self) {

@@ -77,6 +77,7 @@ fn attempt(
         arena_bytes_max: limit,
         window: None,
         spill: None,
+        panels: None,
         target: settings.target,
         kernels: &CpuKernels { threads: 1 },
         source: &source,

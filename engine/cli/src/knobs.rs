@@ -112,6 +112,9 @@ pub struct Knobs {
     /// Where activations rest from forward to backward, with a window: near, far or auto [far where nothing else fits]
     #[arg(long)]
     pub activations: Option<String>,
+    /// How gradients larger than a block are made, with a window: whole, by panels of rows or auto [what fits]
+    #[arg(long)]
+    pub gradients: Option<String>,
     /// How clipping knows the norm: keep gradients, or a second backward [what fits]
     #[arg(long)]
     pub clip_by: Option<String>,
@@ -277,6 +280,12 @@ impl Knobs {
             "far" => Some(true),
             other => return Err(CommandError::request(format!("--activations {other}: near, far or auto"))),
         };
+        let panels = match self.gradients.as_deref().unwrap_or("auto") {
+            "auto" => None,
+            "whole" => Some(false),
+            "panels" => Some(true),
+            other => return Err(CommandError::request(format!("--gradients {other}: whole, panels or auto"))),
+        };
         Ok(Settings {
             keep_states: self.keep_states(&scheme, &optimizer)?,
             scheme,
@@ -291,6 +300,7 @@ impl Knobs {
             recompute,
             window,
             spill,
+            panels,
             clip_by,
             memory: self.memory()?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),

@@ -67,6 +67,8 @@ pub struct Settings {
     pub window: Streaming,
     /// Whether activations go to the disk between forward and backward; `None` leaves it to the budget.
     pub spill: Option<bool>,
+    /// Whether gradients larger than a block are made by panels of rows; `None` leaves it to the budget.
+    pub panels: Option<bool>,
     /// How clipping knows the norm; `None` leaves it to the budget.
     pub clip_by: Option<ClipBy>,
     /// The budget for arena and fixed parts.
@@ -263,6 +265,7 @@ pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Co
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
         window,
         spill: settings.spill,
+        panels: settings.panels,
         target: settings.target,
         kernels: settings.gpu.as_ref().map_or(&cpu as &dyn Kernels, |gpu| gpu),
         source: &|name| model.source(name),

@@ -73,6 +73,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         micro_batch: settings.micro_batch.or((wanted == Wanted::Train).then_some(1)),
         recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
         spill: settings.spill.or(Some(true)),
+        panels: settings.panels.or(Some(true)),
         ..settings
     };
     let blocks = least_window(model, settings);

@@ -134,6 +134,8 @@ fn windows_do_not_matter() {
         &["window=\"5\"", "micro_batch=1", "threads=3"],
         &["window=\"1\"", "activations=\"far\"", "recompute=\"all\""],
         &["window=\"6\"", "activations=\"far\"", "micro_batch=2", "recompute=\"nothing\""],
+        &["window=\"2\"", "gradients=\"panels\"", "threads=2"],
+        &["window=\"6\"", "gradients=\"panels\"", "micro_batch=2", "recompute=\"all\""],
     ]);
     for base in [
         &["scheme=\"full\""][..],
@@ -146,6 +148,36 @@ fn windows_do_not_matter() {
         &["scheme=\"cycle:2\"", "cycle_steps=1"],
     ] {
         found.extend(differences(&model, base, &windows, 3));
+    }
+    none(found);
+}
+
+/// Gradients of the embedding and the head by panels of their rows, where each counts and where both are one.
+#[test]
+fn panels_of_gradients_do_not_matter() {
+    let models = [("p2-panels", true), ("p2-panels-untied", false)]
+        .map(|(name, tied)| made_model(name, Llama { layers: 4, tied, ..TIED }));
+    let panels = list(&[
+        &["window=\"1\""],
+        &["window=\"4\"", "threads=3", "recompute=\"all\""],
+        &["window=\"2\"", "micro_batch=2"],
+        &["window=\"3\"", "micro_batch=1", "activations=\"far\"", "recompute=\"all\""],
+        &["window=\"2\"", "clip_by=\"second\"", "threads=2"],
+        &["window=\"2\"", "clip_by=\"second\"", "recompute=\"all\"", "activations=\"far\""],
+    ]);
+    let panels: Vec<_> = panels.into_iter().map(|v| [v, vec!["gradients=\"panels\"".to_string()]].concat()).collect();
+    let mut found = Vec::new();
+    for (_, model) in &models {
+        for base in [
+            &["scheme=\"full\"", "seq=150"][..],
+            &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""],
+            &["scheme=\"full\"", "clip=0.05"],
+            &["scheme=\"full\"", "clip=0.05", "dtype=\"bf16\"", "optimizer=\"sgd\""],
+            &["scheme=\"last:1+head+embed\"", "optimizer=\"sgd\""],
+            &["scheme=\"last:2+head\"", "clip=0.05"],
+        ] {
+            found.extend(differences(model, base, &panels, 2));
+        }
     }
     none(found);
 }
@@ -195,6 +227,8 @@ fn what_must_differ_does() {
     assert_eq!((rows, kept.len()), (4, 2));
     assert!(steps(&["clip_by=\"second\""]).1[0] > kept[0], "there is no second backward");
     assert!(steps(&["recompute=\"all\""]).1[0] > kept[0], "nothing is computed again");
+    let windowed = steps(&["window=\"2\"", "gradients=\"whole\""]).1[0];
+    assert!(steps(&["window=\"2\"", "gradients=\"panels\""]).1[0] > windowed, "there are no panels of gradients");
     let (rows, entries) = steps(&["micro_batch=1"]);
     assert_eq!((rows, entries.len()), (1, 3), "the updates are no entry of their own");
 }

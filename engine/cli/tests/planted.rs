@@ -359,6 +359,7 @@ fn plans() -> Vec<(String, Plan)> {
     for base in [
         &["scheme=\"full\""][..],
         &["scheme=\"full\"", "clip=0.05", "clip_by=\"second\"", "micro_batch=2"],
+        &["scheme=\"full\"", "gradients=\"panels\"", "clip=0.05", "clip_by=\"second\""],
         &["scheme=\"lora\"", "activations=\"far\"", "recompute=\"all\""],
         &["scheme=\"last:2\"", "optimizer=\"adamw8\""],
         &["scheme=\"sparse\""],

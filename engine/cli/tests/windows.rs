@@ -27,6 +27,8 @@ fn every_window_gives_a_plan_that_holds() {
         &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""],
         &["scheme=\"full\"", "clip=0.05", "clip_by=\"second\""],
         &["scheme=\"full\"", "activations=\"far\""],
+        &["scheme=\"full\"", "gradients=\"panels\"", "activations=\"far\"", "micro_batch=2"],
+        &["scheme=\"full\"", "gradients=\"panels\"", "clip=0.05", "clip_by=\"second\"", "optimizer=\"adamw8\""],
         &["scheme=\"lora\"", "activations=\"far\"", "micro_batch=1"],
         &["scheme=\"lora\""],
         &["scheme=\"last:2\"", "micro_batch=1"],

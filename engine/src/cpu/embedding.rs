@@ -26,5 +26,6 @@ fn embedding_grad(c: &mut Call) -> Result<(), KernelError> {
         (true, true) => Onto::Running,
         (true, false) => Onto::Whole,
     };
-    k::embedding_grad(c.par, dx, index, seq, cols, onto, dw, scratch).map_err(|e| c.error(e.to_string()))
+    let table = (c.step.size("vocab"), c.step.size("first_row"));
+    k::embedding_grad(c.par, dx, index, seq, cols, table, onto, dw, scratch).map_err(|e| c.error(e.to_string()))
 }

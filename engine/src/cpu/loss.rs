@@ -31,6 +31,7 @@ pub(super) const KERNELS: &[Kernel] = &[
     Kernel { name: "mse_loss_grad", run: mse_loss_grad, scratch: weights_scratch },
     Kernel { name: "linear_cross_entropy", run: linear_cross_entropy, scratch: linear_scratch },
     Kernel { name: "linear_cross_entropy_grad", run: linear_cross_entropy, scratch: linear_scratch },
+    Kernel { name: "linear_cross_entropy_grad_w", run: linear_cross_entropy_grad_w, scratch: panel_scratch },
 ];
 
 /// Room for the products of weights and the loss's gradients.
@@ -77,7 +78,23 @@ fn linear_cross_entropy(c: &mut Call) -> Result<(), KernelError> {
     let (h, w, labels, weights) = (c.arg(0), c.mat(1), c.arg(2), c.arg(3));
     let (loss, scratch) = (c.out(0), c.scratch());
     let dh = (c.step.outs.len() > 1).then(|| c.out(1));
-    let dw = (c.step.outs.len() > 2).then(|| c.accumulator(4, 2));
-    let out = LinearCrossEntropyOut { loss, dh, dw };
+    let dw = (c.step.int("grad_w") != 0).then(|| c.accumulator(4, 2));
+    let sums = (c.step.int("sums") != 0).then(|| c.out(c.step.outs.len() - 1));
+    let out = LinearCrossEntropyOut { loss, dh, dw, sums };
     k::linear_cross_entropy(c.par, &dims, h, &w, labels, weights, out, scratch).map_err(|e| c.error(e.to_string()))
+}
+
+fn panel_scratch(q: &Query) -> Result<usize, String> {
+    let compute = compute_of(q.int("compute"));
+    let dims = dims(rows(&q.args[0]), cols(&q.args[0]), rows(&q.args[1]), q.size("seq"), compute);
+    Ok(k::linear_cross_entropy_grad_w_scratch_bytes(&dims, rows(&q.outs[0]), q.threads))
+}
+
+fn linear_cross_entropy_grad_w(c: &mut Call) -> Result<(), KernelError> {
+    let (h_ty, w_ty) = (&c.step.args[0], &c.step.args[1]);
+    let dims = dims(h_ty.rows(), h_ty.cols(), w_ty.rows(), c.step.size("seq"), c.compute());
+    let (h, w, labels, weights, sums) = (c.arg(0), c.mat(1), c.arg(2), c.arg(3), c.arg(4));
+    let (first, dw, scratch) = (c.step.size("first_row"), c.accumulator(5, 0), c.scratch());
+    k::linear_cross_entropy_grad_w(c.par, &dims, h, &w, labels, weights, sums, first, dw, scratch)
+        .map_err(|e| c.error(e.to_string()))
 }

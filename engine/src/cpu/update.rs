@@ -21,7 +21,9 @@ pub(super) const KERNELS: &[Kernel] = &[
             0 => 0..update.rows,
             panel => first..first + panel,
         };
-        let grad = &grad[rows.start * update.trained_cols..rows.end * update.trained_cols];
+        let elems = rows.start * update.trained_cols..rows.end * update.trained_cols;
+        // The gradient may be the panel's alone.
+        let grad = if grad.len() == elems.len() { grad } else { &grad[elems] };
         update.check(c, grad)?;
         update.panel(c.par, grad, rows);
         Ok(())

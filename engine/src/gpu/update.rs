@@ -28,8 +28,10 @@ fn update(c: &Call) -> Result<Work, String> {
         0 => (c.rows(grad), 0),
         rows => (rows, c.size("first_row") * cols),
     };
-    let part = Panel { len: rows * cols, first, grad_first: first, state_first: 0 };
-    let check = check_finite(Operand::Arg(grad), first, part.len);
+    // The gradient may be the panel's alone.
+    let grad_first = if c.rows(grad) == rows { 0 } else { first };
+    let part = Panel { len: rows * cols, first, grad_first, state_first: 0 };
+    let check = check_finite(Operand::Arg(grad), grad_first, part.len);
     let launches = vec![check, panel(c, Operand::Arg(grad), grad + 1, &part)?];
     Ok(Work { launches, scratch_bytes: 0 })
 }

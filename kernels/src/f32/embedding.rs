@@ -72,7 +72,8 @@ pub enum Onto {
 /// `dw[v, :] (+)= sum over the tokens t == v of dx[t, :]`, packed row by packed row of `seq` tokens: the tokens of a
 /// packed row are summed from zero in order, then added.
 ///
-/// `dx[T, cols]`, `dw[vocab, cols]`. But from zero, rows whose token does not occur are not touched.
+/// `dx[T, cols]`; `dw` is rows `first_row..` of `dw[vocab, cols]`, as many as it has room for: the same bits as in the
+/// whole. But from zero, rows whose token does not occur are not touched.
 /// Errors: a token is negative or not below `vocab`; `dw` is then as it was.
 #[expect(clippy::too_many_arguments, reason = "operands of one kernel")]
 pub fn embedding_grad(
@@ -81,24 +82,31 @@ pub fn embedding_grad(
     tokens: &[i32],
     seq: usize,
     cols: usize,
+    (vocab, first_row): (usize, usize),
     onto: Onto,
     dw: &mut [f32],
     scratch: &mut [u8],
 ) -> Result<(), OutOfRange> {
     assert!(cols > 0 && seq > 0 && dw.len().is_multiple_of(cols), "the table's shape");
     assert_eq!(dx.len(), tokens.len() * cols, "a row for every token");
-    check("token", tokens, dw.len() / cols, |_| false)?;
+    let rows = first_row..first_row + dw.len() / cols;
+    assert!(rows.end <= vocab, "rows {rows:?} of {vocab}");
+    check("token", tokens, vocab, |_| false)?;
     let places = Scratch::new(scratch).take::<u64>(tokens.len());
-    for (place, (at, &token)) in places.iter_mut().zip(tokens.iter().enumerate()) {
-        *place = (token as u64) << 32 | at as u64;
+    let inside = tokens.iter().enumerate().filter(|(_, token)| rows.contains(&(**token as usize)));
+    let mut count = 0;
+    for (place, (at, &token)) in places.iter_mut().zip(inside) {
+        *place = ((token as usize - first_row) as u64) << 32 | at as u64;
+        count += 1;
     }
+    let places = &mut places[..count];
     places.sort_unstable();
     if onto == Onto::Zero {
         run_parts(par, dw.len().div_ceil(ZERO_ELEMS), Chunks::new(&mut *dw, ZERO_ELEMS), |_, dw: &mut [f32]| {
             dw.fill(0.0);
         });
     }
-    if dw.is_empty() || tokens.is_empty() {
+    if dw.is_empty() || places.is_empty() {
         return Ok(());
     }
     let tiles = Tiles::columns(dw, cols, TASK_COLS);

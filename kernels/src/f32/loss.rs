@@ -15,6 +15,7 @@ use super::row::{load_any, row_sum, store_any};
 use super::scratch::{Scratch, piece_bytes};
 use super::simd::{self, Kernel, LANES, Simd};
 use crate::par::Par;
+use core::ops::Range;
 
 /// Elements of one task.
 const TASK_ELEMS: usize = 16 * 1024;
@@ -240,7 +241,8 @@ pub fn cross_entropy_grad(
     Ok(())
 }
 
-/// Turns a row of logits into its gradient, unless it keeps them, and returns the loss.
+/// Turns a row of logits into its gradient, unless it keeps them, and returns the loss, the largest logit and the sum
+/// of `exp(x - largest)`.
 struct TokenGrad<'a> {
     x: &'a mut [f32],
     label: i32,
@@ -249,15 +251,15 @@ struct TokenGrad<'a> {
 }
 
 impl Kernel for TokenGrad<'_> {
-    type Out = f32;
+    type Out = (f32, [f32; 2]);
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
+    fn run<S: Simd>(self, s: S) -> (f32, [f32; 2]) {
         if !counts(self.label, self.weight) {
             if !self.keeps_logits {
                 self.x.fill(0.0);
             }
-            return 0.0;
+            return (0.0, [0.0; 2]);
         }
         let (max, sum) = max_and_sum(s, self.x);
         let loss = token_loss(self.x, self.label, self.weight, (max, sum));
@@ -265,7 +267,32 @@ impl Kernel for TokenGrad<'_> {
             scaled_exp(s, self.x, max, self.weight / sum);
             self.x[self.label as usize] -= self.weight;
         }
-        loss
+        (loss, [max, sum])
+    }
+}
+
+/// The same for logits from number `first` on, of a row whose largest logit and sum are known.
+struct PanelGrad<'a> {
+    x: &'a mut [f32],
+    first: usize,
+    label: i32,
+    weight: f32,
+    sums: [f32; 2],
+}
+
+impl Kernel for PanelGrad<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if !counts(self.label, self.weight) {
+            return self.x.fill(0.0);
+        }
+        let [max, sum] = self.sums;
+        scaled_exp(s, self.x, max, self.weight / sum);
+        if let Some(x) = (self.label as usize).checked_sub(self.first).and_then(|at| self.x.get_mut(at)) {
+            *x -= self.weight;
+        }
     }
 }
 
@@ -340,6 +367,15 @@ impl LinearCrossEntropy {
     fn chunk(&self) -> usize {
         CHUNK_TOKENS.min(self.seq)
     }
+
+    /// The tokens of every chunk, in order.
+    fn chunks(self) -> impl Iterator<Item = Range<usize>> {
+        let starts = (0..self.rows).flat_map(move |row| (0..self.seq).step_by(CHUNK_TOKENS).map(move |at| (row, at)));
+        starts.map(move |(row, at)| {
+            let first = row * self.seq + at;
+            first..first + CHUNK_TOKENS.min(self.seq - at)
+        })
+    }
 }
 
 /// Bytes of scratch of [`linear_cross_entropy`]: the logits of one chunk, and the products' own.
@@ -362,6 +398,9 @@ pub struct LinearCrossEntropyOut<'a> {
     pub dh: Option<&'a mut [f32]>,
     /// Gradient of the weight, `f32[vocab, width]`, and whether it is added to what is there.
     pub dw: Option<(&'a mut [f32], bool)>,
+    /// Of every token's logits the largest and the sum of `exp(x - largest)`, `f32[T, 2]`; zeros where it does not
+    /// count.
+    pub sums: Option<&'a mut [f32]>,
 }
 
 /// Cross-entropy of `logits = logit_scale h w'`, and its gradients, with at most [`CHUNK_TOKENS`] tokens' logits in
@@ -384,36 +423,46 @@ pub fn linear_cross_entropy(
     out: LinearCrossEntropyOut,
     scratch: &mut [u8],
 ) -> Result<(), OutOfRange> {
-    let LinearCrossEntropyOut { loss, mut dh, mut dw } = out;
+    let LinearCrossEntropyOut { loss, mut dh, mut dw, mut sums } = out;
     let tokens = dims.rows * dims.seq;
     assert!(h.len() == tokens * dims.width && labels.len() == tokens && loss.len() == tokens, "a row for every token");
     assert!(w.rows == dims.vocab && w.cols == dims.width, "the weight's shape");
     assert!(dh.as_ref().is_none_or(|dh| dh.len() == h.len()), "the gradient's length");
+    assert!(sums.as_ref().is_none_or(|sums| sums.len() == 2 * tokens), "two sums for every token");
     check_labels(labels, weights, dims.vocab)?;
     let mut scratch = Scratch::new(scratch);
     let logits = scratch.take::<f32>(dims.chunk() * dims.vocab);
     let scratch = scratch.rest();
-    let starts = (0..dims.rows).flat_map(|row| (0..dims.seq).step_by(CHUNK_TOKENS).map(move |at| (row, at)));
-    for (row, at) in starts {
-        let count = CHUNK_TOKENS.min(dims.seq - at);
-        let range = row * dims.seq + at..row * dims.seq + at + count;
+    for range in dims.chunks() {
         let elems = range.start * dims.width..range.end * dims.width;
         let is_empty = !range.clone().any(|t| counts(labels[t], weights[t]));
+        let mut sums = sums.as_mut().map(|sums| &mut sums[2 * range.start..2 * range.end]);
         if is_empty {
             loss[range].fill(0.0);
             if let Some(dh) = &mut dh {
                 dh[elems].fill(0.0);
             }
+            if let Some(sums) = sums {
+                sums.fill(0.0);
+            }
             continue;
         }
-        let chunk = Chunk { dims, h: &h[elems.clone()], w, count };
-        let logits = &mut logits[..count * dims.vocab];
+        let chunk = Chunk { dims, h: &h[elems.clone()], w, count: range.len() };
+        let logits = &mut logits[..range.len() * dims.vocab];
         chunk.logits(par, logits, scratch);
         let keeps_logits = dh.is_none() && dw.is_none();
-        let loss = &mut loss[range.clone()];
-        run_parts(par, count, (Chunks::new(loss, 1), Chunks::new(&mut *logits, dims.vocab)), |i, (loss, x)| {
+        let parts = (
+            Chunks::new(&mut loss[range.clone()], 1),
+            Chunks::new(&mut *logits, dims.vocab),
+            sums.as_mut().map(|sums| Chunks::new(sums, 2)),
+        );
+        run_parts(par, range.len(), parts, |i, (loss, x, sums)| {
             let t = range.start + i;
-            loss[0] = simd::dispatch(TokenGrad { x, label: labels[t], weight: weights[t], keeps_logits });
+            let (of_token, found) = simd::dispatch(TokenGrad { x, label: labels[t], weight: weights[t], keeps_logits });
+            loss[0] = of_token;
+            if let Some(sums) = sums {
+                sums.copy_from_slice(&found);
+            }
         });
         if let Some(dh) = &mut dh {
             chunk.grad_h(par, logits, &mut dh[elems], scratch);
@@ -424,6 +473,66 @@ pub fn linear_cross_entropy(
         }
     }
     if let Some((dw, false)) = dw {
+        dw.fill(0.0);
+    }
+    Ok(())
+}
+
+/// Bytes of scratch of [`linear_cross_entropy_grad_w`] for a panel of so many rows: the logits of one chunk, and the
+/// products' own.
+pub fn linear_cross_entropy_grad_w_scratch_bytes(dims: &LinearCrossEntropy, panel: usize, threads: usize) -> usize {
+    let (width, compute) = (dims.width, dims.compute);
+    let of_tokens = |tokens: usize| {
+        gemm_scratch_bytes(tokens, panel, width, compute, threads)
+            .max(gemm_scratch_bytes(panel, width, tokens, compute, threads))
+    };
+    let last = dims.seq % CHUNK_TOKENS;
+    piece_bytes::<f32>(dims.chunk() * panel) + of_tokens(dims.chunk()).max(of_tokens(last))
+}
+
+/// The gradient of the weight of [`linear_cross_entropy`] alone, for the rows from `first_row` on that `dw` has room
+/// for: the same bits, from the largest logits and sums that it found. `accumulate` adds to what is there. Other rows
+/// of the weight are not read.
+///
+/// Errors: a label is not below `vocab`; `dw` is then as it was.
+#[expect(clippy::too_many_arguments, reason = "operands of one kernel")]
+pub fn linear_cross_entropy_grad_w(
+    par: &Par,
+    dims: &LinearCrossEntropy,
+    h: &[f32],
+    w: &Mat,
+    labels: &[i32],
+    weights: &[f32],
+    sums: &[f32],
+    first_row: usize,
+    (dw, mut accumulate): (&mut [f32], bool),
+    scratch: &mut [u8],
+) -> Result<(), OutOfRange> {
+    let tokens = dims.rows * dims.seq;
+    assert!(h.len() == tokens * dims.width && labels.len() == tokens, "a row for every token");
+    assert!(w.rows == dims.vocab && w.cols == dims.width && dims.width > 0, "the weight's shape");
+    assert!(dw.len().is_multiple_of(dims.width) && sums.len() == 2 * tokens, "whole rows, two sums for every token");
+    check_labels(labels, weights, dims.vocab)?;
+    let panel = dw.len() / dims.width;
+    let w = w.rows_from(first_row, panel);
+    let dims = LinearCrossEntropy { vocab: panel, ..*dims };
+    let mut scratch = Scratch::new(scratch);
+    let logits = scratch.take::<f32>(dims.chunk() * panel);
+    let scratch = scratch.rest();
+    for range in dims.chunks().filter(|range| range.clone().any(|t| counts(labels[t], weights[t]))) {
+        let h = &h[range.start * dims.width..range.end * dims.width];
+        let chunk = Chunk { dims: &dims, h, w: &w, count: range.len() };
+        let logits = &mut logits[..range.len() * panel];
+        chunk.logits(par, logits, scratch);
+        run_parts(par, range.len(), Chunks::new(&mut *logits, panel), |i, x: &mut [f32]| {
+            let t = range.start + i;
+            let sums = [sums[2 * t], sums[2 * t + 1]];
+            simd::dispatch(PanelGrad { x, first: first_row, label: labels[t], weight: weights[t], sums });
+        });
+        chunk.grad_w(par, logits, accumulate, dw, scratch);
+        accumulate = true;
+    }
+    if !accumulate {
         dw.fill(0.0);
     }
     Ok(())

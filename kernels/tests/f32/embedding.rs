@@ -41,7 +41,8 @@ fn tokens_outside_the_vocabulary_are_errors() {
         assert_eq!((error.value, error.at, error.limit), (token, at, 3));
         assert!(error.to_string().contains(&token.to_string()));
         let mut scratch = vec![0; embedding_grad_scratch_bytes(2, 1)];
-        let result = embedding_grad(&one(), &[0.0; 4], &[0, token], 2, 2, Onto::Running, &mut [0.0; 6], &mut scratch);
+        let result =
+            embedding_grad(&one(), &[0.0; 4], &[0, token], 2, 2, (3, 0), Onto::Running, &mut [0.0; 6], &mut scratch);
         assert_eq!(result, Err(error));
     }
 }
@@ -53,9 +54,9 @@ fn gradient_adds_the_rows_of_each_token() {
         let (dx, dw0) = (values(4, tokens.len() * cols), values(5, vocab * cols));
         let [dw, more] = everywhere([dw0.len(); 2], |par, [dw, more]| {
             let mut scratch = vec![0xff; embedding_grad_scratch_bytes(tokens.len(), par.threads())];
-            embedding_grad(par, &dx, &tokens, seq, cols, Onto::Zero, dw, &mut scratch).unwrap();
+            embedding_grad(par, &dx, &tokens, seq, cols, (vocab, 0), Onto::Zero, dw, &mut scratch).unwrap();
             more.copy_from_slice(&dw0);
-            embedding_grad(par, &dx, &tokens, seq, cols, Onto::Running, more, &mut scratch).unwrap();
+            embedding_grad(par, &dx, &tokens, seq, cols, (vocab, 0), Onto::Running, more, &mut scratch).unwrap();
         });
         let mut expected = vec![0.0; dw0.len()];
         for (t, &token) in tokens.iter().enumerate() {
@@ -65,7 +66,8 @@ fn gradient_adds_the_rows_of_each_token() {
         let mut by_row = dw0.clone();
         for (dx, tokens) in dx.chunks(seq * cols).zip(tokens.chunks(seq)) {
             let mut scratch = vec![0; embedding_grad_scratch_bytes(seq, 1)];
-            embedding_grad(&one(), dx, tokens, seq, cols, Onto::Running, &mut by_row, &mut scratch).unwrap();
+            embedding_grad(&one(), dx, tokens, seq, cols, (vocab, 0), Onto::Running, &mut by_row, &mut scratch)
+                .unwrap();
         }
         assert_same(&more, &by_row, "micro-batches");
     }
@@ -76,6 +78,26 @@ fn rows_without_a_token_are_not_touched() {
     let mut dw = vec![-0.0; 6];
     dw[4] = f32::NAN;
     let mut scratch = vec![0; embedding_grad_scratch_bytes(1, 1)];
-    embedding_grad(&one(), &[1.0, 2.0], &[1], 1, 2, Onto::Running, &mut dw, &mut scratch).unwrap();
+    embedding_grad(&one(), &[1.0, 2.0], &[1], 1, 2, (3, 0), Onto::Running, &mut dw, &mut scratch).unwrap();
     assert_same(&dw, &[-0.0, -0.0, 1.0, 2.0, f32::NAN, -0.0], "rows");
+}
+
+/// Every cut of the table into panels gives the rows of the whole.
+#[test]
+fn panels_of_rows_are_rows_of_the_whole() {
+    let (rows, seq, cols, vocab) = (3, 17, 65, 23);
+    let tokens = integers(3, rows * seq, 0, vocab as i32);
+    let (dx, dw0) = (values(4, tokens.len() * cols), values(5, vocab * cols));
+    let mut scratch = vec![0xff; embedding_grad_scratch_bytes(tokens.len(), 1)];
+    for onto in [Onto::Zero, Onto::Running, Onto::Whole] {
+        let mut whole = dw0.clone();
+        embedding_grad(&one(), &dx, &tokens, seq, cols, (vocab, 0), onto, &mut whole, &mut scratch).unwrap();
+        for height in [1, 4, 7, 22] {
+            let mut panels = dw0.clone();
+            for (i, dw) in panels.chunks_mut(height * cols).enumerate() {
+                embedding_grad(&one(), &dx, &tokens, seq, cols, (vocab, i * height), onto, dw, &mut scratch).unwrap();
+            }
+            assert_same(&panels, &whole, &format!("{onto:?} by {height} rows"));
+        }
+    }
 }

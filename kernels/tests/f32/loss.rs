@@ -134,7 +134,7 @@ impl Fused {
         let w = Mat { data: MatData::F32(&self.w), rows: dims.vocab, cols: dims.width, stride: dims.width };
         let mut scratch = vec![0xff; linear_cross_entropy_scratch_bytes(&dims, par.threads())];
         let h = &self.h[tokens.start * dims.width..tokens.end * dims.width];
-        let out = LinearCrossEntropyOut { loss, dh: Some(dh), dw: Some((dw, accumulate)) };
+        let out = LinearCrossEntropyOut { loss, dh: Some(dh), dw: Some((dw, accumulate)), sums: None };
         let (labels, weights) = (&self.labels[tokens.clone()], &self.weights[tokens]);
         linear_cross_entropy(par, &dims, h, &w, labels, weights, out, &mut scratch).unwrap();
     }
@@ -228,8 +228,63 @@ fn loss_alone_is_the_same_loss() {
     let w = Mat { data: MatData::F32(&problem.w), rows: 90, cols: 12, stride: 12 };
     let mut scratch = vec![0; linear_cross_entropy_scratch_bytes(&problem.dims, 1)];
     let mut alone = vec![f32::NAN; loss.len()];
-    let out = LinearCrossEntropyOut { loss: &mut alone, dh: None, dw: None };
+    let out = LinearCrossEntropyOut { loss: &mut alone, dh: None, dw: None, sums: None };
     linear_cross_entropy(&one(), &problem.dims, &problem.h, &w, &problem.labels, &problem.weights, out, &mut scratch)
         .unwrap();
     assert_same(&loss, &alone, "losses");
+}
+
+/// The gradient of the weight by panels of its rows has the bits of the whole, whatever the panels, the number type of
+/// the products and the threads.
+#[test]
+fn panels_of_the_weight_gradient_are_rows_of_the_whole() {
+    const CHUNK: usize = CHUNK_TOKENS;
+    for (rows, seq, width, vocab) in [(1, 1, 4, 3), (2, 7, 16, 50), (1, CHUNK, 24, 133), (2, CHUNK + 1, 600, 300)] {
+        for (compute, accumulate) in [(Compute::F32, false), (Compute::F32, true), (Compute::BF16, false)] {
+            let mut problem = Fused::new(rows, seq, width, vocab);
+            problem.dims.compute = compute;
+            // A row of which nothing counts.
+            problem.weights[..seq / 2].fill(0.0);
+            let Fused { dims, h, w, labels, weights, dw0 } = &problem;
+            let mat = Mat { data: MatData::F32(w), rows: vocab, cols: width, stride: width };
+            let [mut loss, mut dh, _] = problem.lens().map(|len| vec![f32::NAN; len]);
+            let (mut sums, mut whole) = (vec![f32::NAN; 2 * loss.len()], dw0.clone());
+            let mut scratch = vec![0xff; linear_cross_entropy_scratch_bytes(dims, 1)];
+            let dw = Some((&mut whole[..], accumulate));
+            let out = LinearCrossEntropyOut { loss: &mut loss, dh: Some(&mut dh), dw, sums: Some(&mut sums) };
+            linear_cross_entropy(&one(), dims, h, &mat, labels, weights, out, &mut scratch).unwrap();
+            for (height, threads) in [(1, 1), (17, 2), (64, 1), (vocab, 2)] {
+                let par = Par::new(threads, 1 << 20).unwrap();
+                let mut panels = dw0.clone();
+                for (i, dw) in panels.chunks_mut(height * width).enumerate() {
+                    let bytes = linear_cross_entropy_grad_w_scratch_bytes(dims, dw.len() / width, threads);
+                    let (first, mut scratch) = (i * height, vec![0xff; bytes]);
+                    let dw = (dw, accumulate);
+                    linear_cross_entropy_grad_w(&par, dims, h, &mat, labels, weights, &sums, first, dw, &mut scratch)
+                        .unwrap();
+                }
+                let what = format!("{rows} x {seq}, {vocab} x {width} by {height}, {compute:?}, {accumulate}");
+                assert_same(&panels, &whole, &what);
+            }
+        }
+    }
+}
+
+/// Rows of the weight outside of a panel may be anything: another panel's update has changed them.
+#[test]
+fn a_panel_reads_no_other_rows_of_the_weight() {
+    let problem = Fused::new(1, 40, 8, 20);
+    let Fused { dims, h, w, labels, weights, .. } = &problem;
+    let sums = vec![1.0; 2 * labels.len()];
+    let run = |w: &[f32]| {
+        let mat = Mat { data: MatData::F32(w), rows: 20, cols: 8, stride: 8 };
+        let mut dw = vec![f32::NAN; 6 * 8];
+        let mut scratch = vec![0; linear_cross_entropy_grad_w_scratch_bytes(dims, 6, 1)];
+        let to = (&mut dw[..], false);
+        linear_cross_entropy_grad_w(&one(), dims, h, &mat, labels, weights, &sums, 7, to, &mut scratch).unwrap();
+        dw
+    };
+    let mut spoiled = vec![f32::NAN; w.len()];
+    spoiled[7 * 8..13 * 8].copy_from_slice(&w[7 * 8..13 * 8]);
+    assert_same(&run(&spoiled), &run(w), "the panel");
 }

@@ -141,6 +141,7 @@ fn updates(op: Op, z: Size) -> Vec<Sample> {
         // A panel begins at a multiple of the elements that 8-bit states share a scale of.
         if op == Op::Update && z.n > 1 && (z.n / 2 * z.k).is_multiple_of(256) {
             all.push(update(op, z, Rule { rule, first_row: z.n / 2, ..RULE }));
+            all.push(update(op, z, Rule { rule, first_row: z.n / 2, grad_of_panel: true, ..RULE }));
         }
     }
     all.push(update(op, z, Rule { clip: true, beta1: 0.0, ..RULE }));
@@ -154,9 +155,11 @@ struct Rule {
     beta1: f64,
     /// The first row of the panel that is updated; 0 updates all rows.
     first_row: u32,
+    /// Whether the gradient is the panel's alone.
+    grad_of_panel: bool,
 }
 
-const RULE: Rule = Rule { rule: 0, clip: false, is_sub: false, beta1: 0.9, first_row: 0 };
+const RULE: Rule = Rule { rule: 0, clip: false, is_sub: false, beta1: 0.9, first_row: 0, grad_of_panel: false };
 
 /// An update of `w[n,k]`, of all its columns or of every other one.
 fn update(op: Op, z: Size, r: Rule) -> Sample {
@@ -194,6 +197,7 @@ fn update(op: Op, z: Size, r: Rule) -> Sample {
             args.push(m.state(ty, fill));
         }
         match op {
+            Op::Update if r.grad_of_panel => args.push(m.real(&kept.shape)),
             Op::Update => args.push(m.real(&trained.shape)),
             _ => args.extend([m.real(&[t, n]), m.real(&[t, trained.cols()])]),
         }

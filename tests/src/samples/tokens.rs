@@ -55,7 +55,16 @@ fn lookups(op: Op, z: Size) -> Vec<Sample> {
                     args
                 })
             };
-            vec![make(false, false), make(true, false), make(true, true)]
+            let panel = |acc: bool| {
+                let first = v / 2;
+                let attrs = [("vocab", v.into()), ("first_row", first.into()), ("panel_rows", (v - first).into())];
+                one(op, z, &attrs, |m| {
+                    let mut args = vec![m.real(&[t, d]), m.ints(t, Fill::Below(v))];
+                    args.extend(acc.then(|| m.real(&[v - first, d])));
+                    args
+                })
+            };
+            vec![make(false, false), make(true, false), make(true, true), panel(false), panel(true)]
         }
         _ => vec![],
     }
@@ -198,9 +207,10 @@ fn losses(op: Op, z: Size) -> Vec<Sample> {
 
 fn heads(op: Op, z: Size) -> Vec<Sample> {
     let (t, d, v) = (z.tokens(), z.k, z.n);
-    let make = |grad_w: bool, acc: bool| {
+    let make = |grad_w: bool, acc: bool, sums: bool| {
         let mut attrs: Vec<(&str, Attr)> = vec![("seq", z.t.into())];
         attrs.extend(grad_w.then_some(("grad_w", true.into())));
+        attrs.extend(sums.then_some(("sums", true.into())));
         one(op, z, &attrs, |m| {
             let mut args = vec![m.real(&[t, d]), m.real(&[v, d]), m.ints(t, Fill::Labels(v))];
             args.push(m.given(&[t], Fill::Positive));
@@ -208,9 +218,29 @@ fn heads(op: Op, z: Size) -> Vec<Sample> {
             args
         })
     };
+    // The sums must be those of the same operands.
+    let panel = |first: u32, acc: bool| {
+        let rows = if first == 0 { 0 } else { v - first };
+        let attrs = [("seq", z.t.into()), ("first_row", first.into()), ("panel_rows", rows.into())];
+        one(op, z, &attrs, |m| {
+            let mut args = vec![m.real(&[t, d]), m.real(&[v, d]), m.ints(t, Fill::Labels(v))];
+            args.push(m.given(&[t], Fill::Positive));
+            let found = m.node("loss", Op::LinearCrossEntropyGrad, &args, &[attrs[0], ("sums", true.into())]);
+            args.push(found[2]);
+            args.extend(acc.then(|| m.real(&[v - first, d])));
+            args
+        })
+    };
     match op {
-        Op::LinearCrossEntropy => vec![make(false, false)],
-        Op::LinearCrossEntropyGrad => vec![make(false, false), make(true, false), make(true, true)],
+        Op::LinearCrossEntropy => vec![make(false, false, false)],
+        Op::LinearCrossEntropyGrad => vec![
+            make(false, false, false),
+            make(true, false, false),
+            make(true, true, false),
+            make(false, false, true),
+            make(true, true, true),
+        ],
+        Op::LinearCrossEntropyGradW => vec![panel(0, false), panel(v / 2, false), panel(v / 2, true)],
         _ => vec![],
     }
 }

@@ -4,6 +4,7 @@ use crate::ir::attrs::{Attr, AttrDef, Attrs};
 use crate::ir::graph::{Builder, Value};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
+use std::ops::Range;
 use tinyforge_plan::DType;
 
 /// A tensor of the reference interpreter: every storage type is held as f64.
@@ -177,6 +178,16 @@ pub fn expect_indices(what: &str, found: &Type, count: u32) -> Result<(), String
 /// The number of elements of a list.
 pub fn list_len(ty: &Type) -> Result<u32, String> {
     u32::try_from(ty.elems()).map_err(|_| format!("{ty} is too long for a list"))
+}
+
+/// The rows of a tensor that an op with attributes `first_row` and `panel_rows` is about; `panel_rows` of 0 are all.
+pub fn panel(rows: usize, a: &Attrs) -> Result<Range<usize>, String> {
+    let (first, count) = (a.size("first_row"), a.size("panel_rows"));
+    match count {
+        0 if first == 0 => Ok(0..rows),
+        _ if count > 0 && first.checked_add(count).is_some_and(|end| end <= rows) => Ok(first..first + count),
+        _ => Err(format!("a panel of {count} rows from row {first} is none of {rows} rows")),
+    }
 }
 
 /// What a gradient is written with: the saved values, the results' gradients, and a builder.

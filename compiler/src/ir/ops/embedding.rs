@@ -1,6 +1,6 @@
 //! Row lookups and their gradient.
 
-use super::def::{Acc, OpDef, ROW, Saves, expect_indices, list_len, matrix};
+use super::def::{Acc, OpDef, ROW, Saves, expect_indices, list_len, matrix, panel};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::int;
 use crate::ir::ops::Op;
@@ -33,23 +33,26 @@ pub const EMBEDDING: OpDef = OpDef {
 
 /// `dw[v] = acc[v] + Σ_{t: index[t] = v} dy[t]`, the sum taken packed row by packed row and
 /// then added; with `running` the sum starts from `acc[v]` instead, so that several micro-batches make one sum.
-/// Operands `dy[T,D], index[T]`, and `acc[vocab,D]` or none.
+/// With `panel_rows` it is the gradient of rows `first_row..first_row + panel_rows` of `vocab` alone.
+/// Operands `dy[T,D], index[T]`, and `acc[vocab,D]`, or of the panel, or none.
 pub const EMBEDDING_GRAD: OpDef = OpDef {
     name: "embedding_grad",
     arity: (2, 3),
-    attrs: &[int("vocab", 1), int("running", 0), int("rows", 1)],
+    attrs: &[int("vocab", 1), int("running", 0), int("rows", 1), int("first_row", 0), int("panel_rows", 0)],
     infer: |x, a| {
         let (t, d) = matrix(&x[0], "dy")?;
         expect_indices("indices", &x[1], t)?;
         if a.size("rows") == 0 || !(t as usize).is_multiple_of(a.size("rows")) {
             return Err(format!("{t} tokens are not {} packed rows", a.size("rows")));
         }
-        accumulates(x, 2, Type::f32(&[a.size("vocab") as u32, d]))
+        accumulates(x, 2, Type::f32(&[panel(a.size("vocab"), a)?.len() as u32, d]))
     },
-    eval: |x, y, _| {
+    eval: |x, y, a| {
         start_from(x, 2, y);
-        for (t, &v) in x[1].data.iter().enumerate() {
-            x[0].row(t).iter().zip(y[0].row_mut(v as usize)).for_each(|(dy, dw)| *dw += dy);
+        let rows = panel(a.size("vocab"), a).expect("`infer` asks for it");
+        for (t, &v) in x[1].data.iter().enumerate().filter(|(_, v)| rows.contains(&(**v as usize))) {
+            let row = y[0].row_mut(v as usize - rows.start);
+            x[0].row(t).iter().zip(row).for_each(|(dy, dw)| *dw += dy);
         }
     },
     in_place: &[(2, 0)],

@@ -4,8 +4,8 @@
 //! Shapes: `T` tokens or samples, `V` classes, `D` features. A label below 0 is ignored. Weights are normalised
 //! by whoever fills them (`w / Σ w` over all of a step's tokens), so that micro-batches add up.
 
-use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, matrix};
-use super::elementwise::{accumulates, like_first};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, matrix, panel};
+use super::elementwise::{accumulates, like_first, start_from};
 use crate::ir::attrs::{Attrs, int};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
@@ -139,19 +139,28 @@ pub const LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     ..ROW
 };
 
-/// Loss and gradients of the same in one pass, for a loss whose own gradient is 1: results `loss[T], dh[T,D]` and,
-/// when `grad_w`, `dw[V,D] = acc + dlogitsᵀ h`. Operands `h, w, labels, weights`, and `acc[V,D]` or none.
+/// Whether a token counts: others have a loss, gradients and sums of 0.
+fn counts(label: f64, weight: f64) -> bool {
+    label >= 0.0 && weight != 0.0
+}
+
+/// Loss and gradients of the same in one pass, for a loss whose own gradient is 1: results `loss[T], dh[T,D]`;
+/// when `grad_w`, `dw[V,D] = acc + dlogitsᵀ h`; and when `sums`, `sums[T,2]`, of each token's logits the largest `m`
+/// and `Σ_k exp(x[k] - m)`, both 0 where the token does not count. Operands `h, w, labels, weights`, and `acc[V,D]` or
+/// none.
 pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
     name: "linear_cross_entropy_grad",
     arity: (4, 5),
-    attrs: &[int("compute", 0), int("seq", 1), int("grad_w", 0)],
+    attrs: &[int("compute", 0), int("seq", 1), int("grad_w", 0), int("sums", 0)],
     infer: |x, a| {
-        let mut outs = vec![Type::f32(&[head(x, a)?]), x[0].clone()];
+        let tokens = head(x, a)?;
+        let mut outs = vec![Type::f32(&[tokens]), x[0].clone()];
         if a.flag("grad_w") {
             outs.extend(accumulates(x, 4, Type::f32(&x[1].shape))?);
         } else if x.len() > 4 {
             return Err("there is an accumulator, but no gradient of w to add to it".to_string());
         }
+        outs.extend(a.flag("sums").then(|| Type::f32(&[tokens, 2])));
         Ok(outs)
     },
     eval: |x, y, a| {
@@ -161,6 +170,10 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
         for t in 0..x[0].rows() {
             let z = logits(&x[0], &x[1], t);
             y[0].data[t] = nll(&z, x[2].data[t]) * x[3].data[t];
+            if let Some(sums) = y.last_mut().filter(|_| a.flag("sums") && counts(x[2].data[t], x[3].data[t])) {
+                let max = z.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
+                sums.row_mut(t).copy_from_slice(&[max, z.iter().map(|x| (x - max).exp()).sum()]);
+            }
             let mut dz = vec![0.0; z.len()];
             logits_grad(&z, x[2].data[t], x[3].data[t], &mut dz);
             for (v, dz) in dz.iter().enumerate() {
@@ -174,6 +187,38 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
     in_place: &[(4, 2)],
     flops: |x, _, a: &Attrs| (4 + 2 * a.size("grad_w") as u64) * x[0].elems() * u64::from(x[1].rows()),
     acc: Some(Acc { arg: 4, out: 2, whole: false }),
+    ..ROW
+};
+
+/// The gradient of `w` alone, for a panel of its rows: `dw[v] = acc[v] + Σ_t dlogits[t, first_row + v] h[t]`, where
+/// `dlogits[t,k] = weights[t] (exp(h[t] · w[k] - m[t]) / z[t] - [k = labels[t]])`, 0 where the token does not count, and
+/// `m, z` are the `sums` of [`LINEAR_CROSS_ENTROPY_GRAD`]. Reads no other rows of `w`; `panel_rows` of 0 are all.
+/// Operands `h[T,D], w[V,D], labels i32[T], weights[T], sums[T,2]`, and `acc[panel_rows,D]` or none.
+pub const LINEAR_CROSS_ENTROPY_GRAD_W: OpDef = OpDef {
+    name: "linear_cross_entropy_grad_w",
+    arity: (5, 6),
+    attrs: &[int("compute", 0), int("seq", 1), int("first_row", 0), int("panel_rows", 0)],
+    infer: |x, a| {
+        expect_shape("sums", &x[4], &[head(x, a)?, 2])?;
+        let rows = panel(x[1].rows() as usize, a)?;
+        accumulates(x, 5, Type::f32(&[rows.len() as u32, x[1].cols()]))
+    },
+    eval: |x, y, a| {
+        start_from(x, 5, y);
+        let rows = panel(x[1].rows(), a).expect("`infer` asks for it");
+        for t in (0..x[0].rows()).filter(|&t| counts(x[2].data[t], x[3].data[t])) {
+            let (label, weight, sums) = (x[2].data[t], x[3].data[t], x[4].row(t));
+            for v in rows.clone() {
+                let z: f64 = x[0].row(t).iter().zip(x[1].row(v)).map(|(h, w)| h * w).sum();
+                let one = if v == label as usize { 1.0 } else { 0.0 };
+                let dz = weight * ((z - sums[0]).exp() / sums[1] - one);
+                x[0].row(t).iter().zip(y[0].row_mut(v - rows.start)).for_each(|(h, dw)| *dw += dz * h);
+            }
+        }
+    },
+    in_place: &[(5, 0)],
+    flops: |x, y, _| 4 * x[0].elems() * u64::from(y[0].rows()),
+    acc: Some(Acc { arg: 5, out: 0, whole: false }),
     ..ROW
 };
 

@@ -18,7 +18,7 @@ mod pool;
 mod update;
 
 pub use conv::Moves;
-pub use def::{Acc, Eval, OpDef, Saves, Tensor, Vjp};
+pub use def::{Acc, Eval, OpDef, Saves, Tensor, Vjp, panel};
 
 macro_rules! op_table {
     ($($op:ident => $row:path,)*) => {
@@ -99,6 +99,7 @@ op_table! {
     CrossEntropyGrad => loss::CROSS_ENTROPY_GRAD,
     LinearCrossEntropy => loss::LINEAR_CROSS_ENTROPY,
     LinearCrossEntropyGrad => loss::LINEAR_CROSS_ENTROPY_GRAD,
+    LinearCrossEntropyGradW => loss::LINEAR_CROSS_ENTROPY_GRAD_W,
     MseLoss => loss::MSE_LOSS,
     MseLossGrad => loss::MSE_LOSS_GRAD,
     Conv2d => conv::CONV2D,

@@ -4,15 +4,15 @@
 //! `rng`: `u32[4]` = seed (low, high), step, unused: the counter of stochastic rounding, with `stream` naming
 //! the tensor. `clip`: `f32[2]`, whose first element multiplies the gradient. `index`: `i32[J]`, the trained
 //! columns of a tensor of which the gradient and the states hold only those. `panel_rows`: where it is not 0, the
-//! update is of rows `first_row..first_row + panel_rows` of weight and gradient alone, and the states are theirs.
+//! update is of rows `first_row..first_row + panel_rows` of weight and gradient alone, and the states are theirs; so may
+//! be the gradient.
 
-use super::def::{OpDef, ROW, Tensor, expect_indices, expect_shape, list_len, no_flops};
+use super::def::{OpDef, ROW, Tensor, expect_indices, expect_shape, list_len, no_flops, panel};
 use super::elementwise::accumulates;
 use super::linear::weight_grad;
 use crate::ir::attrs::{AttrDef, Attrs, float, int};
 use crate::ir::types::Type;
 use crate::optimizer::RULES;
-use std::ops::Range;
 use tinyforge_plan::DType;
 
 const ATTRS: &[AttrDef] = &[
@@ -31,16 +31,6 @@ const ATTRS: &[AttrDef] = &[
     int("first_row", 0),
     int("panel_rows", 0),
 ];
-
-/// The rows of a tensor that an update changes.
-fn panel(rows: usize, a: &Attrs) -> Result<Range<usize>, String> {
-    let (first, count) = (a.size("first_row"), a.size("panel_rows"));
-    match count {
-        0 if first == 0 => Ok(0..rows),
-        _ if count > 0 && first.checked_add(count).is_some_and(|end| end <= rows) => Ok(first..first + count),
-        _ => Err(format!("a panel of {count} rows from row {first} is none of {rows} rows")),
-    }
-}
 
 /// Where the operands behind the gradient stand: `hyper, rng, clip, index`, counted from the operand after it.
 fn check(args: &[Type], after: usize, grad: &Type, a: &Attrs) -> Result<Vec<Type>, String> {
@@ -65,11 +55,14 @@ fn check(args: &[Type], after: usize, grad: &Type, a: &Attrs) -> Result<Vec<Type
             Type::f32(&[w.rows(), len])
         }
     };
-    if *grad != trained {
+    let rows = panel(trained.rows() as usize, a)?;
+    let part = match a.size("panel_rows") {
+        0 => trained.clone(),
+        _ => Type::f32(&[rows.len() as u32, trained.cols()]),
+    };
+    if *grad != trained && *grad != part {
         return Err(format!("gradient is {grad}, must be {trained}"));
     }
-    let rows = panel(trained.rows() as usize, a)?;
-    let part = if a.size("panel_rows") == 0 { trained } else { Type::f32(&[rows.len() as u32, trained.cols()]) };
     for (state, found) in (rule.states)(a).iter().zip(&args[1..]) {
         let wanted = (state.ty)(&part);
         if *found != wanted {
@@ -91,12 +84,14 @@ fn apply(x: &mut [Tensor], grad: &[f64], after: usize, a: &Attrs) {
         None => i,
     };
     let width = index.as_ref().map_or(cols, Vec::len).max(1);
-    let rows = panel(grad.len() / width, a).expect("`check` asks for it");
+    let rows = panel(x[0].rows(), a).expect("`check` asks for it");
     let (w, rest) = x.split_at_mut(1);
     let states = &mut rest[..a.size("states")];
     let eval = RULES[a.size("rule")].eval.expect("`check` asks for it");
     let first = rows.start * width;
-    for (i, g) in grad[first..rows.end * width].iter().enumerate() {
+    // The gradient may be the panel's alone.
+    let own = if grad.len() == rows.len() * width { 0 } else { first };
+    for (i, g) in grad[own..own + rows.len() * width].iter().enumerate() {
         eval(&mut w[0].data[at(first + i)], states, i, g * scale, &hyper, a);
     }
 }

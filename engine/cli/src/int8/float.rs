@@ -208,6 +208,7 @@ fn plan(name: &str, graph: Graph, model: &FloatModel) -> Result<Plan, CommandErr
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target: Target::CPU,
         kernels: &CpuKernels { threads: THREADS },
         source: &|tensor: &str| model.source(tensor).unwrap_or(Source::Zero),

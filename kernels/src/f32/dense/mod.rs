@@ -134,6 +134,11 @@ pub fn gemm_on(set: &'static KernelSet, par: &Par, g: &Gemm, c: &mut [f32], c_st
     drive::run(par, set, g, c, c_stride, words);
 }
 
+/// What a matrix stores from element `at` on; nothing behind its last row.
+fn from<T>(data: &[T], at: usize) -> &[T] {
+    &data[at.min(data.len())..]
+}
+
 /// The product over no step at all.
 fn empty_sum(g: &Gemm, c: &mut [f32], c_stride: usize, n: usize) {
     let (m, ..) = g.shape();
@@ -145,7 +150,24 @@ fn empty_sum(g: &Gemm, c: &mut [f32], c_stride: usize, n: usize) {
     }
 }
 
-impl Mat<'_> {
+impl<'a> Mat<'a> {
+    /// The rows `first..first + rows`.
+    ///
+    /// Panics when there are not so many.
+    pub(crate) fn rows_from(&self, first: usize, rows: usize) -> Mat<'a> {
+        assert!(first + rows <= self.rows, "rows {first}..{} of {}", first + rows, self.rows);
+        let data = match self.data {
+            MatData::F32(data) => MatData::F32(from(data, first * self.stride)),
+            MatData::BF16(data) => MatData::BF16(from(data, first * self.stride)),
+            MatData::F16(data) => MatData::F16(from(data, first * self.stride)),
+            MatData::Blocks(dtype, bytes) => {
+                let row_bytes = self.cols / dtype.block_elems() as usize * dtype.block_bytes() as usize;
+                MatData::Blocks(dtype, from(bytes, first * row_bytes))
+            }
+        };
+        Mat { data, rows, ..*self }
+    }
+
     fn check(&self, name: &str) {
         assert!(self.stride >= self.cols, "{name}: the stride {} is below the {} columns", self.stride, self.cols);
         let elems = match self.rows {
