@@ -318,7 +318,7 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
     let mut config = record.config.clone();
     (config.out, config.overwrite, config.checkpoint_every, config.threads) = (None, None, None, None);
     (config.memory, config.micro_batch, config.recompute, config.clip_by) = (None, None, None, None);
-    (config.window, config.prefetch) = (None, None);
+    (config.window, config.prefetch, config.activations, config.gradients) = (None, None, None, None);
     config.profile = None;
     let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
     Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))

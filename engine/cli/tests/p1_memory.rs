@@ -220,11 +220,14 @@ fn refuses(desk: &Desk, flags: &[&str], budget: u64) -> usize {
 fn a_budget_that_is_too_small_is_refused_with_what_would_fit() {
     let desk = Desk::new("p1-refusal", SMALL);
     let settings = ["--seq", "128", "--scheme", "full", "--threads", "2"];
-    // One micro-batch or many, layer by layer or with sums of gradients, activations near or far.
+    // One micro-batch or many, layer by layer or with sums of gradients, activations near or far, gradients whole or by
+    // panels.
     let windows = [&[][..], &["--window", "99"], &["--window", "99", "--activations", "far"]];
     let ways = ["1", "4"].into_iter().flat_map(|micro| windows.map(|window| (micro, window)));
-    let bytes = |(micro, window): (&str, &[&str])| {
-        desk.total_bytes(&[&settings[..], &["--recompute", "all", "--micro-batch", micro], window].concat())
+    let ways = ways.flat_map(|(micro, window)| ["whole", "panels"].map(|gradients| (micro, window, gradients)));
+    let bytes = |(micro, window, gradients): (&str, &[&str], &str)| {
+        let way = ["--recompute", "all", "--micro-batch", micro, "--gradients", gradients];
+        desk.total_bytes(&[&settings[..], &way, window].concat())
     };
     let least_bytes = ways.map(bytes).min().expect("there are ways");
     for budget in [1 << 20, least_bytes - (64 << 10), least_bytes - 1] {
@@ -259,7 +262,7 @@ fn a_real_models_budget_is_refused_in_time() {
     std::fs::write(desk.scratch.join("model/config.json"), config).expect("written");
     let flags = ["--from-scratch", "true", "--batch", "4"];
     let model = Model::new(&desk.scratch.join("model")).expect("a configuration");
-    for (scheme, memory_mib) in [("lora", 150), ("lora", 160), ("full", 290), ("last:2", 170)] {
+    for (scheme, memory_mib) in [("lora", 150), ("lora", 160), ("full", 180), ("last:2", 170)] {
         refuses(&desk, &[&flags[..], &["--scheme", scheme]].concat(), memory_mib << 20);
         let pairs = [format!("scheme=\"{scheme}\""), format!("memory=\"{memory_mib}MiB\"")];
         let knobs = knobs(&["batch=4", "seq=256", &pairs[0], &pairs[1]]);

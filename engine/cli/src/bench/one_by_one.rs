@@ -213,6 +213,7 @@ fn planned(case: Case, options: &Options) -> Result<Plan, CommandError> {
         arena_bytes_max: None,
         window: None,
         spill: None,
+        panels: None,
         target: planning::target(options.device),
         kernels: gpu.as_ref().map_or(&cpu as &dyn Kernels, |gpu| gpu),
         source: &|_| Source::Zero,
