@@ -2,8 +2,9 @@
 //! the link is a queue, which takes copies one after the other as they begin, beside the kernels.
 //!
 //! `end = max(now, end of the copy before it) + latency + bytes / rate`. What begins and ends together in one direction
-//! is asked for at once, so it has one latency. Where there is a single queue, a copy takes the kernels' time. Waiting for a copy moves the clock to its end.
-//! The clock does not decide when bytes move: that is the seed's, so a machine with several queues is covered too.
+//! is asked for at once, so it has one latency. Where there is a single queue, a copy takes the kernels' time. Waiting
+//! for a copy moves the clock to its end. The clock does not decide when bytes move: that is the seed's, so a machine
+//! with several queues is covered too.
 
 use crate::far::Move;
 use std::collections::BTreeMap;

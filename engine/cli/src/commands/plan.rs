@@ -4,7 +4,7 @@ use super::Common;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::planning::{Planned, Settings, Wanted, storage};
-use crate::profile::{self, Profile};
+use crate::profile::{self, Profile, Simulated};
 use crate::report;
 use crate::request;
 use std::path::PathBuf;
@@ -95,35 +95,31 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
         tinyforge::files::write_atomic(out, |file| file.write_all(page.as_bytes()))?;
     }
     if args.common.json {
-        let plan = &largest.compiled.plan;
-        // Addresses of the near memory follow those of the far ones.
-        let above = |bytes: u64| bytes - plan.arena_start().min(bytes);
-        let entries: Vec<_> = plan
-            .entries
-            .iter()
-            .map(|e| {
-                serde_json::json!({
-                    "name": e.name, "peak_bytes": above(e.peak.bytes),
-                    "lower_bound_bytes": above(e.peak.lower_bound_bytes),
-                    "steps": e.steps.len(), "flops": e.flops(),
-                })
-            })
-            .collect();
-        let fixed: Vec<_> =
-            plan.fixed.iter().map(|f| serde_json::json!({ "name": f.name, "bytes": f.bytes })).collect();
-        println!(
-            "{}",
-            serde_json::json!({
-                "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
-                "micro_rows": largest.micro_rows, "recompute_step": largest.compiled.choice.recompute_step,
-                "recompute_steps": largest.compiled.choice.recompute_steps,
-                "bound_s": cost.as_ref().map(|c| c.bound.seconds()),
-                "bound_by": cost.as_ref().map(|c| c.bound.resource().to_string()),
-                "predicted_s": cost.as_ref().map(|c| c.prediction_s), "simulated": simulated,
-            })
-        );
+        println!("{}", object(largest, cost.as_ref(), simulated.as_ref()));
     }
     Ok(())
+}
+
+/// The plan and its times as one object.
+fn object(largest: &Planned, cost: Option<&StepCost>, simulated: Option<&Simulated>) -> serde_json::Value {
+    let (plan, choice) = (&largest.compiled.plan, &largest.compiled.choice);
+    // Addresses of the near memory follow those of the far ones.
+    let above = |bytes: u64| bytes - plan.arena_start().min(bytes);
+    let entry = |e: &tinyforge_plan::Entry| {
+        serde_json::json!({
+            "name": e.name, "peak_bytes": above(e.peak.bytes), "lower_bound_bytes": above(e.peak.lower_bound_bytes),
+            "steps": e.steps.len(), "flops": e.flops(),
+        })
+    };
+    let entries: Vec<_> = plan.entries.iter().map(entry).collect();
+    let fixed: Vec<_> = plan.fixed.iter().map(|f| serde_json::json!({ "name": f.name, "bytes": f.bytes })).collect();
+    serde_json::json!({
+        "total_bytes": plan.total_bytes(), "arena_bytes": plan.arena_bytes(), "fixed": fixed, "entries": entries,
+        "micro_rows": largest.micro_rows, "recompute_step": choice.recompute_step,
+        "recompute_steps": choice.recompute_steps, "bound_s": cost.map(|c| c.bound.seconds()),
+        "bound_by": cost.map(|c| c.bound.resource().to_string()), "predicted_s": cost.map(|c| c.prediction_s),
+        "simulated": simulated,
+    })
 }
 
 /// Prints what a step would take on the profile's machine; a profile without rates says nothing.
