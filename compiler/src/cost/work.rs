@@ -44,8 +44,9 @@ fn near_bytes(step: &Step) -> u64 {
     if step.kernel == "reshape" && !step.outs.iter().any(|out| is_moved(&out)) {
         return 0;
     }
-    let read: u64 = step.args.iter().map(Tensor::bytes).sum();
-    let written: u64 = step.outs.iter().chain(&step.args[..step.changes as usize]).map(Tensor::bytes).sum();
+    let changed = &step.args[..step.changes as usize];
+    let read: u64 = step.args.iter().map(|t| bytes_of(step, t)).sum();
+    let written: u64 = step.outs.iter().chain(changed).map(|t| bytes_of(step, t)).sum();
     let largest = step.args.iter().chain(&step.outs).max_by_key(|t| t.bytes());
     match largest {
         // A gradient without a sum to go on from is written as a whole.
@@ -64,8 +65,57 @@ fn near_bytes(step: &Step) -> u64 {
 fn update_bytes(step: &Step) -> u64 {
     let changed = &step.args[..step.changes as usize];
     let gradient = match step.kernel.as_str() {
-        "update" => step.args.get(step.changes as usize).map_or(0, Tensor::bytes),
+        "update" => step.args.get(step.changes as usize).map_or(0, |t| bytes_of(step, t)),
         _ => 0,
     };
-    2 * changed.iter().map(Tensor::bytes).sum::<u64>() + gradient
+    2 * changed.iter().map(|t| bytes_of(step, t)).sum::<u64>() + gradient
+}
+
+/// Bytes of an operand or result: of a tensor of which a step takes a panel of rows, those of the panel.
+fn bytes_of(step: &Step, tensor: &Tensor) -> u64 {
+    let weight = match step.kernel.as_str() {
+        "update" => step.args.first(),
+        "linear_cross_entropy_grad_w" => step.args.get(1),
+        _ => None,
+    };
+    let panel = u64::try_from(step.int("panel_rows")).unwrap_or(0);
+    match weight.map(|w| w.rows() as u64) {
+        Some(rows) if panel > 0 && rows > 0 && tensor.rows() as u64 == rows => tensor.bytes() / rows * panel,
+        _ => tensor.bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tinyforge_plan::Number;
+
+    fn tensor(shape: &[u32], offset: u64) -> Tensor {
+        Tensor { dtype: DType::F32, shape: shape.to_vec(), offset, value: offset as u32 }
+    }
+
+    /// An update of the last rows of a weight, with a state and a gradient of these shapes.
+    fn update(panel_rows: i64, state: &[u32], gradient: &[u32]) -> Work {
+        work(&Step {
+            kernel: "update".to_string(),
+            args: vec![tensor(&[100, 8], 0), tensor(state, 4096), tensor(gradient, 8192), tensor(&[4], 12288)],
+            outs: Vec::new(),
+            changes: 2,
+            attrs: vec![("panel_rows".to_string(), Number::Int(panel_rows))],
+            scratch_offset: 0,
+            scratch_bytes: 0,
+            block: 0,
+            part: Part::Update,
+            flops: 0,
+            label: String::new(),
+        })
+    }
+
+    #[test]
+    fn a_panel_counts_its_own_rows() {
+        assert_eq!(update(0, &[100, 8], &[100, 8]).optimizer_bytes, 5 * 3200);
+        assert_eq!(update(25, &[25, 8], &[100, 8]).optimizer_bytes, 5 * 800);
+        assert_eq!(update(25, &[25, 8], &[25, 8]).optimizer_bytes, 5 * 800);
+        assert_eq!(update(25, &[25, 8], &[25, 8]).near_bytes, 5 * 800 + 16);
+    }
 }

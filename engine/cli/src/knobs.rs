@@ -274,18 +274,8 @@ impl Knobs {
         }
         let (device, gpu) = self.device()?;
         let window = self.window()?;
-        let spill = match self.activations.as_deref().unwrap_or("auto") {
-            "auto" => None,
-            "near" => Some(false),
-            "far" => Some(true),
-            other => return Err(CommandError::request(format!("--activations {other}: near, far or auto"))),
-        };
-        let panels = match self.gradients.as_deref().unwrap_or("auto") {
-            "auto" => None,
-            "whole" => Some(false),
-            "panels" => Some(true),
-            other => return Err(CommandError::request(format!("--gradients {other}: whole, panels or auto"))),
-        };
+        let spill = choice("--activations", self.activations.as_deref(), ["near", "far"])?;
+        let panels = choice("--gradients", self.gradients.as_deref(), ["whole", "panels"])?;
         Ok(Settings {
             keep_states: self.keep_states(&scheme, &optimizer)?,
             scheme,
@@ -430,6 +420,16 @@ fn positive(name: &str, value: u32) -> Result<u32, CommandError> {
         return Ok(value);
     }
     Err(CommandError::request(format!("--{name} is {value}, must be between 1 and {MOST}")))
+}
+
+/// Whether a flag names the second of two ways; `None` where it is left to the planner.
+fn choice(flag: &str, named: Option<&str>, [no, yes]: [&str; 2]) -> Result<Option<bool>, CommandError> {
+    match named.unwrap_or("auto") {
+        "auto" => Ok(None),
+        name if name == no => Ok(Some(false)),
+        name if name == yes => Ok(Some(true)),
+        other => Err(CommandError::request(format!("{flag} {other}: {no}, {yes} or auto"))),
+    }
 }
 
 fn within(name: &str, value: f64, least: f64, most: f64) -> Result<f64, CommandError> {

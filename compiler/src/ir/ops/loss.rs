@@ -191,8 +191,8 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
 };
 
 /// The gradient of `w` alone, for a panel of its rows: `dw[v] = acc[v] + Σ_t dlogits[t, first_row + v] h[t]`, where
-/// `dlogits[t,k] = weights[t] (exp(h[t] · w[k] - m[t]) / z[t] - [k = labels[t]])`, 0 where the token does not count, and
-/// `m, z` are the `sums` of [`LINEAR_CROSS_ENTROPY_GRAD`]. Reads no other rows of `w`; `panel_rows` of 0 are all.
+/// `dlogits[t,k] = weights[t] (exp(h[t] · w[k] - m[t]) / z[t] - [k = labels[t]])`, 0 where the token does not count,
+/// and `m, z` are the `sums` of [`LINEAR_CROSS_ENTROPY_GRAD`]. Reads no other rows of `w`; `panel_rows` of 0 are all.
 /// Operands `h[T,D], w[V,D], labels i32[T], weights[T], sums[T,2]`, and `acc[panel_rows,D]` or none.
 pub const LINEAR_CROSS_ENTROPY_GRAD_W: OpDef = OpDef {
     name: "linear_cross_entropy_grad_w",

@@ -4,8 +4,8 @@
 //! `rng`: `u32[4]` = seed (low, high), step, unused: the counter of stochastic rounding, with `stream` naming
 //! the tensor. `clip`: `f32[2]`, whose first element multiplies the gradient. `index`: `i32[J]`, the trained
 //! columns of a tensor of which the gradient and the states hold only those. `panel_rows`: where it is not 0, the
-//! update is of rows `first_row..first_row + panel_rows` of weight and gradient alone, and the states are theirs; so may
-//! be the gradient.
+//! update is of rows `first_row..first_row + panel_rows` of weight and gradient alone, and the states are theirs; so
+//! may be the gradient.
 
 use super::def::{OpDef, ROW, Tensor, expect_indices, expect_shape, list_len, no_flops, panel};
 use super::elementwise::accumulates;

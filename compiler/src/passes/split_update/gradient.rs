@@ -1,7 +1,7 @@
 //! The gradient of a large tensor, one panel of its rows at a time.
 //!
-//! What gives it (the head's loss, the lookup of an embedding, and their sum over uses and micro-batches) is asked for a
-//! panel alone right before it is read, and for the norm once more than for the update. The terms of every element stay
+//! What gives it (the head's loss, the lookup of an embedding, and their sum over uses and micro-batches) is asked for
+//! a panel alone right before it is read, and for the norm as well as for the update. The terms of every element stay
 //! the same, and their order.
 
 use crate::ir::attrs::{Attr, Attrs};
