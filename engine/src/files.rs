@@ -85,9 +85,9 @@ impl ReadAt {
         Ok(bytes)
     }
 
-    /// CRC-32 of the file's length and of samples of what it holds: pieces of 4 KiB from its beginning to its end, evenly
-    /// apart. It tells one model from another of the same shape, or from itself after training; not a change of a few
-    /// bytes.
+    /// CRC-32 of the file's length and of samples of what it holds: pieces of 4 KiB from its beginning to its end,
+    /// evenly apart. It tells one model from another of the same shape, or from itself after training; not a change of
+    /// a few bytes.
     ///
     /// # Errors
     /// The system fails, or the file has become shorter.

@@ -252,9 +252,12 @@ fn live_bytes(rooms: &[Room], nodes: usize) -> Vec<u64> {
     sums.collect()
 }
 
+/// Every room's place, and the first byte past them.
+type Fit = (Vec<u64>, u64);
+
 /// Tries several orders of rooms, each placed at the lowest offset that is free over its whole life; keeps the best,
 /// and improves it where it is far above the bound.
-fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
+fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> Fit {
     let span = |r: &Room| u64::from(r.life.end - r.life.start) + 1;
     let crowd = |r: &Room| profile[r.life.start as usize..=r.life.end as usize].iter().copied().max().unwrap_or(0);
     let crowds: Vec<u64> = rooms.iter().map(crowd).collect();
@@ -266,7 +269,7 @@ fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
         |r, _, _| (u64::from(r.life.start), u64::MAX - r.bytes),
         |r, _, crowd| (u64::MAX - crowd, u64::MAX - r.bytes),
     ];
-    let mut best: Option<(Vec<usize>, (Vec<u64>, u64))> = None;
+    let mut best: Option<(Vec<usize>, Fit)> = None;
     for key in keys {
         let mut order: Vec<usize> = (0..rooms.len()).filter(|&i| rooms[i].bytes > 0).collect();
         order.sort_by_cached_key(|&i| (key(&rooms[i], span(&rooms[i]), crowds[i]), i));
@@ -283,7 +286,7 @@ fn best_fit(rooms: &[Room], profile: &[u64], bound: u64) -> (Vec<u64>, u64) {
 
 /// Moves rooms that end at the top, or on which one of those stands, to an earlier turn, as long as that lowers the top
 /// and there is something to gain: a share of the bound, and tries that take little time.
-fn improve(rooms: &[Room], mut order: Vec<usize>, mut best: (Vec<u64>, u64), bound: u64) -> (Vec<u64>, u64) {
+fn improve(rooms: &[Room], mut order: Vec<usize>, mut best: Fit, bound: u64) -> Fit {
     const WORTH: u64 = 1000;
     // A try takes the square of the number of rooms, and the more rooms there are the less one of them matters.
     const WORK: u64 = 1 << 35;
@@ -312,7 +315,7 @@ fn meet(a: &Room, b: &Room) -> bool {
 }
 
 /// Turns of the rooms that end at the top, and then of what they stand on, down to the ground.
-fn supports(rooms: &[Room], order: &[usize], (offsets, top): &(Vec<u64>, u64)) -> Vec<usize> {
+fn supports(rooms: &[Room], order: &[usize], (offsets, top): &Fit) -> Vec<usize> {
     let end = |i: usize| offsets[i] + rooms[i].bytes;
     let mut found: Vec<usize> = (0..order.len()).filter(|&k| end(order[k]) == *top).collect();
     let mut next = 0;
@@ -333,7 +336,7 @@ fn turns(rooms: &[Room], order: &[usize], from: usize) -> Vec<(usize, usize)> {
     (0..from).rev().filter(meets).map(|to| (from, to)).collect()
 }
 
-fn first_fit(rooms: &[Room], order: &[usize]) -> (Vec<u64>, u64) {
+fn first_fit(rooms: &[Room], order: &[usize]) -> Fit {
     let mut offsets = vec![0; rooms.len()];
     let nodes = rooms.iter().map(|room| room.life.end + 1).max().unwrap_or(0);
     let mut taken = Taken::new(nodes);

@@ -11,7 +11,7 @@ use crate::knobs::{AUTO, Knobs};
 use crate::model::Model;
 use crate::output;
 use crate::planning::{Settings, Wanted};
-use crate::profile;
+use crate::profile::{self, Profile};
 use crate::progress::Bar;
 use crate::request;
 use crate::sampling;
@@ -101,18 +101,11 @@ impl Run {
     /// # Errors
     /// The request cannot be met; nothing has been written but rows of data.
     pub fn prepare(model_path: &Path, knobs: &Knobs, resumed: Option<&RunRecord>) -> Result<Run, CommandError> {
-        let mut settings = knobs.settings()?;
+        let (mut settings, profile) = settings_and_profile(knobs)?;
         // What was chosen once stays: a run that goes on goes on there.
         let is_chosen = knobs.device.as_deref() == Some(AUTO);
         let named = is_chosen.then(|| Knobs { device: Some(settings.device.name().to_string()), ..knobs.clone() });
         let knobs = named.as_ref().unwrap_or(knobs);
-        // Without a budget the memory that is there is one: results do not depend on it.
-        let is_cpu = settings.device == DeviceChoice::Cpu;
-        settings.memory = settings.memory.or_else(|| fixed::near_bytes(settings.device));
-        // What `bench` wrote is of the processor; a card's profile is named.
-        let is_of_device = is_cpu || knobs.profile.is_some();
-        let profile = profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_of_device);
-        settings.machine = profile.as_ref().map(|p| p.machine.clone());
         let (Some(data_path), Some(out)) = (knobs.data.clone(), knobs.out.clone()) else {
             return Err(CommandError::request("training needs --data FILE and --out FOLDER"));
         };
@@ -311,6 +304,18 @@ impl Run {
     fn save_result(&mut self, folder: &Path) -> Result<PathBuf, CommandError> {
         output::save(&self.model, &self.tokenizer, self.trainer.runner_mut(), &self.settings.scheme, folder)
     }
+}
+
+/// What is asked for, with what the device has where nothing is said; and the device's profile, if there is one.
+fn settings_and_profile(knobs: &Knobs) -> Result<(Settings, Option<Profile>), CommandError> {
+    let mut settings = knobs.settings()?;
+    // Without a budget the memory that is there is one: results do not depend on it.
+    settings.memory = settings.memory.or_else(|| fixed::near_bytes(settings.device));
+    // What `bench` wrote is of the processor; a card's profile is named.
+    let is_of_device = settings.device == DeviceChoice::Cpu || knobs.profile.is_some();
+    let profile = profile::of_this_machine(knobs.profile.as_deref())?.filter(|_| is_of_device);
+    settings.machine = profile.as_ref().map(|p| p.machine.clone());
+    Ok((settings, profile))
 }
 
 /// What makes two runs the same run: everything but where they write and how often they save.
