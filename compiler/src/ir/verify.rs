@@ -138,9 +138,12 @@ impl Check<'_> {
         let count = (node.op.def().mutates)(&node.attrs).min(node.args.len());
         let is_weight = |v: &Value| self.graph.info(*v).decl == Some(Kind::Weight);
         let is_late = |v: &Value| {
+            let before = &changed[v.index()];
+            if before.is_empty() || !is_weight(v) {
+                return false;
+            }
             let rows = self.rows(node, *v);
-            let meets = |r: &Range<usize>| node.region != Region::Update || (r.start < rows.end && rows.start < r.end);
-            is_weight(v) && changed[v.index()].iter().any(meets)
+            before.iter().any(|r| node.region != Region::Update || (r.start < rows.end && rows.start < r.end))
         };
         // What an update changes it may change again.
         let read = if node.region == Region::Update { &node.args[count..] } else { &node.args[..] };

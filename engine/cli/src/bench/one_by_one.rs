@@ -19,7 +19,6 @@ use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
 use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::ir::types::Type;
 use tinyforge_compiler::machine::{Limit, Machine};
-use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
@@ -200,14 +199,7 @@ fn planned(case: Case, options: &Options) -> Result<Plan, CommandError> {
         group: 0,
         keep_states: false,
         storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer {
-            rule: rule_index("sgd").expect("a rule"),
-            beta1: 0.0,
-            beta2: 0.0,
-            eps: 0.0,
-            weight_decay: 0.0,
-            clip: None,
-        },
+        optimizer: Optimizer::plain("sgd"),
         clip_by: None,
         recompute: Recompute::Nothing,
         arena_bytes_max: None,
