@@ -46,8 +46,12 @@ const SAMPLES: [Sample; 11] = [
 
 /// Tokens that each sample knows.
 const VOCAB: u32 = 8192;
-/// Blocks of each.
-const BLOCKS: u32 = 2;
+/// Blocks of each, at least: the weights of a model that is no toy lie beyond every cache when a step comes to them.
+const BLOCKS_MIN: u32 = 2;
+/// Bytes of weights that no cache keeps from one step to the next, and the part of the memory that they may take.
+const BEYOND_CACHES: (u64, u64) = (192 << 20, 32);
+/// Features below which a model's weights do lie in a cache.
+const CACHED_HIDDEN: u32 = 384;
 /// Runs of each that count, where there is time; one before them does not.
 const RUNS: usize = 5;
 
@@ -58,7 +62,8 @@ const RUNS: usize = 5;
 /// The system refuses memory or threads.
 pub fn measure(machine: &mut Machine, threads: u32, limit: Duration) -> Result<(), CommandError> {
     let mut calls = Vec::new();
-    SAMPLES.iter().try_for_each(|sample| run(sample, threads, limit, &mut calls))?;
+    let weight_bytes = machine.spaces[0].bytes.map_or(BEYOND_CACHES.0, |all| BEYOND_CACHES.0.min(all / BEYOND_CACHES.1));
+    SAMPLES.iter().try_for_each(|sample| run(sample, weight_bytes, (threads, limit), &mut calls))?;
     let best = |factors: DType| {
         let large = calls.iter().filter(|(work, _)| work.factors == factors && work.flops >= LARGE_FLOPS);
         large.fold(0.0f64, |best, (work, seconds)| best.max(work.flops as f64 / seconds))
@@ -105,9 +110,14 @@ impl Sizes {
     }
 }
 
-/// Runs a sample and adds its calls with their median seconds.
-fn run(sample: &Sample, threads: u32, limit: Duration, calls: &mut Vec<(cost::Work, f64)>) -> Result<(), CommandError> {
-    let config = hf::config(sample.config().as_bytes()).map_err(CommandError::run)?;
+/// Runs a sample with about so many bytes of weights, for about `limit`, and adds its calls with their median seconds.
+fn run(
+    sample: &Sample,
+    weight_bytes: u64,
+    (threads, limit): (u32, Duration),
+    calls: &mut Vec<(cost::Work, f64)>,
+) -> Result<(), CommandError> {
+    let config = hf::config(sample.config(weight_bytes).as_bytes()).map_err(CommandError::run)?;
     let model = Model::from_config(Path::new("sample"), config)?;
     let knobs = Knobs {
         scheme: Some(sample.scheme.to_string()),
@@ -178,17 +188,28 @@ fn fill(runner: &mut Runner, entry: usize, seq: usize) {
 }
 
 impl Sample {
-    fn config(&self) -> String {
+    /// How many blocks make about so many bytes of weights.
+    fn blocks(&self, weight_bytes: u64) -> u32 {
+        if self.hidden < CACHED_HIDDEN {
+            return BLOCKS_MIN;
+        }
+        let (hidden, ff) = (u64::from(self.hidden), u64::from(self.ff));
+        let elem_bytes = if self.dtype == "bf16" { 2 } else { 4 };
+        ((weight_bytes / (elem_bytes * hidden * (3 * hidden + 3 * ff))) as u32).max(BLOCKS_MIN)
+    }
+
+    fn config(&self, weight_bytes: u64) -> String {
         let Sample { family, hidden, ff, .. } = self;
+        let blocks = self.blocks(weight_bytes);
         let (heads, kv_heads) = (hidden / 64, (hidden / 192).max(1));
         match *family {
             "gpt2" => format!(
                 r#"{{"model_type": "gpt2", "vocab_size": {VOCAB}, "n_embd": {hidden}, "n_inner": {ff},
-                "n_layer": {BLOCKS}, "n_head": {heads}, "n_positions": 1024}}"#
+                "n_layer": {blocks}, "n_head": {heads}, "n_positions": 1024}}"#
             ),
             _ => format!(
                 r#"{{"model_type": "llama", "vocab_size": {VOCAB}, "hidden_size": {hidden},
-                "intermediate_size": {ff}, "num_hidden_layers": {BLOCKS}, "num_attention_heads": {heads},
+                "intermediate_size": {ff}, "num_hidden_layers": {blocks}, "num_attention_heads": {heads},
                 "num_key_value_heads": {kv_heads}, "head_dim": 64, "max_position_embeddings": 2048,
                 "tie_word_embeddings": true}}"#
             ),
