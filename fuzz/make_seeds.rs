@@ -5,15 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use tinyforge::cpu::CpuKernels;
-use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{Entry, Request, Role, compile};
 use tinyforge_compiler::import::gguf::{self, Array, Value};
 use tinyforge_compiler::import::safetensors;
 use tinyforge_compiler::import::source::NewTensor;
 use tinyforge_compiler::ir::text::parse_graph;
-use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
-use tinyforge_compiler::target::Target;
 use tinyforge_plan::encode::encode;
 use tinyforge_plan::{DType, Fixed, Source};
 
