@@ -11,6 +11,15 @@ const BINDINGS: u32 = 12;
 /// Bytes of workgroup memory that the kernels ask for.
 const WORKGROUP_BYTES: u32 = 16 << 10;
 
+/// Features that something here uses, by the names of traits.
+const TRAITS: [(wgpu::Features, &str); 5] = [
+    (wgpu::Features::SHADER_F16, "f16"),
+    (wgpu::Features::SUBGROUP, "subgroups"),
+    (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, "mappable buffers"),
+    (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
+    (wgpu::Features::PIPELINE_CACHE, "pipeline cache"),
+];
+
 /// An adapter and what its limits are.
 #[derive(Clone)]
 pub struct Adapter {
@@ -38,13 +47,6 @@ pub struct Adapter {
 impl Adapter {
     fn of(inner: wgpu::Adapter) -> Adapter {
         let (info, limits, features) = (inner.get_info(), inner.limits(), inner.features());
-        let known = [
-            (wgpu::Features::SHADER_F16, "f16"),
-            (wgpu::Features::SUBGROUP, "subgroups"),
-            (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, "mappable buffers"),
-            (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
-            (wgpu::Features::PIPELINE_CACHE, "pipeline cache"),
-        ];
         Adapter {
             name: info.name,
             backend: match info.backend {
@@ -65,7 +67,7 @@ impl Adapter {
             operand_bytes_max: limits.max_storage_buffer_binding_size,
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             subgroup: (info.subgroup_min_size, info.subgroup_max_size),
-            traits: known.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
+            traits: TRAITS.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
             inner,
         }
     }
@@ -76,19 +78,19 @@ impl Adapter {
             as u32
     }
 
-    /// Opens it with its own limits; what this process has open already is shared.
+    /// Opens it with its own limits and without some of its traits; what this process has open already is shared.
     ///
     /// # Errors
     /// It lacks what every kernel needs, or its driver refuses.
-    pub(super) fn open(&self) -> Result<Arc<Opened>, GpuError> {
+    pub(super) fn open(&self, without: &[&str]) -> Result<Arc<Opened>, GpuError> {
         static OPENED: Mutex<BTreeMap<String, Arc<Opened>>> = Mutex::new(BTreeMap::new());
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = format!("{} {}", self.backend, self.name);
+        let key = format!("{} {} {without:?}", self.backend, self.name);
         if let Some(open) = opened.get(&key).filter(|o| o.complaint.check(&self.name).is_ok()) {
             return Ok(Arc::clone(open));
         }
         let complaint = Complaint::default();
-        let (device, queue) = self.request(&complaint)?;
+        let (device, queue) = self.request(&complaint, without)?;
         let pipelines = Mutex::new(Pipelines::new(&device, &self.name, &self.driver));
         let open = Arc::new(Opened { device, queue, complaint, pipelines });
         opened.insert(key, Arc::clone(&open));
@@ -108,15 +110,17 @@ impl Adapter {
         is_small.then(|| format!("its workgroups have {bytes} bytes and {invocations} invocations, too few"))
     }
 
-    fn request(&self, complaint: &Complaint) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
+    fn request(&self, complaint: &Complaint, without: &[&str]) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
         let limits = self.inner.limits();
         let lost = |why: String| GpuError::Lost { device: self.name.clone(), why };
         if let Some(why) = self.lacks() {
             return Err(lost(why));
         }
+        let used = wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY;
+        let left = TRAITS.iter().filter(|(_, name)| without.contains(name)).map(|(feature, _)| *feature);
         let wanted = wgpu::DeviceDescriptor {
             label: Some("tinyforge"),
-            required_features: self.inner.features() & wgpu::Features::PIPELINE_CACHE,
+            required_features: left.fold(self.inner.features() & used, |all, feature| all - feature),
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()

@@ -8,6 +8,7 @@ mod adapter;
 mod memory;
 mod pipelines;
 mod run;
+mod stamps;
 
 pub use adapter::{Adapter, adapters, default_adapter};
 pub use pipelines::{COMMON, FAMILIES, wgsl};
