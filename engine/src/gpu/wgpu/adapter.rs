@@ -72,6 +72,11 @@ impl Adapter {
         }
     }
 
+    /// Whether its memory is the host's.
+    fn is_unified(&self) -> bool {
+        matches!(self.kind, "integrated" | "software")
+    }
+
     /// How good a choice it is, the best first.
     fn rank(&self) -> u32 {
         ["discrete", "integrated", "virtual", "other", "software"].iter().position(|k| *k == self.kind).unwrap_or(9)
@@ -116,11 +121,14 @@ impl Adapter {
         if let Some(why) = self.lacks() {
             return Err(lost(why));
         }
-        let used = wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY;
+        let mut used = wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY;
+        if self.is_unified() {
+            used |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+        }
         let left = TRAITS.iter().filter(|(_, name)| without.contains(name)).map(|(feature, _)| *feature);
         let wanted = wgpu::DeviceDescriptor {
             label: Some("tinyforge"),
-            required_features: left.fold(self.inner.features() & used, |all, feature| all - feature),
+            required_features: left.fold(self.inner.features() & used, |all, feature| all & !feature),
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()

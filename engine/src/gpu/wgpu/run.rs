@@ -65,7 +65,8 @@ impl WgpuDevice {
         let lost = |why| GpuError::Lost { device: name.clone(), why };
         let works = plans.iter().map(|p| launches(p)).collect::<Result<Vec<_>, _>>().map_err(lost)?;
         let memory = Memory::new(device, name, plans, adapter.buffer_bytes_max)?;
-        let up = entries(plans).map(|e| moved_bytes(&e.inputs)).max().unwrap_or(0);
+        let inputs = entries(plans).map(|e| moved_bytes(&e.inputs)).max().unwrap_or(0);
+        let up = Some(inputs).filter(|_| !memory.is_mappable());
         let down = entries(plans).map(|e| moved_bytes(&e.results)).max().unwrap_or(0);
         let longest = entries(plans).map(|e| e.steps.len()).max().unwrap_or(0);
         let is_stamped = options.count_times && device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
@@ -191,24 +192,6 @@ fn record_pass(
 }
 
 impl WgpuDevice {
-    /// Records the copies of an entry's inputs.
-    fn bring(&self, encoder: &mut wgpu::CommandEncoder, entry: &Entry, host: &mut Arena) -> Result<(), GpuError> {
-        let mut at = 0;
-        for input in &entry.inputs {
-            let part = host.part(input.tensor.offset, input.tensor.bytes());
-            self.staging.put(at, part.bytes())?;
-            at += input.tensor.bytes().next_multiple_of(8);
-        }
-        self.staging.close();
-        at = 0;
-        for input in &entry.inputs {
-            let bytes = input.tensor.bytes();
-            self.staging.copy_up(encoder, &self.memory, (at, bytes), input.tensor.offset);
-            at += bytes.next_multiple_of(8);
-        }
-        Ok(())
-    }
-
     /// Runs steps, a few launches to a submission; where times are counted without stamps, one step, and waits for it.
     fn compute(
         &mut self,
@@ -310,7 +293,8 @@ impl Device for WgpuDevice {
         let is_first = steps.start == 0;
         if is_first {
             encoder.clear_buffer(&self.status, 0, None);
-            self.bring(&mut encoder, entry, host)?;
+            let inputs = entry.inputs.iter().map(|n| (n.tensor.offset, host.tensor(&n.tensor)));
+            self.staging.bring(&mut encoder, &self.memory, inputs)?;
         }
         let is_last = steps.end == count;
         let encoder = self.compute(at, steps, encoder)?;
