@@ -23,7 +23,7 @@ pub enum Device {
     Cpu(u32),
     /// The best adapter of wgpu.
     Wgpu,
-    /// The same with what every adapter has: bytes are copied to it.
+    /// The same with what every adapter has: lanes added without subgroups, bytes copied to it.
     WgpuPlain,
     /// The kernels of CUDA on the host, with the threads of a block in one order or the other.
     CudaShim(Order),
@@ -61,7 +61,7 @@ impl Device {
     /// Traits of the adapter that are left alone.
     pub fn without(self) -> &'static [&'static str] {
         match self {
-            Device::WgpuPlain => &["mappable buffers"],
+            Device::WgpuPlain => &["subgroups", "mappable buffers"],
             _ => &[],
         }
     }

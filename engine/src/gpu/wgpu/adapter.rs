@@ -40,13 +40,22 @@ pub struct Adapter {
     pub workgroup_bytes: u32,
     /// Least and most invocations of a subgroup.
     pub subgroup: (u32, u32),
-    /// What it can do that kernels or copies may use.
+    /// What it can do that kernels or copies may use; of subgroups those whose size is fixed.
     pub traits: Vec<&'static str>,
+}
+
+/// Lanes of subgroups, where all have one size that divides the smallest workgroup which adds by them.
+fn fixed((least, most): (u32, u32)) -> Option<u32> {
+    (least == most && most.is_power_of_two() && most <= 64).then_some(most)
 }
 
 impl Adapter {
     fn of(inner: wgpu::Adapter) -> Adapter {
-        let (info, limits, features) = (inner.get_info(), inner.limits(), inner.features());
+        let (info, limits, mut features) = (inner.get_info(), inner.limits(), inner.features());
+        let subgroup = (info.subgroup_min_size, info.subgroup_max_size);
+        if fixed(subgroup).is_none() {
+            features.remove(wgpu::Features::SUBGROUP);
+        }
         Adapter {
             name: info.name,
             backend: match info.backend {
@@ -66,7 +75,7 @@ impl Adapter {
             buffer_bytes_max: limits.max_buffer_size,
             operand_bytes_max: limits.max_storage_buffer_binding_size,
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
-            subgroup: (info.subgroup_min_size, info.subgroup_max_size),
+            subgroup,
             traits: TRAITS.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
             inner,
         }
@@ -96,7 +105,8 @@ impl Adapter {
         }
         let complaint = Complaint::default();
         let (device, queue) = self.request(&complaint, without)?;
-        let pipelines = Mutex::new(Pipelines::new(&device, &self.name, &self.driver));
+        let subgroup = fixed(self.subgroup).filter(|_| device.features().contains(wgpu::Features::SUBGROUP));
+        let pipelines = Mutex::new(Pipelines::new(&device, (&self.name, &self.driver), subgroup));
         let open = Arc::new(Opened { device, queue, complaint, pipelines });
         opened.insert(key, Arc::clone(&open));
         Ok(open)
@@ -122,6 +132,9 @@ impl Adapter {
             return Err(lost(why));
         }
         let mut used = wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY;
+        if fixed(self.subgroup).is_some() {
+            used |= wgpu::Features::SUBGROUP;
+        }
         if self.is_unified() {
             used |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
         }
