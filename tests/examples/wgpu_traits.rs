@@ -11,7 +11,7 @@ use tinyforge_tests::device::{Device, ENTRY, compile_forward, has_wgpu};
 use tinyforge_tests::samples::{family, size};
 
 /// Runs of each kind.
-const RUNS: usize = 40;
+const RUNS: usize = 25;
 /// Floats of the tensor that is written.
 const ELEMS: u32 = 16 << 20;
 

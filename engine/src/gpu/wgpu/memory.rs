@@ -1,8 +1,8 @@
 //! A plan's addresses in buffers, and the buffers that bytes go through between host and device.
 //!
-//! Where the device's memory is the host's, inputs, stored tensors and what streams are written where they lie: a buffer
-//! is mapped for that, which waits for what uses it, and is less work than a copy that waits in the queue anyway. Results
-//! come down through a buffer there too: memory that the host writes may be slow for it to read.
+//! Where the device's memory is the host's, inputs, stored tensors and what streams are written where they lie: a
+//! buffer is mapped for that, which waits for what uses it, and is less work than a copy that waits in the queue
+//! anyway. Results come down through a buffer there too: memory that the host writes may be slow for it to read.
 
 use super::Complaint;
 use crate::gpu::{GpuError, STAGING_BYTES, STAGING_RING};
@@ -134,8 +134,8 @@ pub(super) fn create(
 }
 
 /// The ways between host and device, made once: one for a run's inputs and one for its results, and a ring of buffers
-/// for tensors that go up, of which one is filled while others are on their way. Those up are mapped between uses; there
-/// are none where the host writes in place.
+/// for tensors that go up, of which one is filled while others are on their way. Those up are mapped between uses;
+/// there are none where the host writes in place.
 pub(super) struct Staging {
     device: wgpu::Device,
     queue: wgpu::Queue,
