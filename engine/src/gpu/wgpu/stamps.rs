@@ -115,8 +115,8 @@ mod tests {
     #[test]
     fn long_entries_have_several_sets() {
         let found = |steps| parts(steps).collect::<Vec<_>>();
-        assert_eq!(found(0..0), []);
-        assert_eq!(found(7..7), []);
+        assert!(found(0..0).is_empty());
+        assert!(found(7..7).is_empty());
         assert_eq!(found(3..10), [(0, 3..10)]);
         assert_eq!(found(0..SET_STEPS), [(0, 0..SET_STEPS)]);
         let last = 2 * SET_STEPS + 5;
