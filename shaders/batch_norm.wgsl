@@ -17,20 +17,6 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-var<workgroup> lanes: array<f32, 64>;
-
-/// The sum of 64 lanes, the same for each.
-fn sum_64(l: u32, x: f32) -> f32 {
-    workgroupBarrier();
-    lanes[l] = x;
-    for (var width = 32u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (l < width) { lanes[l] += lanes[l + width]; }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
 /// The place of element `k` of channel `c`.
 fn place(c: u32, k: u32) -> u32 {
     return (k / p.pixels * p.channels + c) * p.pixels + k % p.pixels;
@@ -43,13 +29,13 @@ fn batch_norm(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_ind
     let count = p.images * p.pixels;
     var sum = 0.0;
     for (var k = l; k < count; k += 64u) { sum += f2[place(c, k)]; }
-    let mean = sum_64(l, sum) / f32(count);
+    let mean = sum_of_lanes(l, sum, 64u) / f32(count);
     var square = 0.0;
     for (var k = l; k < count; k += 64u) {
         let d = f2[place(c, k)] - mean;
         square = fma(d, d, square);
     }
-    let variance = sum_64(l, square) / f32(count);
+    let variance = sum_of_lanes(l, square, 64u) / f32(count);
     let inverse = 1.0 / sqrt(variance + p.eps);
     for (var k = l; k < count; k += 64u) {
         let i = place(c, k);
@@ -78,8 +64,8 @@ fn batch_norm_grad(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocatio
         db += f4[i];
         dw = fma(f4[i], (f0[i] - f2[c]) * f3[c], dw);
     }
-    let all_b = sum_64(l, db);
-    let all_w = sum_64(l, dw);
+    let all_b = sum_of_lanes(l, db, 64u);
+    let all_w = sum_of_lanes(l, dw, 64u);
     for (var k = l; k < count; k += 64u) {
         let i = place(c, k);
         let normal = (f0[i] - f2[c]) * f3[c];

@@ -29,8 +29,6 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-var<workgroup> lanes: array<f32, 64>;
-
 fn x_at(b: u32, c: u32, h: u32, w: u32) -> u32 {
     return ((b * p.in_channels + c) * p.height + h) * p.width + w;
 }
@@ -100,18 +98,6 @@ fn conv2d_grad_x(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n
     f2[at] = sum;
 }
 
-/// The sum of 64 lanes, the same for each.
-fn sum_64(l: u32, x: f32) -> f32 {
-    workgroupBarrier();
-    lanes[l] = x;
-    for (var width = 32u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (l < width) { lanes[l] += lanes[l + width]; }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
 /// Images are summed one by one. Operands `dy, x, acc, dw`.
 @compute @workgroup_size(64)
 fn conv2d_grad_w(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
@@ -136,7 +122,7 @@ fn conv2d_grad_w(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n
                 }
             }
         }
-        total += sum_64(l, sum);
+        total += sum_of_lanes(l, sum, 64u);
     }
     if (is_there && l == 0u) { f3[at] = total; }
 }
@@ -154,7 +140,7 @@ fn sum_channels(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n:
         if (is_there) {
             for (var pixel = l; pixel < area; pixel += 64u) { sum += f0[(b * p.in_channels + c) * area + pixel]; }
         }
-        total += sum_64(l, sum);
+        total += sum_of_lanes(l, sum, 64u);
     }
     if (is_there && l == 0u) { f2[c] = total; }
 }

@@ -23,8 +23,6 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-var<workgroup> lanes: array<f32, 256>;
-
 /// `y = a + b`. Operands `a, b, y`.
 @compute @workgroup_size(256)
 fn add(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
@@ -142,16 +140,6 @@ fn check_finite(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n:
     if (i < p.len && !is_finite(f0[p.x_start + i])) { refuse(p.step); }
 }
 
-/// The sum of a workgroup's 256 lanes, halved again and again.
-fn sum_lanes(l: u32) -> f32 {
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (l < width) { lanes[l] += lanes[l + width]; }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
 /// Sums of squares of 4096 elements each. Operands `x, partial`.
 @compute @workgroup_size(256)
 fn norm_sq_parts(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
@@ -161,8 +149,7 @@ fn norm_sq_parts(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n
         let i = part * 4096u + k * 256u + l;
         if (i < p.len) { sum = fma(f0[i], f0[i], sum); }
     }
-    lanes[l] = sum;
-    let total = sum_lanes(l);
+    let total = sum_of_lanes(l, sum, 256u);
     if (l == 0u && part * 4096u < p.len) { f1[part] = total; }
 }
 
@@ -172,8 +159,7 @@ fn norm_sq_parts(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n
 fn norm_sq(@builtin(local_invocation_index) l: u32) {
     var sum = 0.0;
     for (var i = l; i < p.len; i += 256u) { sum += f0[i]; }
-    lanes[l] = sum;
-    let total = sum_lanes(l);
+    let total = sum_of_lanes(l, sum, 256u);
     if (l == 0u) {
         var all = f64_of(total);
         if (p.accumulate != 0u) { all = f64_add(vec2<u32>(u1[0], u1[1]), all); }

@@ -21,30 +21,6 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-var<workgroup> lanes: array<f32, 256>;
-
-fn sum_256(l: u32, x: f32) -> f32 {
-    workgroupBarrier();
-    lanes[l] = x;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (l < width) { lanes[l] += lanes[l + width]; }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
-fn max_256(l: u32, x: f32) -> f32 {
-    workgroupBarrier();
-    lanes[l] = x;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (l < width) { lanes[l] = max(lanes[l], lanes[l + width]); }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
 /// Below every logit that is finite.
 const LOWEST: f32 = -3.4028235e38;
 
@@ -54,12 +30,12 @@ fn max_and_sum(r: u32, l: u32) -> vec2<f32> {
     if (r < p.rows) {
         for (var c = l; c < p.cols; c += 256u) { largest = max(largest, f0[r * p.cols + c]); }
     }
-    largest = max_256(l, largest);
+    largest = max_of_lanes(l, largest, 256u);
     var sum = 0.0;
     if (r < p.rows) {
         for (var c = l; c < p.cols; c += 256u) { sum += exp(f0[r * p.cols + c] - largest); }
     }
-    return vec2<f32>(largest, sum_256(l, sum));
+    return vec2<f32>(largest, sum_of_lanes(l, sum, 256u));
 }
 
 /// `y = exp(x - m) / sum(exp(x - m))`. Operands `x, y`.
@@ -83,7 +59,7 @@ fn softmax_grad(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n:
     if (r < p.rows) {
         for (var c = l; c < p.cols; c += 256u) { sum = fma(f0[r * p.cols + c], f1[r * p.cols + c], sum); }
     }
-    let dot = sum_256(l, sum);
+    let dot = sum_of_lanes(l, sum, 256u);
     if (r < p.rows) {
         for (var c = l; c < p.cols; c += 256u) {
             let i = r * p.cols + c;
@@ -204,7 +180,7 @@ fn mse_loss(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec
             sum = fma(d, d, sum);
         }
     }
-    let total = sum_256(l, sum);
+    let total = sum_of_lanes(l, sum, 256u);
     if (r < p.rows && l == 0u) { f3[r] = f2[r] * (total / f32(p.cols)); }
 }
 

@@ -18,20 +18,6 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-var<workgroup> lanes: array<f32, 256>;
-
-/// The sum of 64 lanes, the same for each.
-fn sum_64(l: u32, x: f32) -> f32 {
-    workgroupBarrier();
-    lanes[l] = x;
-    for (var width = 32u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (l < width) { lanes[l] += lanes[l + width]; }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
 /// `y = x w / sqrt(mean(x^2) + eps)`. Operands `x, w, y`.
 @compute @workgroup_size(64)
 fn rms_norm(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
@@ -41,7 +27,7 @@ fn rms_norm(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec
     if (v < p.vectors) {
         for (var c = l; c < p.cols; c += 64u) { sum = fma(f0[first + c], f0[first + c], sum); }
     }
-    let inverse = 1.0 / sqrt(sum_64(l, sum) / f32(p.cols) + p.eps);
+    let inverse = 1.0 / sqrt(sum_of_lanes(l, sum, 64u) / f32(p.cols) + p.eps);
     if (v < p.vectors) {
         for (var c = l; c < p.cols; c += 64u) { f2[first + c] = f0[first + c] * inverse * f1[c]; }
     }
@@ -60,7 +46,7 @@ fn add_rms_norm(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n:
             sum = fma(s, s, sum);
         }
     }
-    let inverse = 1.0 / sqrt(sum_64(l, sum) / f32(p.cols) + p.eps);
+    let inverse = 1.0 / sqrt(sum_of_lanes(l, sum, 64u) / f32(p.cols) + p.eps);
     if (v < p.vectors) {
         for (var c = l; c < p.cols; c += 64u) { f4[first + c] = f3[first + c] * inverse * f2[c]; }
     }
@@ -74,7 +60,7 @@ fn moments(v: u32, l: u32) -> vec2<f32> {
     if (is_there) {
         for (var c = l; c < p.cols; c += 64u) { sum += f0[first + c]; }
     }
-    let mean = sum_64(l, sum) / f32(p.cols);
+    let mean = sum_of_lanes(l, sum, 64u) / f32(p.cols);
     var square = 0.0;
     if (is_there) {
         for (var c = l; c < p.cols; c += 64u) {
@@ -82,7 +68,7 @@ fn moments(v: u32, l: u32) -> vec2<f32> {
             square = fma(d, d, square);
         }
     }
-    return vec2<f32>(mean, 1.0 / sqrt(sum_64(l, square) / f32(p.cols) + p.eps));
+    return vec2<f32>(mean, 1.0 / sqrt(sum_of_lanes(l, square, 64u) / f32(p.cols) + p.eps));
 }
 
 /// `y = (x - mean) / sqrt(variance + eps) w + b`. Operands `x, w, b, y`.
@@ -111,8 +97,8 @@ fn rms_norm_grad_x(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups)
             dot = fma(f1[c] * f2[first + c], x, dot);
         }
     }
-    let inverse = 1.0 / sqrt(sum_64(l, sum) / f32(p.cols) + p.eps);
-    let mean = sum_64(l, dot) * inverse / f32(p.cols);
+    let inverse = 1.0 / sqrt(sum_of_lanes(l, sum, 64u) / f32(p.cols) + p.eps);
+    let mean = sum_of_lanes(l, dot, 64u) * inverse / f32(p.cols);
     if (is_there) {
         for (var c = l; c < p.cols; c += 64u) {
             let i = first + c;
@@ -139,8 +125,8 @@ fn layer_norm_grad_x(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroup
             dot = fma(d, (f0[first + c] - m.x) * m.y, dot);
         }
     }
-    let mean = sum_64(l, sum) / f32(p.cols);
-    let mean_dot = sum_64(l, dot) / f32(p.cols);
+    let mean = sum_of_lanes(l, sum, 64u) / f32(p.cols);
+    let mean_dot = sum_of_lanes(l, dot, 64u) / f32(p.cols);
     if (is_there) {
         for (var c = l; c < p.cols; c += 64u) {
             let i = first + c;
@@ -160,7 +146,7 @@ fn rms_stats(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: ve
     if (v < p.vectors) {
         for (var c = l; c < p.cols; c += 64u) { sum = fma(f0[v * p.cols + c], f0[v * p.cols + c], sum); }
     }
-    let inverse = 1.0 / sqrt(sum_64(l, sum) / f32(p.cols) + p.eps);
+    let inverse = 1.0 / sqrt(sum_of_lanes(l, sum, 64u) / f32(p.cols) + p.eps);
     if (v < p.vectors && l == 0u) {
         f1[2u * v] = 0.0;
         f1[2u * v + 1u] = inverse;

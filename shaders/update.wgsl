@@ -129,7 +129,7 @@ fn adamw(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     store_weight(place, i, after.x);
 }
 
-var<workgroup> lanes: array<vec2<f32>, 256>;
+var<workgroup> pairs: array<vec2<f32>, 256>;
 var<workgroup> codes: array<vec2<u32>, 256>;
 
 /// The number of the entry of a table of 256, from `first` on, that is nearest to `x`.
@@ -162,13 +162,13 @@ fn adamw8(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<
         after = adam(weight_at(place), scaled_grad(at), m, v);
         store_weight(place, i, after.x);
     }
-    lanes[l] = abs(after.yz);
+    pairs[l] = abs(after.yz);
     for (var width = 128u; width > 0u; width /= 2u) {
         workgroupBarrier();
-        if (l < width) { lanes[l] = max(lanes[l], lanes[l + width]); }
+        if (l < width) { pairs[l] = max(pairs[l], pairs[l + width]); }
     }
     workgroupBarrier();
-    let largest = lanes[0];
+    let largest = pairs[0];
     codes[l] = vec2<u32>(0u);
     if (is_there) {
         let inverse = select(vec2<f32>(0.0), 1.0 / largest, largest > vec2<f32>(0.0));

@@ -95,6 +95,8 @@ pub struct RunOptions {
     pub device: DeviceChoice,
     /// What opens the card for CUDA; the first that there is where nothing else is named.
     pub driver: Option<crate::gpu::cuda::Open>,
+    /// Traits of an adapter, by the names that `tinyforge devices` prints, that a run is not to use.
+    pub without: &'static [&'static str],
 }
 
 /// A plan, bound to kernels where the CPU runs them.
@@ -475,7 +477,7 @@ fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunEr
         DeviceChoice::Wgpu => {
             let plans: Vec<&Plan> = phases.iter().map(|p| &p.plan).collect();
             let adapter = crate::gpu::wgpu::default_adapter()?;
-            let device = crate::gpu::wgpu::WgpuDevice::new(adapter, &plans, options.count_times)?;
+            let device = crate::gpu::wgpu::WgpuDevice::new(adapter, &plans, options)?;
             Ok(Some(Gpu::new(Box::new(device))))
         }
         #[cfg(not(feature = "wgpu"))]

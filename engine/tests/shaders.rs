@@ -4,33 +4,44 @@
 use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::collections::BTreeSet;
-use tinyforge::gpu::wgpu::{FAMILIES, wgsl};
+use tinyforge::gpu::wgpu::{FAMILIES, LANES, wgsl};
 use tinyforge_plan::DType;
 
+/// Lanes of subgroups.
+const SUBGROUPS: [u32; 5] = [4, 8, 16, 32, 64];
+
 /// Parses a family's text.
-fn parse(stem: &str) -> naga::Module {
-    let text = wgsl(stem).expect("it is a family");
+fn parse(stem: &str, by_subgroups: bool) -> naga::Module {
+    let text = wgsl(stem, by_subgroups).expect("it is a family");
     naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{stem}: {}", e.emit_to_string(&text)))
 }
 
-fn validate(stem: &str, module: &naga::Module) -> naga::valid::ModuleInfo {
-    let found = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(module);
-    found.unwrap_or_else(|e| panic!("{stem}: {}", e.emit_to_string(&wgsl(stem).unwrap_or_default())))
+fn validate(stem: &str, module: &naga::Module, by_subgroups: bool) -> naga::valid::ModuleInfo {
+    let able = if by_subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let found = Validator::new(ValidationFlags::all(), able).validate(module);
+    found.unwrap_or_else(|e| panic!("{stem}: {}", e.emit_to_string(&wgsl(stem, by_subgroups).unwrap_or_default())))
 }
 
 #[test]
 fn every_variant_is_valid() {
     let mut count = 0;
     for (stem, _) in FAMILIES {
-        let module = parse(stem);
-        let info = validate(stem, &module);
-        for dtype in DType::all() {
-            let constants = [("STORAGE".to_string(), f64::from(dtype as u8))].into_iter().collect();
+        let modules = [false, true].map(|by_subgroups| {
+            let module = parse(stem, by_subgroups);
+            let info = validate(stem, &module, by_subgroups);
+            (module, info)
+        });
+        let plain = DType::all().map(|dtype| (dtype, None));
+        for (dtype, subgroup) in plain.chain(SUBGROUPS.map(|lanes| (DType::F32, Some(lanes)))) {
+            let storage = [("STORAGE".to_string(), f64::from(dtype as u8))];
+            let lanes = subgroup.map(|lanes| ("SUBGROUP".to_string(), f64::from(lanes)));
+            let constants = storage.into_iter().chain(lanes).collect();
+            let (module, info) = &modules[usize::from(subgroup.is_some())];
             for entry in &module.entry_points {
                 let wanted = Some((entry.stage, entry.name.as_str()));
-                let (special, _) = process_overrides(&module, &info, wanted, &constants)
-                    .unwrap_or_else(|e| panic!("{stem} {} {}: {e}", entry.name, dtype.name()));
-                validate(stem, &special);
+                let (special, _) = process_overrides(module, info, wanted, &constants)
+                    .unwrap_or_else(|e| panic!("{stem} {} {} {subgroup:?}: {e}", entry.name, dtype.name()));
+                validate(stem, &special, subgroup.is_some());
                 count += 1;
             }
         }
@@ -38,11 +49,20 @@ fn every_variant_is_valid() {
     println!("{count} variants of {} files are valid", FAMILIES.len());
 }
 
+/// Adapters without subgroups are never given a kernel that needs them.
+#[test]
+fn without_subgroups_none_is_needed() {
+    let needs = |by_subgroups| LANES[usize::from(by_subgroups)].contains("subgroup");
+    assert_eq!([false, true].map(needs), [false, true]);
+    let refused = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&parse("norm", true));
+    assert!(refused.is_err(), "the check above cannot fail");
+}
+
 #[test]
 fn workgroups_fit_every_adapter() {
     for (stem, _) in FAMILIES {
-        let module = parse(stem);
-        let info = validate(stem, &module);
+        let module = parse(stem, true);
+        let info = validate(stem, &module, true);
         for (i, entry) in module.entry_points.iter().enumerate() {
             let used = info.get_entry_point(i);
             let mut layouter = naga::proc::Layouter::default();
@@ -65,6 +85,6 @@ fn names_of_files_and_functions_are_told_once() {
     let mut names = BTreeSet::new();
     for (stem, _) in FAMILIES {
         assert!(names.insert(stem.to_string()), "{stem} stands twice");
-        assert!(!parse(stem).entry_points.is_empty(), "{stem} has no kernel");
+        assert!(!parse(stem, false).entry_points.is_empty(), "{stem} has no kernel");
     }
 }

@@ -23,6 +23,8 @@ pub enum Device {
     Cpu(u32),
     /// The best adapter of wgpu.
     Wgpu,
+    /// The same with what every adapter has: lanes added without subgroups, bytes copied to it.
+    WgpuPlain,
     /// The kernels of CUDA on the host, with the threads of a block in one order or the other.
     CudaShim(Order),
 }
@@ -32,7 +34,7 @@ impl Device {
     pub fn target(self) -> Target {
         match self {
             Device::Cpu(_) => Target::CPU,
-            Device::Wgpu => Target::WGPU,
+            Device::Wgpu | Device::WgpuPlain => Target::WGPU,
             Device::CudaShim(_) => Target::CUDA,
         }
     }
@@ -41,7 +43,7 @@ impl Device {
     pub fn choice(self) -> DeviceChoice {
         match self {
             Device::Cpu(_) => DeviceChoice::Cpu,
-            Device::Wgpu => DeviceChoice::Wgpu,
+            Device::Wgpu | Device::WgpuPlain => DeviceChoice::Wgpu,
             Device::CudaShim(_) => DeviceChoice::Cuda,
         }
     }
@@ -56,11 +58,19 @@ impl Device {
         }
     }
 
+    /// Traits of the adapter that are left alone.
+    pub fn without(self) -> &'static [&'static str] {
+        match self {
+            Device::WgpuPlain => &["subgroups", "mappable buffers"],
+            _ => &[],
+        }
+    }
+
     /// Worker threads.
     pub fn threads(self) -> u32 {
         match self {
             Device::Cpu(threads) => threads,
-            Device::Wgpu | Device::CudaShim(_) => 1,
+            Device::Wgpu | Device::WgpuPlain | Device::CudaShim(_) => 1,
         }
     }
 
@@ -69,7 +79,7 @@ impl Device {
         match self {
             Device::Cpu(threads) => Box::new(CpuKernels { threads }),
             // The least that any adapter gives.
-            Device::Wgpu => Box::new(GpuKernels { operand_bytes_max: 128 << 20 }),
+            Device::Wgpu | Device::WgpuPlain => Box::new(GpuKernels { operand_bytes_max: 128 << 20 }),
             Device::CudaShim(_) => Box::new(cuda::KERNELS),
         }
     }
@@ -169,7 +179,8 @@ pub type Bytes = BTreeMap<String, Vec<u8>>;
 /// # Panics
 /// The plan is damaged, or a kernel refuses its data, or it writes where nothing was planned.
 pub fn run(plan: &Plan, contents: &Bytes, poison: u8, device: Device) -> Bytes {
-    let options = RunOptions { device: device.choice(), driver: device.driver(), ..RunOptions::default() };
+    let (choice, driver, without) = (device.choice(), device.driver(), device.without());
+    let options = RunOptions { device: choice, driver, without, ..RunOptions::default() };
     let mut runner = Runner::new(plan.clone(), options).expect("a compiled plan runs");
     let entry = runner.entry(ENTRY).expect("the plan has the entry");
     runner.fill(poison).expect("the device is there");

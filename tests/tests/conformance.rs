@@ -39,7 +39,7 @@ fn cpu() -> [Device; 2] {
 }
 
 fn wgpu() -> [Device; 2] {
-    [Device::Wgpu, Device::Wgpu]
+    [Device::Wgpu, Device::WgpuPlain]
 }
 
 fn cuda_shim() -> [Device; 2] {

@@ -159,7 +159,7 @@ fn panels_give_the_bytes_of_whole_gradients() {
 #[test]
 fn wgpu_panels_give_the_bytes_of_whole_gradients() {
     if has_wgpu() {
-        check_bytes([Device::Wgpu; 2], 0..6);
+        check_bytes([Device::Wgpu, Device::WgpuPlain], 0..6);
     }
 }
 

@@ -56,7 +56,7 @@ pub struct GpuSizes {
     pub vocab: u32,
 }
 
-/// The parts of a card's memory beside the arena: ways for inputs and results, and the numbers of every launch.
+/// The parts of a card's memory beside the arena: ways for inputs and results, and numbers and times of every launch.
 pub fn gpu_parts(sizes: &GpuSizes) -> Vec<Fixed> {
     /// Launches of a block forward, backward and in its updates; and of a chunk of tokens in the head.
     const LAUNCHES: [u64; 2] = [400, 5];
@@ -65,8 +65,11 @@ pub fn gpu_parts(sizes: &GpuSizes) -> Vec<Fixed> {
     let staging = (STAGING_RING + 2) * STAGING_BYTES + 24 * tokens + 4 * u64::from(sizes.vocab);
     let chunks = u64::from(sizes.batch) * (u64::from(sizes.seq) / 128 + 1);
     let launches = LAUNCHES[0] * u64::from(sizes.layers + 2) + 2 * LAUNCHES[1] * chunks;
+    // Two stamps of a step: where the device writes them, where they are resolved, and on their way.
+    let times = 3 * 16 * launches;
     let fixed = |name: &str, bytes: u64| Fixed { name: name.to_string(), bytes };
-    vec![fixed("staging", staging), fixed("launches", SLOT_BYTES * launches), fixed("tables", 4096)]
+    let launches = SLOT_BYTES * launches;
+    vec![fixed("staging", staging), fixed("launches", launches), fixed("times", times), fixed("tables", 4096)]
 }
 
 /// The parts of a card's memory by CUDA: its context and whatever else uses the card, as the driver tells; the kernels,

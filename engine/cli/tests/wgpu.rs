@@ -5,9 +5,13 @@
 mod made;
 
 use made::devices::{self, apart, made_model, train};
+use made::trace::{Trace, difference};
 use made::{MadeRows, SMALL, Scratch, TIED, arg, knobs, program, run, runner, trainer, write_text};
+use std::time::Instant;
 use tinyforge::data::RowReader;
 use tinyforge::gpu::launches;
+use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
+use tinyforge::train::Trainer;
 use tinyforge_cli::fixed::{GpuSizes, gpu_parts};
 use tinyforge_cli::model::Model;
 
@@ -25,17 +29,45 @@ fn losses_are_the_cpus() {
     }
 }
 
+/// Training without some traits of the adapter.
+fn train_without(without: &'static [&'static str], model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    let knobs = knobs(pairs);
+    let (plans, options) = made::planned(model, &knobs);
+    let run = RunOptions { device: DeviceChoice::Wgpu, without, ..RunOptions::default() };
+    let mut runner = Runner::with_phases(plans, run).expect("runs");
+    runner.load(&model.files, options.seed).expect("loads");
+    let rows = devices::rows_of(model, &knobs);
+    Trace::of(&mut Trainer::new(runner, options, rows.rows()), &rows, steps).expect("trains")
+}
+
+/// Where the device's memory is the host's, bytes are written in place, and copied on all others.
+fn train_by_copies(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    train_without(&["mappable buffers"], model, pairs, steps)
+}
+
 #[test]
 fn budgets_do_not_change_the_result() {
     if has_wgpu() {
-        devices::budgets_do_not_change_the_result(WGPU, &train, &train);
+        devices::budgets_do_not_change_the_result(WGPU, &train, &train_by_copies);
     }
 }
 
 #[test]
 fn windows_do_not_change_the_result() {
     if has_wgpu() {
-        devices::windows_do_not_change_the_result(WGPU, &train, &train);
+        devices::windows_do_not_change_the_result(WGPU, &train_by_copies, &train);
+    }
+}
+
+#[test]
+fn copies_give_the_bytes_that_are_written_in_place() {
+    if !has_wgpu() {
+        return;
+    }
+    let (_scratch, model) = made_model("wgpu-copies", SMALL);
+    for way in [&["scheme=\"full\"", WGPU][..], &["scheme=\"full\"", "window=\"1\"", "micro_batch=2", WGPU]] {
+        let [in_place, copied] = [train(&model, way, 3), train_by_copies(&model, way, 3)];
+        assert_eq!(difference(&in_place, &copied), None, "{way:?}");
     }
 }
 
@@ -88,7 +120,7 @@ fn the_highest_byte_touched_is_the_planned_peak() {
             runner.fill(poison).expect("the device is there");
             runner.load(&model.files, options.seed).expect("loads");
             let rows = MadeRows { rows: 7, seq: 24, vocab: model.config.vocab as u32 };
-            let mut trainer = tinyforge::train::Trainer::new(runner, options, rows.rows());
+            let mut trainer = Trainer::new(runner, options, rows.rows());
             trainer.step(&rows).expect("trains");
             trainer.evaluate(&rows, 4).expect("evaluates");
             let bytes = trainer.runner_mut().memory().expect("the device is there");
@@ -104,6 +136,60 @@ fn the_highest_byte_touched_is_the_planned_peak() {
         let planned: u64 = gpu_parts(&sizes).iter().find(|f| f.name == "launches").expect("a part").bytes;
         let count: usize = launches(plan).expect("rows").iter().flatten().map(|w| w.launches.len()).sum();
         assert!(256 * count as u64 <= planned, "{count} launches, room for {planned} bytes of them");
+        let longest = plan.entries.iter().map(|e| e.steps.len()).max().unwrap_or(0);
+        assert!(256 * longest as u64 <= planned, "{longest} steps, room for the times of {}", planned / 256);
+    }
+}
+
+/// By the device's clock and, where it has none, by waiting for every step: all that ran is counted, in less time than
+/// went by, and nothing else changes.
+#[test]
+fn every_step_is_timed() {
+    if !has_wgpu() {
+        return;
+    }
+    let (_scratch, model) = made_model("wgpu-times", SMALL);
+    const STEPS: u64 = 3;
+    for pairs in [&["scheme=\"full\"", "micro_batch=1", WGPU][..], &["scheme=\"full\"", "window=\"1\"", WGPU]] {
+        let timed = |count_times, without| {
+            let (plans, options) = made::planned(&model, &knobs(pairs));
+            let run = RunOptions { count_times, device: DeviceChoice::Wgpu, without, ..RunOptions::default() };
+            let mut runner = Runner::with_phases(plans, run).expect("runs");
+            runner.load(&model.files, options.seed).expect("loads");
+            let rows = MadeRows { rows: 7, seq: 24, vocab: model.config.vocab as u32 };
+            let runs = [STEPS * (options.batch / options.micro_rows) as u64, STEPS];
+            let mut trainer = Trainer::new(runner, options, rows.rows());
+            let started = Instant::now();
+            let losses: Vec<u64> = (0..STEPS).map(|_| trainer.step(&rows).expect("trains").loss.to_bits()).collect();
+            let wall_ns = started.elapsed().as_nanos() as u64;
+            let times: Vec<(u64, u64)> = trainer.runner().times().map(|(_, ns, runs)| (ns, runs)).collect();
+            let steps = trainer.runner().plan().entries.iter().map(|e| e.steps.len()).sum::<usize>();
+            assert_eq!(times.len(), if count_times { steps } else { 0 }, "{pairs:?}");
+            let mut rest = &times[..];
+            for entry in trainer.runner().plan().entries.iter().filter(|_| count_times) {
+                let (of_entry, others) = rest.split_at(entry.steps.len());
+                rest = others;
+                let wanted = match entry.name.as_str() {
+                    "train" => runs[0],
+                    "update" => runs[1],
+                    _ => 0,
+                };
+                assert!(of_entry.iter().all(|(_, runs)| *runs == wanted), "{pairs:?} {}: {of_entry:?}", entry.name);
+                let is_timed = of_entry.iter().any(|(ns, _)| *ns > 0);
+                assert_eq!(is_timed, wanted > 0, "{pairs:?} {}: {of_entry:?}", entry.name);
+            }
+            let sum_ns: u64 = times.iter().map(|(ns, _)| ns).sum();
+            println!(
+                "{pairs:?} without {without:?}: steps {:.1} of {:.1} ms",
+                sum_ns as f64 / 1e6,
+                wall_ns as f64 / 1e6
+            );
+            assert!(sum_ns <= wall_ns, "{pairs:?}: steps took {sum_ns} of {wall_ns} ns");
+            losses
+        };
+        let plain = timed(false, &[]);
+        assert_eq!(plain, timed(true, &[]), "{pairs:?}");
+        assert_eq!(plain, timed(true, &["timestamps"]), "{pairs:?}");
     }
 }
 
@@ -145,7 +231,7 @@ fn a_gradient_that_is_not_finite_stops_before_the_update() {
     runner
         .change(&norm.tensor, |bytes| bytemuck::cast_slice_mut::<u8, f32>(bytes).fill(f32::INFINITY))
         .expect("is set");
-    let bytes = |runner: &mut tinyforge::runner::Runner| -> Vec<Vec<u8>> {
+    let bytes = |runner: &mut Runner| -> Vec<Vec<u8>> {
         changed.iter().map(|s| runner.fetch(&s.tensor).expect("is there").to_vec()).collect()
     };
     let before = bytes(trainer.runner_mut());

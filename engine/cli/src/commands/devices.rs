@@ -65,13 +65,13 @@ fn adapters() -> Vec<serde_json::Value> {
     let list = tinyforge::gpu::wgpu::adapters().iter().enumerate().map(|(i, a)| {
         let chosen = if i == 0 { ", what --device wgpu takes" } else { "" };
         println!("wgpu: {} ({} by {}, driver {}){chosen}", a.name, a.kind, a.backend, a.driver);
+        let (least, most) = a.subgroup;
+        let subgroup = if least == most { most.to_string() } else { format!("{least} to {most}") };
         println!(
-            "  buffers to {}, operands to {}, workgroups with {} of memory, subgroups of {} to {}",
+            "  buffers to {}, operands to {}, workgroups with {} of memory, subgroups of {subgroup}",
             show(a.buffer_bytes_max),
             show(a.operand_bytes_max),
             show(a.workgroup_bytes.into()),
-            a.subgroup.0,
-            a.subgroup.1
         );
         println!("  {}", a.traits.join(", "));
         serde_json::json!({

@@ -11,6 +11,15 @@ const BINDINGS: u32 = 12;
 /// Bytes of workgroup memory that the kernels ask for.
 const WORKGROUP_BYTES: u32 = 16 << 10;
 
+/// Features that something here uses, by the names of traits.
+const TRAITS: [(wgpu::Features, &str); 5] = [
+    (wgpu::Features::SHADER_F16, "f16"),
+    (wgpu::Features::SUBGROUP, "subgroups"),
+    (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, "mappable buffers"),
+    (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
+    (wgpu::Features::PIPELINE_CACHE, "pipeline cache"),
+];
+
 /// An adapter and what its limits are.
 #[derive(Clone)]
 pub struct Adapter {
@@ -31,20 +40,22 @@ pub struct Adapter {
     pub workgroup_bytes: u32,
     /// Least and most invocations of a subgroup.
     pub subgroup: (u32, u32),
-    /// What it can do that kernels or copies may use.
+    /// What it can do that kernels or copies may use; of subgroups those whose size is fixed.
     pub traits: Vec<&'static str>,
+}
+
+/// Lanes of subgroups, where all have one size that divides the smallest workgroup which adds by them.
+fn fixed((least, most): (u32, u32)) -> Option<u32> {
+    (least == most && most.is_power_of_two() && most <= 64).then_some(most)
 }
 
 impl Adapter {
     fn of(inner: wgpu::Adapter) -> Adapter {
-        let (info, limits, features) = (inner.get_info(), inner.limits(), inner.features());
-        let known = [
-            (wgpu::Features::SHADER_F16, "f16"),
-            (wgpu::Features::SUBGROUP, "subgroups"),
-            (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, "mappable buffers"),
-            (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
-            (wgpu::Features::PIPELINE_CACHE, "pipeline cache"),
-        ];
+        let (info, limits, mut features) = (inner.get_info(), inner.limits(), inner.features());
+        let subgroup = (info.subgroup_min_size, info.subgroup_max_size);
+        if fixed(subgroup).is_none() {
+            features.remove(wgpu::Features::SUBGROUP);
+        }
         Adapter {
             name: info.name,
             backend: match info.backend {
@@ -64,10 +75,15 @@ impl Adapter {
             buffer_bytes_max: limits.max_buffer_size,
             operand_bytes_max: limits.max_storage_buffer_binding_size,
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
-            subgroup: (info.subgroup_min_size, info.subgroup_max_size),
-            traits: known.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
+            subgroup,
+            traits: TRAITS.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
             inner,
         }
+    }
+
+    /// Whether its memory is the host's.
+    fn is_unified(&self) -> bool {
+        matches!(self.kind, "integrated" | "software")
     }
 
     /// How good a choice it is, the best first.
@@ -76,20 +92,21 @@ impl Adapter {
             as u32
     }
 
-    /// Opens it with its own limits; what this process has open already is shared.
+    /// Opens it with its own limits and without some of its traits; what this process has open already is shared.
     ///
     /// # Errors
     /// It lacks what every kernel needs, or its driver refuses.
-    pub(super) fn open(&self) -> Result<Arc<Opened>, GpuError> {
+    pub(super) fn open(&self, without: &[&str]) -> Result<Arc<Opened>, GpuError> {
         static OPENED: Mutex<BTreeMap<String, Arc<Opened>>> = Mutex::new(BTreeMap::new());
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = format!("{} {}", self.backend, self.name);
+        let key = format!("{} {} {without:?}", self.backend, self.name);
         if let Some(open) = opened.get(&key).filter(|o| o.complaint.check(&self.name).is_ok()) {
             return Ok(Arc::clone(open));
         }
         let complaint = Complaint::default();
-        let (device, queue) = self.request(&complaint)?;
-        let pipelines = Mutex::new(Pipelines::new(&device, &self.name, &self.driver));
+        let (device, queue) = self.request(&complaint, without)?;
+        let subgroup = fixed(self.subgroup).filter(|_| device.features().contains(wgpu::Features::SUBGROUP));
+        let pipelines = Mutex::new(Pipelines::new(&device, (&self.name, &self.driver), subgroup));
         let open = Arc::new(Opened { device, queue, complaint, pipelines });
         opened.insert(key, Arc::clone(&open));
         Ok(open)
@@ -108,15 +125,23 @@ impl Adapter {
         is_small.then(|| format!("its workgroups have {bytes} bytes and {invocations} invocations, too few"))
     }
 
-    fn request(&self, complaint: &Complaint) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
+    fn request(&self, complaint: &Complaint, without: &[&str]) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
         let limits = self.inner.limits();
         let lost = |why: String| GpuError::Lost { device: self.name.clone(), why };
         if let Some(why) = self.lacks() {
             return Err(lost(why));
         }
+        let mut used = wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY;
+        if fixed(self.subgroup).is_some() {
+            used |= wgpu::Features::SUBGROUP;
+        }
+        if self.is_unified() {
+            used |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+        }
+        let left = TRAITS.iter().filter(|(_, name)| without.contains(name)).map(|(feature, _)| *feature);
         let wanted = wgpu::DeviceDescriptor {
             label: Some("tinyforge"),
-            required_features: self.inner.features() & wgpu::Features::PIPELINE_CACHE,
+            required_features: left.fold(self.inner.features() & used, |all, feature| all & !feature),
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()

@@ -1,7 +1,12 @@
-//! A plan's addresses in buffers, and the two buffers that bytes go through between host and device.
+//! A plan's addresses in buffers, and the buffers that bytes go through between host and device.
+//!
+//! Where the device's memory is the host's, inputs, stored tensors and what streams are written where they lie: a
+//! buffer is mapped for that, which waits for what uses it, and is less work than a copy that waits in the queue
+//! anyway. Results come down through a buffer there too: memory that the host writes may be slow for it to read.
 
 use super::Complaint;
 use crate::gpu::{GpuError, STAGING_BYTES, STAGING_RING};
+use std::ops::Range;
 use tinyforge_plan::Plan;
 
 /// Copies go in whole words.
@@ -17,6 +22,7 @@ struct Segment {
 /// The device's memory at a plan's addresses, in as many buffers as the adapter's limit asks for.
 pub(super) struct Memory {
     segments: Vec<Segment>,
+    is_mappable: bool,
 }
 
 /// What lies at one place in every run of some plans: operands, results, scratch, stored tensors.
@@ -77,14 +83,23 @@ impl Memory {
         };
         let starts = cuts(&places(plans), start, end, limit)
             .map_err(|bytes| refused(bytes, format!("has buffers of at most {limit}")))?;
+        let is_mappable = device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+        let mut usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        if is_mappable {
+            usage |= wgpu::BufferUsages::MAP_WRITE;
+        }
         let mut segments = Vec::new();
         for (i, &first) in starts.iter().enumerate() {
             let end = starts.get(i + 1).copied().unwrap_or(end);
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
             let buffer = create(device, name, ("the plan's tensors", (end - first).max(256)), usage, false)?;
             segments.push(Segment { first, end, buffer });
         }
-        Ok(Memory { segments })
+        Ok(Memory { segments, is_mappable })
+    }
+
+    /// Whether the host writes where tensors lie, while no submission uses their buffer.
+    pub(super) fn is_mappable(&self) -> bool {
+        self.is_mappable
     }
 
     /// The buffer with an address, and its place there and how much follows.
@@ -119,13 +134,14 @@ pub(super) fn create(
 }
 
 /// The ways between host and device, made once: one for a run's inputs and one for its results, and a ring of buffers
-/// for tensors that go up, of which one is filled while others are on their way. Those up are mapped between uses.
+/// for tensors that go up, of which one is filled while others are on their way. Those up are mapped between uses;
+/// there are none where the host writes in place.
 pub(super) struct Staging {
     device: wgpu::Device,
     queue: wgpu::Queue,
     name: String,
     complaint: Complaint,
-    up: wgpu::Buffer,
+    up: Option<wgpu::Buffer>,
     down: wgpu::Buffer,
     ring: Vec<Way>,
     next: usize,
@@ -138,12 +154,12 @@ struct Way {
 }
 
 impl Staging {
-    /// Ways for so many bytes of inputs and of results.
+    /// Ways for so many bytes of inputs and of results; without a number of inputs they are written in place.
     pub(super) fn new(
         (device, queue): (&wgpu::Device, &wgpu::Queue),
         name: &str,
         complaint: &Complaint,
-        (up, down): (u64, u64),
+        (up, down): (Option<u64>, u64),
     ) -> Result<Staging, GpuError> {
         let up_usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
         let down_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
@@ -152,14 +168,18 @@ impl Staging {
             let buffer = create(device, name, ("buffers for tensors", STAGING_BYTES), up_usage, true)?;
             Ok(Way { buffer, under_way: None })
         };
+        let up_bytes = up.map(|bytes| size(bytes, 256));
+        let up =
+            up_bytes.map(|bytes| create(device, name, ("buffers for inputs", bytes), up_usage, true)).transpose()?;
+        let ring_len = if up.is_some() { STAGING_RING } else { 0 };
         Ok(Staging {
             device: device.clone(),
             queue: queue.clone(),
             name: name.to_string(),
             complaint: complaint.clone(),
-            up: create(device, name, ("buffers for inputs", size(up, 256)), up_usage, true)?,
+            up,
             down: create(device, name, ("buffers for results", size(down, STAGING_BYTES)), down_usage, false)?,
-            ring: (0..STAGING_RING).map(way).collect::<Result<_, GpuError>>()?,
+            ring: (0..ring_len).map(way).collect::<Result<_, GpuError>>()?,
             next: 0,
         })
     }
@@ -174,11 +194,6 @@ impl Staging {
         self.complaint.check(&self.name)
     }
 
-    /// Puts bytes into the way of inputs, from `at` on, padded to whole words; it is mapped.
-    pub(super) fn put(&self, at: u64, bytes: &[u8]) -> Result<(), GpuError> {
-        self.fill(&self.up, at, bytes)
-    }
-
     fn fill(&self, buffer: &wgpu::Buffer, at: u64, bytes: &[u8]) -> Result<(), GpuError> {
         let end = at + (bytes.len() as u64).next_multiple_of(WORD);
         let mut view = buffer.get_mapped_range_mut(at..end).map_err(|e| self.lost(e.to_string()))?;
@@ -186,40 +201,46 @@ impl Staging {
         Ok(())
     }
 
-    /// Ends writing: what was put can be copied from now on, until [`Staging::reopen`].
-    pub(super) fn close(&self) {
-        self.up.unmap();
+    /// Sets inputs, given with their addresses, for what is submitted from now on: in place, or by copies that are
+    /// recorded; until those have gone, [`Staging::reopen`] must be called before the next ones.
+    pub(super) fn bring<'a>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        memory: &Memory,
+        mut inputs: impl Iterator<Item = (u64, &'a [u8])>,
+    ) -> Result<(), GpuError> {
+        let Some(up) = &self.up else {
+            return inputs.try_for_each(|(address, bytes)| self.write_in_place(memory, address, bytes));
+        };
+        let mut at = 0;
+        for (address, bytes) in inputs {
+            self.fill(up, at, bytes)?;
+            let (buffer, offset, _) = memory.find(address);
+            let len = bytes.len() as u64;
+            encoder.copy_buffer_to_buffer(up, at, buffer, offset, len.next_multiple_of(WORD));
+            at += len.next_multiple_of(8);
+        }
+        up.unmap();
+        Ok(())
     }
 
-    /// Waits for the copies, and opens the way up for writing again.
+    /// Waits for the copies of inputs, and opens their way for writing again.
     pub(super) fn reopen(&self) -> Result<(), GpuError> {
-        self.map(&self.up, wgpu::MapMode::Write)
+        self.up.as_ref().map_or(Ok(()), |up| self.map(up, wgpu::MapMode::Write))
     }
 
     fn map(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Result<(), GpuError> {
-        self.begin_mapping(buffer, mode);
+        self.begin_mapping(buffer, mode, 0..buffer.size());
         self.wait()
     }
 
-    fn begin_mapping(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) {
+    fn begin_mapping(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode, range: Range<u64>) {
         let complaint = self.complaint.clone();
-        buffer.map_async(mode, .., move |result| {
+        buffer.map_async(mode, range, move |result| {
             if let Err(e) = result {
                 complaint.set(e.to_string());
             }
         });
-    }
-
-    /// Records a copy of bytes that were put at `at` to an address.
-    pub(super) fn copy_up(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        memory: &Memory,
-        (at, bytes): (u64, u64),
-        address: u64,
-    ) {
-        let (buffer, offset, _) = memory.find(address);
-        encoder.copy_buffer_to_buffer(&self.up, at, buffer, offset, bytes.next_multiple_of(WORD));
     }
 
     /// Records a copy from an address to place `at` of the way down.
@@ -261,6 +282,9 @@ impl Staging {
 
     /// Sets the bytes from an address on, for what is submitted from now on.
     pub(super) fn write(&mut self, memory: &Memory, address: u64, bytes: &[u8]) -> Result<(), GpuError> {
+        if self.up.is_none() {
+            return self.write_in_place(memory, address, bytes);
+        }
         let mut done = 0;
         while done < bytes.len() {
             let (_, _, room) = memory.find(address + done as u64);
@@ -279,8 +303,26 @@ impl Staging {
             let (buffer, offset, _) = memory.find(address + done as u64);
             encoder.copy_buffer_to_buffer(way, 0, buffer, offset, (count as u64).next_multiple_of(WORD));
             let index = self.queue.submit([encoder.finish()]);
-            self.begin_mapping(way, wgpu::MapMode::Write);
+            self.begin_mapping(way, wgpu::MapMode::Write, 0..way.size());
             self.ring[at].under_way = Some(index);
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Waits for what was submitted, and sets the bytes from an address on where they lie.
+    fn write_in_place(&self, memory: &Memory, address: u64, bytes: &[u8]) -> Result<(), GpuError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (buffer, offset, room) = memory.find(address + done as u64);
+            let count = (bytes.len() - done).min(room as usize);
+            let range = offset..offset + (count as u64).next_multiple_of(WORD);
+            self.begin_mapping(buffer, wgpu::MapMode::Write, range.clone());
+            self.wait()?;
+            let mut view = buffer.get_mapped_range_mut(range).map_err(|e| self.lost(e.to_string()))?;
+            view.slice(..count).copy_from_slice(&bytes[done..done + count]);
+            drop(view);
+            buffer.unmap();
             done += count;
         }
         Ok(())

@@ -2,15 +2,17 @@
 //!
 //! Everything is made at load: pipelines, one buffer (or few, where the adapter's are short) with the plan's offsets, a
 //! bind group a launch, and the buffers that copies go through. A run records commands and waits for them; it takes
-//! what wgpu keeps of recorded commands, and no more.
+//! what wgpu keeps of recorded commands, and no more. Kernels that add lanes by subgroups, bytes written in place and
+//! times by the device's clock are for adapters that can; they change no bit of a result.
 
 mod adapter;
 mod memory;
 mod pipelines;
 mod run;
+mod stamps;
 
 pub use adapter::{Adapter, adapters, default_adapter};
-pub use pipelines::{COMMON, FAMILIES, wgsl};
+pub use pipelines::{COMMON, FAMILIES, LANES, wgsl};
 pub(crate) use run::WgpuDevice;
 
 use super::GpuError;

@@ -25,16 +25,23 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("update", include_str!("../../../../shaders/update.wgsl")),
 ];
 
+/// How lanes are added: as every adapter can, and by subgroups.
+pub const LANES: [&str; 2] =
+    [include_str!("../../../../shaders/lanes.wgsl"), include_str!("../../../../shaders/lanes_subgroup.wgsl")];
+
 /// The whole text of a family.
-pub fn wgsl(stem: &str) -> Option<String> {
+pub fn wgsl(stem: &str, by_subgroups: bool) -> Option<String> {
     let (_, text) = FAMILIES.iter().find(|(name, _)| *name == stem)?;
-    Some(format!("{COMMON}\n{text}"))
+    let lanes = LANES[usize::from(by_subgroups)];
+    Some(format!("{COMMON}\n{lanes}\n{text}"))
 }
 
 /// Pipelines by kernel, and layouts by the number of operands.
 pub(super) struct Pipelines {
     device: wgpu::Device,
     name: String,
+    /// Lanes of a subgroup, where lanes are added by them.
+    subgroup: Option<u32>,
     modules: BTreeMap<&'static str, wgpu::ShaderModule>,
     layouts: BTreeMap<usize, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     made: BTreeMap<Kernel, wgpu::ComputePipeline>,
@@ -56,7 +63,7 @@ impl Kept {
         if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
         }
-        let path = kept::file("wgpu", (name, driver, COMMON, FAMILIES, cfg!(debug_assertions)))?;
+        let path = kept::file("wgpu", (name, driver, COMMON, LANES, FAMILIES, cfg!(debug_assertions)))?;
         let data = kept::read(&path);
         let held = data.as_deref().map(crc32);
         let descriptor =
@@ -70,10 +77,10 @@ impl Kept {
 }
 
 impl Pipelines {
-    pub(super) fn new(device: &wgpu::Device, name: &str, driver: &str) -> Pipelines {
+    pub(super) fn new(device: &wgpu::Device, (name, driver): (&str, &str), subgroup: Option<u32>) -> Pipelines {
         let (modules, layouts, made) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let kept = Kept::open(device, name, driver);
-        Pipelines { device: device.clone(), name: name.to_string(), modules, layouts, made, kept }
+        Pipelines { device: device.clone(), name: name.to_string(), subgroup, modules, layouts, made, kept }
     }
 
     /// Keeps what was made for the next process.
@@ -99,14 +106,17 @@ impl Pipelines {
             return Ok((made.clone(), group));
         }
         let device = self.device.clone();
-        let module = self.modules.entry(kernel.stem).or_insert_with(|| module(&device, kernel.stem));
+        let by_subgroups = self.subgroup.is_some();
+        let module = self.modules.entry(kernel.stem).or_insert_with(|| module(&device, kernel.stem, by_subgroups));
+        let storage = [("STORAGE", f64::from(kernel.storage as u8))];
+        let constants: Vec<_> = storage.into_iter().chain(self.subgroup.map(|s| ("SUBGROUP", f64::from(s)))).collect();
         let made = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel.entry),
             layout: Some(&layout),
             module,
             entry_point: Some(kernel.entry),
             compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &[("STORAGE", f64::from(kernel.storage as u8))],
+                constants: &constants,
                 zero_initialize_workgroup_memory: false,
             },
             cache: self.kept.as_ref().map(|k| &k.cache),
@@ -143,8 +153,8 @@ impl Pipelines {
 
 /// The shader of a family. In release builds the driver's checks of every access are left out: they cost many times
 /// the kernel, and the conformance tests run with them.
-fn module(device: &wgpu::Device, stem: &str) -> wgpu::ShaderModule {
-    let text = wgsl(stem).unwrap_or_else(|| panic!("a row names the file `{stem}`"));
+fn module(device: &wgpu::Device, stem: &str, by_subgroups: bool) -> wgpu::ShaderModule {
+    let text = wgsl(stem, by_subgroups).unwrap_or_else(|| panic!("a row names the file `{stem}`"));
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(stem), source: wgpu::ShaderSource::Wgsl(Cow::Owned(text)) };
     if cfg!(debug_assertions) {

@@ -3,9 +3,11 @@
 use super::adapter::Opened;
 use super::memory::{Memory, Staging, create};
 use super::pipelines::Pipelines;
+use super::stamps::Stamps;
 use super::{Adapter, Complaint};
 use crate::arena::Arena;
 use crate::gpu::{Device, Failure, GpuError, Operand, Params, SLOT_BYTES, STAGING_BYTES, Tables, Work, launches};
+use crate::runner::RunOptions;
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -36,6 +38,8 @@ pub(crate) struct WgpuDevice {
     code: Vec<Vec<Code>>,
     /// By phase and entry, where times are counted.
     times: Option<Vec<Vec<Times>>>,
+    /// What tells the times, where the adapter can; elsewhere every step is waited for.
+    stamps: Option<Stamps>,
 }
 
 /// Nanoseconds and runs of every step of an entry.
@@ -53,16 +57,21 @@ impl WgpuDevice {
     ///
     /// # Errors
     /// The adapter is too small, or its driver refuses.
-    pub(crate) fn new(adapter: &Adapter, plans: &[&Plan], count_times: bool) -> Result<WgpuDevice, GpuError> {
+    pub(crate) fn new(adapter: &Adapter, plans: &[&Plan], options: &RunOptions) -> Result<WgpuDevice, GpuError> {
         let name = &adapter.name;
-        let opened = adapter.open()?;
+        let opened = adapter.open(options.without)?;
         let Opened { device, queue, complaint, pipelines } = &*opened;
         let mut pipelines = pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         let lost = |why| GpuError::Lost { device: name.clone(), why };
         let works = plans.iter().map(|p| launches(p)).collect::<Result<Vec<_>, _>>().map_err(lost)?;
         let memory = Memory::new(device, name, plans, adapter.buffer_bytes_max)?;
-        let up = entries(plans).map(|e| moved_bytes(&e.inputs)).max().unwrap_or(0);
+        let inputs = entries(plans).map(|e| moved_bytes(&e.inputs)).max().unwrap_or(0);
+        let up = Some(inputs).filter(|_| !memory.is_mappable());
         let down = entries(plans).map(|e| moved_bytes(&e.results)).max().unwrap_or(0);
+        let longest = entries(plans).map(|e| e.steps.len()).max().unwrap_or(0);
+        let is_stamped = options.count_times && device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        let stamps = is_stamped.then(|| Stamps::new((device, queue), name, longest)).transpose()?;
+        let down = down + if is_stamped { Stamps::bytes(longest) } else { 0 };
         let staging = Staging::new((device, queue), name, complaint, (up, STATUS_BYTES + down))?;
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let status = create(device, name, ("the status", STATUS_BYTES), storage, false)?;
@@ -93,13 +102,19 @@ impl WgpuDevice {
         complaint.check(name)?;
         pipelines.keep();
         let zeros = |c: &Code| vec![(0, 0); c.len()];
-        let times = count_times.then(|| code.iter().map(|p| p.iter().map(zeros).collect()).collect());
-        Ok(WgpuDevice { memory, staging, status, code, times })
+        let times = options.count_times.then(|| code.iter().map(|p| p.iter().map(zeros).collect()).collect());
+        Ok(WgpuDevice { memory, staging, status, code, times, stamps })
     }
 }
 
 fn entries<'a>(plans: &'a [&Plan]) -> impl Iterator<Item = &'a Entry> {
     plans.iter().flat_map(|p| &p.entries)
+}
+
+/// Counts one more run of a step.
+fn count_run((all_ns, runs): &mut (u64, u64), ns: u64) {
+    *all_ns += ns;
+    *runs += 1;
 }
 
 /// Bytes of named tensors on their way, each in whole words.
@@ -153,8 +168,22 @@ fn make_ready(
     Ok(all)
 }
 
-fn record(encoder: &mut wgpu::CommandEncoder, steps: &[Vec<Ready>]) {
-    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes: None });
+/// Records steps as one pass; those that are timed, from number `first` on, as a pass each.
+fn record(encoder: &mut wgpu::CommandEncoder, (first, steps): (usize, &[Vec<Ready>]), stamps: Option<&Stamps>) {
+    match stamps {
+        None => record_pass(encoder, steps, None),
+        Some(stamps) => steps.chunks(1).enumerate().for_each(|(i, step)| {
+            record_pass(encoder, step, Some(stamps.of(first + i)));
+        }),
+    }
+}
+
+fn record_pass(
+    encoder: &mut wgpu::CommandEncoder,
+    steps: &[Vec<Ready>],
+    timestamp_writes: Option<wgpu::ComputePassTimestampWrites>,
+) {
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
     for launch in steps.iter().flatten() {
         pass.set_pipeline(&launch.pipeline);
         pass.set_bind_group(0, &launch.operands, &[]);
@@ -163,25 +192,7 @@ fn record(encoder: &mut wgpu::CommandEncoder, steps: &[Vec<Ready>]) {
 }
 
 impl WgpuDevice {
-    /// Records the copies of an entry's inputs.
-    fn bring(&self, encoder: &mut wgpu::CommandEncoder, entry: &Entry, host: &mut Arena) -> Result<(), GpuError> {
-        let mut at = 0;
-        for input in &entry.inputs {
-            let part = host.part(input.tensor.offset, input.tensor.bytes());
-            self.staging.put(at, part.bytes())?;
-            at += input.tensor.bytes().next_multiple_of(8);
-        }
-        self.staging.close();
-        at = 0;
-        for input in &entry.inputs {
-            let bytes = input.tensor.bytes();
-            self.staging.copy_up(encoder, &self.memory, (at, bytes), input.tensor.offset);
-            at += bytes.next_multiple_of(8);
-        }
-        Ok(())
-    }
-
-    /// Runs steps, a few launches to a submission; where times are counted, one step, and waits for it.
+    /// Runs steps, a few launches to a submission; where times are counted without stamps, one step, and waits for it.
     fn compute(
         &mut self,
         at: (usize, usize),
@@ -189,29 +200,66 @@ impl WgpuDevice {
         mut encoder: wgpu::CommandEncoder,
     ) -> Result<wgpu::CommandEncoder, GpuError> {
         let code = &self.code[at.0][at.1];
+        let waits = self.times.is_some() && self.stamps.is_none();
+        if let Some(stamps) = &mut self.stamps {
+            stamps.ran(steps.clone());
+        }
         let mut first = steps.start;
         while first < steps.end {
             let (mut end, mut count) = (first + 1, code[first].len());
-            while self.times.is_none() && end < steps.end && count < LAUNCHES_PER_SUBMIT {
+            while !waits && end < steps.end && count < LAUNCHES_PER_SUBMIT {
                 count += code[end].len();
                 end += 1;
             }
-            if self.times.is_some() {
+            if waits {
                 self.staging.submit(std::mem::replace(&mut encoder, self.staging.encoder()));
                 self.staging.wait()?;
             }
             let started = Instant::now();
-            record(&mut encoder, &code[first..end]);
+            record(&mut encoder, (first, &code[first..end]), self.stamps.as_ref());
             self.staging.submit(std::mem::replace(&mut encoder, self.staging.encoder()));
-            if let Some(times) = &mut self.times {
+            if let Some(times) = self.times.as_mut().filter(|_| waits) {
                 self.staging.wait()?;
-                let (ns, runs) = &mut times[at.0][at.1][first];
-                *ns += started.elapsed().as_nanos() as u64;
-                *runs += 1;
+                count_run(&mut times[at.0][at.1][first], started.elapsed().as_nanos() as u64);
             }
             first = end;
         }
         Ok(encoder)
+    }
+
+    /// Waits, and takes results and times; the status.
+    fn take(
+        &mut self,
+        at: (usize, usize),
+        mut encoder: wgpu::CommandEncoder,
+        results: &[Named],
+        host: &mut Arena,
+    ) -> Result<u32, GpuError> {
+        let WgpuDevice { staging, memory, stamps, times, .. } = self;
+        encoder.copy_buffer_to_buffer(&self.status, 0, staging.down(), 0, STATUS_BYTES);
+        let mut place = STATUS_BYTES;
+        for result in results {
+            let bytes = result.tensor.bytes();
+            staging.copy_down(&mut encoder, memory, result.tensor.offset, (place, bytes));
+            place += bytes.next_multiple_of(8);
+        }
+        let end = place + stamps.as_ref().map_or(0, |s| s.bring(&mut encoder, staging.down(), place));
+        staging.submit(encoder);
+        staging.taken(end, |bytes| {
+            let status = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            let mut place = STATUS_BYTES as usize;
+            for result in results {
+                let len = result.tensor.bytes() as usize;
+                if status == 0 {
+                    host.part(result.tensor.offset, len as u64).bytes_mut().copy_from_slice(&bytes[place..place + len]);
+                }
+                place += len.next_multiple_of(8);
+            }
+            if let (Some(stamps), Some(times)) = (stamps, times) {
+                stamps.read(&bytes[place..], |step, ns| count_run(&mut times[at.0][at.1][step], ns));
+            }
+            status
+        })
     }
 }
 
@@ -245,33 +293,17 @@ impl Device for WgpuDevice {
         let is_first = steps.start == 0;
         if is_first {
             encoder.clear_buffer(&self.status, 0, None);
-            self.bring(&mut encoder, entry, host)?;
+            let inputs = entry.inputs.iter().map(|n| (n.tensor.offset, host.tensor(&n.tensor)));
+            self.staging.bring(&mut encoder, &self.memory, inputs)?;
         }
         let is_last = steps.end == count;
-        let mut encoder = self.compute(at, steps, encoder)?;
+        let encoder = self.compute(at, steps, encoder)?;
         if !is_last && !waits {
             self.staging.submit(encoder);
             return if is_first { Ok(self.staging.reopen()?) } else { Ok(()) };
         }
-        encoder.copy_buffer_to_buffer(&self.status, 0, self.staging.down(), 0, STATUS_BYTES);
-        let mut place = STATUS_BYTES;
         let results: &[Named] = if is_last { &entry.results } else { &[] };
-        for result in results {
-            let bytes = result.tensor.bytes();
-            self.staging.copy_down(&mut encoder, &self.memory, result.tensor.offset, (place, bytes));
-            place += bytes.next_multiple_of(8);
-        }
-        self.staging.submit(encoder);
-        let stopped = self.staging.taken(place, |bytes| {
-            let status = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            let mut place = STATUS_BYTES as usize;
-            for result in results.iter().filter(|_| status == 0) {
-                let len = result.tensor.bytes() as usize;
-                host.part(result.tensor.offset, len as u64).bytes_mut().copy_from_slice(&bytes[place..place + len]);
-                place += len.next_multiple_of(8);
-            }
-            status
-        })?;
+        let stopped = self.take(at, encoder, results, host)?;
         if is_first {
             self.staging.reopen()?;
         }
