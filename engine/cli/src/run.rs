@@ -153,8 +153,7 @@ impl Run {
         let run_key = run_key(&record)?;
         // A GPU's steps are timed one by one, each after a wait, so only where that is asked for.
         let count_times = settings.device == DeviceChoice::Cpu || debug::level() >= 2;
-        let run_options =
-            RunOptions { count_times, work: Some(out.join(WORK)), device: settings.device, ..RunOptions::default() };
+        let run_options = RunOptions { count_times, work: Some(out.join(WORK)), ..settings.run_options() };
         let mut runner = Runner::with_phases(plans, run_options)?;
         runner.load(&model.files, options.seed)?;
         if tokenizer.vocab_len() > model.config.vocab {

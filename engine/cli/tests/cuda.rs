@@ -4,7 +4,7 @@
 mod made;
 
 use made::devices::{self, made_model, rows_of};
-use made::trace::Trace;
+use made::trace::{Trace, difference};
 use made::{MadeRows, SMALL, TIED, knobs, planned, program};
 use tinyforge::data::RowReader;
 use tinyforge::gpu::cuda::Open;
@@ -12,7 +12,7 @@ use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::train::Trainer;
 use tinyforge_cli::knobs::Knobs;
 use tinyforge_cli::model::Model;
-use tinyforge_cuda_shim::{ascending, descending};
+use tinyforge_cuda_shim::{ascending, ascending_by_library, descending, descending_by_library};
 
 const CUDA: &str = "device=\"cuda\"";
 
@@ -57,6 +57,42 @@ fn cuda_losses_are_the_cpus() {
 fn cuda_budgets_do_not_change_the_result() {
     if has_shim() {
         devices::budgets_do_not_change_the_result(CUDA, &ascends, &descends);
+    }
+}
+
+fn ascends_by_library(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    trace_by(model, pairs, steps, ascending_by_library)
+}
+
+fn descends_by_library(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    trace_by(model, pairs, steps, descending_by_library)
+}
+
+#[test]
+fn cuda_losses_by_a_library_are_the_cpus() {
+    if has_shim() {
+        devices::losses_are_the_cpus(CUDA, &ascends_by_library);
+    }
+}
+
+/// A product that is chosen by anything but a packed row's shape has other bits: the library's sums follow from all
+/// that it is told.
+#[test]
+fn cuda_products_by_a_library_do_not_change_with_budgets() {
+    if has_shim() {
+        devices::budgets_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
+        devices::windows_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
+    }
+}
+
+/// The library is there and is used: its sums are in another order than those of the kernels.
+#[test]
+fn cuda_a_library_gives_other_bits_than_kernels() {
+    if has_shim() {
+        let (_scratch, model) = made_model("cuda-library", TIED);
+        let pairs = ["scheme=\"full\"", CUDA];
+        let [kernels, library] = [ascends, ascends_by_library].map(|train| train(&model, &pairs, 2));
+        assert!(difference(&kernels, &library).is_some(), "no product was the library's");
     }
 }
 

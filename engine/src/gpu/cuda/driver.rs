@@ -1,5 +1,6 @@
 //! What the device asks of a driver.
 
+use super::matmul::{Matmul, Multiply, Product};
 use crate::gpu::{GpuError, Kernel, Params};
 
 /// Queues of a card. What is given to one is carried out in order; two of them wait for each other by events alone.
@@ -58,6 +59,8 @@ pub struct Facts {
     pub processors: u32,
     /// Whether copies run beside kernels, in both directions.
     pub copies_overlap: bool,
+    /// The library of dense products with its version, or why there is none.
+    pub library: Result<String, String>,
 }
 
 /// Memory, functions and streams of one card. Calls come from the thread that runs steps and from the one that moves
@@ -68,6 +71,13 @@ pub trait Driver: Send + Sync {
 
     /// Compiles a kernel, or finds it among those compiled before; with the threads of its blocks.
     fn function(&self, kernel: Kernel) -> Result<(Function, u32), String>;
+
+    /// Chooses a library's algorithm for a product, by everything that is said of it and nothing else: the same one
+    /// for the same words, which splits no sum among blocks. None where there is no library, or it has none.
+    fn product(&self, matmul: &Matmul) -> Result<Option<Product>, String> {
+        let _ = matmul;
+        Ok(None)
+    }
 
     /// The card's memory: the first of so many bytes, aligned to 256. Asked once; it lives as long as the driver.
     fn allocate(&self, bytes: u64) -> Result<u64, String>;
@@ -88,6 +98,9 @@ pub trait Driver: Send + Sync {
 
     /// Runs a kernel on the stream for them.
     fn launch(&self, call: &Call) -> Result<(), String>;
+
+    /// Runs a product on the stream for kernels.
+    fn multiply(&self, multiply: &Multiply) -> Result<(), String>;
 
     /// Copies from pinned memory to the card's, on the stream for that.
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String>;

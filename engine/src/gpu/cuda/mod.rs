@@ -6,8 +6,11 @@
 //! that events make, never from when streams happen to run.
 
 mod carrier;
+#[cfg(feature = "cuda")]
+mod cublaslt;
 mod device;
 mod driver;
+mod matmul;
 #[cfg(feature = "cuda")]
 mod nvidia;
 #[cfg(feature = "cuda")]
@@ -15,6 +18,7 @@ pub mod nvrtc;
 mod source;
 
 pub use driver::{Call, Driver, Event, Facts, Function, Open, Stream};
+pub use matmul::{Matmul, Matrix, Multiply, Product, WORKSPACE_BYTES};
 pub use source::{COMMON, FAMILIES, kernels, text};
 
 pub(crate) use device::CudaDevice;
@@ -26,7 +30,7 @@ use super::GpuKernels;
 pub const OPERAND_BYTES_MAX: u64 = 2 << 30;
 
 /// What the kernels can do.
-pub const KERNELS: GpuKernels = GpuKernels { operand_bytes_max: OPERAND_BYTES_MAX };
+pub const KERNELS: GpuKernels = GpuKernels { operand_bytes_max: OPERAND_BYTES_MAX, takes_products: true };
 
 /// Opens the card that a run takes where nothing else is said.
 ///

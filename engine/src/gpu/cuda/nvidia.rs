@@ -1,6 +1,8 @@
 //! The driver of NVIDIA's cards. Its library is looked for when it is first asked for.
 
+use super::cublaslt::CublasLt;
 use super::driver::{Call, Driver, Event, Facts, Function, Stream};
+use super::matmul::{Matmul, Multiply, Product};
 use super::nvrtc::compile_cached;
 use super::source;
 use crate::gpu::{GpuError, Kernel};
@@ -76,6 +78,8 @@ struct Card {
     streams: [sys::CUstream; 3],
     memory: OnceLock<sys::CUdeviceptr>,
     pinned: OnceLock<(NonNull<u8>, u64)>,
+    /// The library of dense products, or why there is none.
+    library: Result<Mutex<CublasLt>, String>,
     made: Mutex<Made>,
 }
 
@@ -114,8 +118,11 @@ impl Card {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(says)?;
         let (memory, pinned, made) = (OnceLock::new(), OnceLock::new(), Mutex::default());
         let streams = [std::ptr::null_mut(); 3];
-        let mut card = Card { device, context, capability, streams, memory, pinned, made };
+        let library = Err("not looked for yet".to_string());
+        let mut card = Card { device, context, capability, streams, memory, pinned, library, made };
         card.enter()?;
+        // What it takes of the card's memory is then not free any more for whoever asks.
+        card.library = CublasLt::open().map(Mutex::new);
         for stream in &mut card.streams {
             *stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(says)?;
         }
@@ -127,6 +134,10 @@ impl Card {
     fn enter(&self) -> Result<(), String> {
         // SAFETY: the context is retained until the card is dropped.
         unsafe { result::ctx::set_current(self.context) }.map_err(says)
+    }
+
+    fn library(&self) -> Option<MutexGuard<'_, CublasLt>> {
+        self.library.as_ref().ok().map(|l| l.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn made(&self) -> MutexGuard<'_, Made> {
@@ -167,6 +178,7 @@ impl Drop for Card {
         // come to rest. Errors have nobody to tell, and the process's end gives back what is left.
         unsafe {
             let _ = result::ctx::synchronize();
+            self.library = Err("the card is given back".to_string());
             for &event in &made.events {
                 let _ = result::event::destroy(event);
             }
@@ -210,6 +222,10 @@ impl Driver for Card {
             driver: (version / 1000, version % 1000 / 10),
             processors: u32::try_from(processors).unwrap_or(0),
             copies_overlap: engines >= 2,
+            library: self
+                .library()
+                .map(|l| l.name.clone())
+                .ok_or_else(|| self.library.as_ref().err().cloned().unwrap_or_default()),
         })
     }
 
@@ -239,6 +255,11 @@ impl Driver for Card {
         made.functions.push(function);
         made.by_kernel.insert(kernel, (number, threads));
         Ok((number, threads))
+    }
+
+    fn product(&self, matmul: &Matmul) -> Result<Option<Product>, String> {
+        self.enter()?;
+        self.library().map_or(Ok(None), |mut library| library.product(matmul))
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64, String> {
@@ -287,6 +308,12 @@ impl Driver for Card {
         // indices that come with the data with their limits.
         unsafe { result::launch_kernel(function, (x, y, z), (call.threads, 1, 1), 0, self.streams[0], args) }
             .map_err(says)
+    }
+
+    fn multiply(&self, multiply: &Multiply) -> Result<(), String> {
+        self.enter()?;
+        let library = self.library().ok_or("the library is not there that made the product")?;
+        library.multiply(multiply, self.streams[0])
     }
 
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {

@@ -3,16 +3,19 @@
 //! Every .cu file is compiled as C++ with `shim.h` into a library of its own, when its first kernel is asked for. The
 //! [`Driver`] here is as late as events let it be: what streams were given is carried out when the host waits, in an
 //! order that a seed picks among those that the events leave open. So a copy that nothing waits for comes too late in
-//! some order, and two runs that must agree do not. Not for speed.
+//! some order, and two runs that must agree do not. It may have a library of dense products, which takes the arguments
+//! of cuBLASLt. Not for speed.
 
 mod library;
+mod products;
 mod streams;
 
 use library::Library;
+use products::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use streams::{Streams, Task};
-use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Stream};
+use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Matmul, Multiply, Product, Stream};
 use tinyforge::gpu::{GpuError, Kernel};
 
 /// What there is to compile with, or why there is nothing.
@@ -28,7 +31,7 @@ pub fn compiler() -> Result<String, String> {
 /// # Errors
 /// The compiler is missing.
 pub fn ascending() -> Result<Box<dyn Driver>, GpuError> {
-    Host::open(false, 1)
+    Host::open(false, false)
 }
 
 /// Threads and blocks from the last to the first, and the streams in another order.
@@ -36,12 +39,29 @@ pub fn ascending() -> Result<Box<dyn Driver>, GpuError> {
 /// # Errors
 /// The compiler is missing.
 pub fn descending() -> Result<Box<dyn Driver>, GpuError> {
-    Host::open(true, 2)
+    Host::open(true, false)
+}
+
+/// As [`ascending`], with a library of dense products.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn ascending_by_library() -> Result<Box<dyn Driver>, GpuError> {
+    Host::open(false, true)
+}
+
+/// As [`descending`], with a library of dense products.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn descending_by_library() -> Result<Box<dyn Driver>, GpuError> {
+    Host::open(true, true)
 }
 
 /// Memory of the host that is used as a card's.
 struct Host {
     descending: bool,
+    has_library: bool,
     state: Mutex<State>,
 }
 
@@ -50,6 +70,7 @@ struct State {
     pinned: Vec<u8>,
     functions: Vec<(library::Entry, Kernel)>,
     by_kernel: BTreeMap<Kernel, (Function, u32)>,
+    products: Vec<Matmul>,
     streams: Streams,
 }
 
@@ -62,8 +83,9 @@ impl Memory {
     fn base(&self) -> u64 {
         (self.0.as_ptr() as u64).next_multiple_of(256)
     }
+}
 
-    /// The bytes from an address on.
+impl products::Bytes for Memory {
     fn bytes(&mut self, address: u64, bytes: u64) -> Result<&mut [u8], String> {
         let skip = self.base() - self.0.as_ptr() as u64;
         let from = address.checked_sub(self.base()).map(|at| at + skip);
@@ -76,16 +98,17 @@ impl Memory {
 }
 
 impl Host {
-    fn open(descending: bool, seed: u64) -> Result<Box<dyn Driver>, GpuError> {
+    fn open(descending: bool, has_library: bool) -> Result<Box<dyn Driver>, GpuError> {
         compiler().map_err(|why| GpuError::Absent { kind: "cuda-shim", why })?;
         let state = State {
             memory: Memory::default(),
             pinned: Vec::new(),
             functions: Vec::new(),
             by_kernel: BTreeMap::new(),
-            streams: Streams::new(seed),
+            products: Vec::new(),
+            streams: Streams::new(if descending { 2 } else { 1 }),
         };
-        Ok(Box::new(Host { descending, state: Mutex::new(state) }))
+        Ok(Box::new(Host { descending, has_library, state: Mutex::new(state) }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -109,6 +132,10 @@ impl State {
                     return Err(format!("`{}`: address {outside} is not in the card's memory", kernel.entry));
                 }
                 entry.launch(&call, kernel.storage, descending).map_err(|why| format!("`{}`: {why}", kernel.entry))
+            }
+            Task::Multiply(multiply) => {
+                let matmul = &self.products[multiply.product.0 as usize];
+                products::multiply(&mut self.memory, matmul, &multiply)
             }
             Task::Up { pinned, address, bytes } => {
                 let from = &self.pinned[pinned as usize..(pinned + bytes) as usize];
@@ -138,6 +165,7 @@ impl Driver for Host {
             driver: (0, 0),
             processors: 1,
             copies_overlap: true,
+            library: if self.has_library { Ok("the host".to_string()) } else { Err("not asked for".to_string()) },
         })
     }
 
@@ -155,6 +183,12 @@ impl Driver for Host {
         state.functions.push((entry, kernel));
         state.by_kernel.insert(kernel, (function, threads));
         Ok((function, threads))
+    }
+
+    fn product(&self, matmul: &Matmul) -> Result<Option<Product>, String> {
+        let mut state = self.state();
+        state.products.push(*matmul);
+        Ok(self.has_library.then_some(Product(state.products.len() as u32 - 1)))
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64, String> {
@@ -189,6 +223,10 @@ impl Driver for Host {
             return Err(format!("`{name}` takes {operands} arguments, its row gives {}", call.pointers.len() + 1));
         }
         self.give(Stream::Compute, Task::Launch(call.clone()))
+    }
+
+    fn multiply(&self, multiply: &Multiply) -> Result<(), String> {
+        self.give(Stream::Compute, Task::Multiply(*multiply))
     }
 
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {

@@ -1,13 +1,15 @@
 //! Streams whose tasks are carried out as late as their events let them, in an order that a seed picks.
 
 use std::collections::VecDeque;
-use tinyforge::gpu::cuda::{Call, Event, Stream};
+use tinyforge::gpu::cuda::{Call, Event, Multiply, Stream};
 
 /// What a stream was given.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Task {
     /// Run a kernel.
     Launch(Call),
+    /// Run a product.
+    Multiply(Multiply),
     /// Copy from pinned memory.
     Up { pinned: u64, address: u64, bytes: u64 },
     /// Copy to pinned memory.
