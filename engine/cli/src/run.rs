@@ -151,7 +151,7 @@ impl Run {
             model_files,
         };
         let run_key = run_key(&record)?;
-        // A GPU's steps are timed one by one, each after a wait, so only where that is asked for.
+        // A GPU's steps are timed one by one, each after a wait or between marks, so only where that is asked for.
         let count_times = settings.device == DeviceChoice::Cpu || debug::level() >= 2;
         let run_options = RunOptions { count_times, work: Some(out.join(WORK)), ..settings.run_options() };
         let mut runner = Runner::with_phases(plans, run_options)?;

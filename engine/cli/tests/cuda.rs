@@ -12,7 +12,7 @@ use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::train::Trainer;
 use tinyforge_cli::knobs::Knobs;
 use tinyforge_cli::model::Model;
-use tinyforge_cuda_shim::{ascending, ascending_by_library, descending, descending_by_library};
+use tinyforge_cuda_shim::{TASK_NS, ascending, ascending_by_library, descending, descending_by_library};
 
 const CUDA: &str = "device=\"cuda\"";
 
@@ -81,6 +81,12 @@ fn cuda_losses_by_a_library_are_the_cpus() {
 fn cuda_products_by_a_library_do_not_change_with_budgets() {
     if has_shim() {
         devices::budgets_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
+    }
+}
+
+#[test]
+fn cuda_products_by_a_library_do_not_change_with_windows() {
+    if has_shim() {
         devices::windows_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
     }
 }
@@ -146,6 +152,31 @@ fn cuda_a_token_outside_of_the_vocabulary_stops_the_run() {
     for pairs in [&["scheme=\"full\"", CUDA][..], &["scheme=\"full\"", "window=\"1\"", CUDA]] {
         assert_eq!(cpu, error_of(pairs, Some(ascending)), "{pairs:?}");
     }
+}
+
+/// Every launch takes as long as another there, and nothing else runs between the steps of a plan that streams nothing.
+#[test]
+fn cuda_times_are_those_of_events() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-times", SMALL);
+    let knobs = knobs(&["scheme=\"full\"", "micro_batch=1", CUDA]);
+    let (plans, options) = planned(&model, &knobs);
+    let device = knobs.settings().expect("settings").device;
+    let run_options = RunOptions { device, driver: Some(ascending), count_times: true, ..RunOptions::default() };
+    let mut runner = Runner::with_phases(plans, run_options).expect("runs");
+    runner.load(&model.files, options.seed).expect("loads");
+    let rows = rows_of(&model, &knobs);
+    let mut trainer = Trainer::new(runner, options, rows.rows());
+    (0..2).for_each(|_| trainer.step(&rows).map(drop).expect("trains"));
+    let mut counted = 0;
+    for (step, ns, runs) in trainer.runner_mut().times() {
+        let launches = tinyforge::gpu::work(step).expect("a row").launches.len() as u64;
+        assert_eq!(ns, launches * runs * TASK_NS, "{} {}, {runs} runs", step.kernel, step.label);
+        counted += runs;
+    }
+    assert!(counted > 0, "no step was counted");
 }
 
 /// Needs nothing: a card that is not there is told with the way out.

@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 use tinyforge_kernels::f32::optimizer::{SIGNED, UNSIGNED};
 use tinyforge_plan::{Entry as PlanEntry, Named, Plan, Step, Tensor};
 
@@ -58,8 +57,42 @@ pub(crate) struct CudaDevice {
     arrived: Event,
     /// By phase and entry.
     code: Vec<Vec<Code>>,
-    /// By phase and entry, where times are counted.
-    times: Option<Vec<Vec<Times>>>,
+    /// Where times are counted.
+    clock: Option<Clock>,
+}
+
+/// Times of steps, by what the card's events tell: nobody waits for a step.
+struct Clock {
+    /// By phase and entry.
+    times: Vec<Vec<Times>>,
+    /// Before and behind every step of the longest entry.
+    events: Vec<[Event; 2]>,
+    /// Steps of the entry that runs whose times were not read yet.
+    launched: Vec<usize>,
+}
+
+impl Clock {
+    fn new(driver: &dyn Driver, code: &[Vec<Code>]) -> Result<Clock, String> {
+        let zeros = |c: &Code| vec![(0, 0); c.len()];
+        let longest = code.iter().flatten().map(Vec::len).max().unwrap_or(0);
+        let pair = |_| Ok([driver.timer()?, driver.timer()?]);
+        Ok(Clock {
+            times: code.iter().map(|p| p.iter().map(zeros).collect()).collect(),
+            events: (0..longest).map(pair).collect::<Result<_, String>>()?,
+            launched: Vec::with_capacity(longest),
+        })
+    }
+
+    /// Adds the times of steps that have ended.
+    fn read(&mut self, driver: &dyn Driver, at: (usize, usize)) -> Result<(), String> {
+        for step in self.launched.drain(..) {
+            let [from, to] = self.events[step];
+            let (ns, runs) = &mut self.times[at.0][at.1][step];
+            *ns += driver.elapsed_ns(from, to)?;
+            *runs += 1;
+        }
+        Ok(())
+    }
 }
 
 /// Where the plan's addresses are on the card: in one allocation, the status, the tables and the workspace of products
@@ -243,10 +276,9 @@ impl CudaDevice {
         let event = || driver.event().map_err(lost);
         let (uploaded, computed, arrived) = (event()?, event()?, event()?);
         let code = code(&*driver, &places, (plans, &works), rounds_to_tf32).map_err(lost)?;
-        let zeros = |c: &Code| vec![(0, 0); c.len()];
-        let times = count_times.then(|| code.iter().map(|p| p.iter().map(zeros).collect()).collect());
+        let clock = count_times.then(|| Clock::new(&*driver, &code)).transpose().map_err(lost)?;
         let device =
-            CudaDevice { driver, name, places, up_bytes, down_bytes, uploaded, computed, arrived, code, times };
+            CudaDevice { driver, name, places, up_bytes, down_bytes, uploaded, computed, arrived, code, clock };
         let codes = [*SIGNED.values(), *UNSIGNED.values()].concat();
         device.told(device.send(device.places.tables(), bytemuck::cast_slice(&codes)))?;
         Ok(device)
@@ -294,23 +326,17 @@ impl CudaDevice {
         self.driver.follow(Stream::Compute, self.uploaded)
     }
 
-    /// Launches steps; where times are counted, waits for each.
+    /// Launches steps; where times are counted, between two events each.
     fn compute(&mut self, at: (usize, usize), steps: Range<usize>) -> Result<(), String> {
+        let driver = &*self.driver;
         for step in steps {
-            if self.times.is_some() {
-                self.finish()?;
+            if let Some(clock) = &self.clock {
+                driver.record(clock.events[step][0], Stream::Compute)?;
             }
-            let started = Instant::now();
-            for order in &self.code[at.0][at.1][step] {
-                order.give(&*self.driver)?;
-            }
-            if self.times.is_some() {
-                self.finish()?;
-            }
-            if let Some(times) = &mut self.times {
-                let (ns, runs) = &mut times[at.0][at.1][step];
-                *ns += started.elapsed().as_nanos() as u64;
-                *runs += 1;
+            self.code[at.0][at.1][step].iter().try_for_each(|order| order.give(driver))?;
+            if let Some(clock) = &mut self.clock {
+                driver.record(clock.events[step][1], Stream::Compute)?;
+                clock.launched.push(step);
             }
         }
         Ok(())
@@ -356,6 +382,7 @@ impl CudaDevice {
         host: &Arena,
     ) -> Result<(), String> {
         if steps.start == 0 {
+            self.clock.iter_mut().for_each(|clock| clock.launched.clear());
             self.driver.set(self.places.status(), STATUS_BYTES, 0)?;
             self.send_inputs(entry, host)?;
         }
@@ -396,7 +423,10 @@ impl Device for CudaDevice {
         let results = if steps.end == entry.steps.len() { Some(&entry.results[..]) } else { None };
         let result = self.run_steps(at, entry, steps, host).and_then(|()| match results {
             None if !waits => Ok(0),
-            results => self.bring_results(results.unwrap_or_default(), host),
+            results => {
+                let status = self.bring_results(results.unwrap_or_default(), host)?;
+                self.clock.iter_mut().try_for_each(|clock| clock.read(&*self.driver, at)).map(|()| status)
+            }
         });
         if result.is_err() {
             self.rest();
@@ -414,6 +444,6 @@ impl Device for CudaDevice {
     }
 
     fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]> {
-        self.times.as_ref().map(|t| t[at.0][at.1].as_slice())
+        self.clock.as_ref().map(|clock| clock.times[at.0][at.1].as_slice())
     }
 }

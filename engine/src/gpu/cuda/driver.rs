@@ -96,6 +96,12 @@ pub trait Driver: Send + Sync {
     /// A new event.
     fn event(&self) -> Result<Event, String>;
 
+    /// A new event that knows when it was reached.
+    fn timer(&self) -> Result<Event, String>;
+
+    /// Nanoseconds from one event of [`Driver::timer`] to another; both were reached.
+    fn elapsed_ns(&self, from: Event, to: Event) -> Result<u64, String>;
+
     /// Runs a kernel on the stream for them.
     fn launch(&self, call: &Call) -> Result<(), String>;
 

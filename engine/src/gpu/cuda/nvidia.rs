@@ -149,6 +149,14 @@ impl Card {
         self.streams[at]
     }
 
+    fn new_event(&self, flags: sys::CUevent_flags) -> Result<Event, String> {
+        self.enter()?;
+        let event = result::event::create(flags).map_err(says)?;
+        let mut made = self.made();
+        made.events.push(event);
+        Ok(Event(made.events.len() as u32 - 1))
+    }
+
     /// So many bytes of pinned memory.
     fn place(&self, at: u64, bytes: u64) -> *mut u8 {
         let (first, len) = self.pinned.get().expect("pinned memory was asked for at load");
@@ -286,11 +294,19 @@ impl Driver for Card {
     }
 
     fn event(&self) -> Result<Event, String> {
+        self.new_event(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn timer(&self) -> Result<Event, String> {
+        self.new_event(sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn elapsed_ns(&self, from: Event, to: Event) -> Result<u64, String> {
         self.enter()?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(says)?;
-        let mut made = self.made();
-        made.events.push(event);
-        Ok(Event(made.events.len() as u32 - 1))
+        let [from, to] = [from, to].map(|event| self.made().events[event.0 as usize]);
+        // SAFETY: both live as long as the card.
+        let ms = unsafe { result::event::elapsed(from, to) }.map_err(says)?;
+        Ok((f64::from(ms) * 1e6) as u64)
     }
 
     fn launch(&self, call: &Call) -> Result<(), String> {

@@ -14,6 +14,7 @@ use library::Library;
 use products::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+pub use streams::TASK_NS;
 use streams::{Streams, Task};
 use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Matmul, Multiply, Product, Stream};
 use tinyforge::gpu::{GpuError, Kernel};
@@ -214,6 +215,14 @@ impl Driver for Host {
 
     fn event(&self) -> Result<Event, String> {
         Ok(self.state().streams.event())
+    }
+
+    fn timer(&self) -> Result<Event, String> {
+        self.event()
+    }
+
+    fn elapsed_ns(&self, from: Event, to: Event) -> Result<u64, String> {
+        self.state().streams.elapsed_ns(from, to)
     }
 
     fn launch(&self, call: &Call) -> Result<(), String> {
