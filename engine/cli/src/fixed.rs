@@ -80,13 +80,16 @@ pub fn cuda_parts() -> Vec<Fixed> {
     const KERNEL_BYTES: u64 = 32 << 20;
     /// Code of the library's kernels, a few for a plan's shapes, which the driver loads when they first run.
     const LIBRARY_BYTES: u64 = 64 << 20;
+    /// Recorded launches of resident plans, at about a KiB each.
+    const RECORDING_BYTES: u64 = 32 << 20;
     let fixed = |name: &str, bytes: u64| Fixed { name: name.to_string(), bytes };
     let context = match tinyforge::gpu::cuda::cards().first() {
         Some(card) => fixed("context, and others on the card", card.total_bytes.saturating_sub(card.free_bytes)),
         None => fixed("context, were there a card", CONTEXT_BYTES),
     };
     let products = fixed("products", LIBRARY_BYTES + WORKSPACE_BYTES);
-    vec![context, fixed("kernels", KERNEL_BYTES), products, fixed("tables", 4096)]
+    let recordings = fixed("recorded launches", RECORDING_BYTES);
+    vec![context, fixed("kernels", KERNEL_BYTES), products, recordings, fixed("tables", 4096)]
 }
 
 /// Bytes of the mapped files of this process: the program and its libraries.

@@ -12,7 +12,7 @@ use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::train::Trainer;
 use tinyforge_cli::knobs::Knobs;
 use tinyforge_cli::model::Model;
-use tinyforge_cuda_shim::{TASK_NS, ascending, ascending_by_library, descending, descending_by_library};
+use tinyforge_cuda_shim::{TASK_NS, ascending, ascending_by_library, descending, descending_by_library, replays};
 
 const CUDA: &str = "device=\"cuda\"";
 
@@ -151,6 +151,22 @@ fn cuda_a_token_outside_of_the_vocabulary_stops_the_run() {
     let cpu = error_of(&["scheme=\"full\""], None);
     for pairs in [&["scheme=\"full\"", CUDA][..], &["scheme=\"full\"", "window=\"1\"", CUDA]] {
         assert_eq!(cpu, error_of(pairs, Some(ascending)), "{pairs:?}");
+    }
+}
+
+/// Learning rate, step and data change from run to run, and a recording does not: what it computes is what launches
+/// compute, which the other order always does. The first run of an entry is not recorded.
+#[test]
+fn cuda_recordings_are_the_launches() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-recorded", TIED);
+    for base in [&["scheme=\"full\"", "micro_batch=1", "warmup=3", CUDA][..], &["scheme=\"lora\"", "clip=0.05", CUDA]] {
+        let before = replays();
+        let recorded = ascends(&model, base, 5);
+        assert!(replays() >= before + 4, "{base:?}: steps after the first are recorded");
+        assert_eq!(difference(&recorded, &descends(&model, base, 5)), None, "{base:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! A plan on a card: its launches made ready, and run.
 
 use super::carrier::{self, CudaCarrier, Way};
-use super::driver::{Call, Driver, Event, Function, Stream};
+use super::driver::{Call, Driver, Event, Function, Recording, Stream};
 use super::matmul::{Matmul, Multiply, Product, WORKSPACE_BYTES};
 use crate::arena::Arena;
 use crate::far::{Carrier, Files};
@@ -57,8 +57,24 @@ pub(crate) struct CudaDevice {
     arrived: Event,
     /// By phase and entry.
     code: Vec<Vec<Code>>,
+    /// By phase and entry.
+    recorded: Vec<Vec<Recorded>>,
     /// Where times are counted.
     clock: Option<Clock>,
+}
+
+/// How far an entry is recorded. What changes from run to run lies in the card's memory, so that a recording is always
+/// the same launches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Recorded {
+    /// It never is: it streams, its steps are timed, or the driver cannot.
+    Never,
+    /// It will be once it has run: then all that its launches need is loaded.
+    BeforeFirst,
+    /// It will be now.
+    Next,
+    /// It is.
+    Done(Recording),
 }
 
 /// Times of steps, by what the card's events tell: nobody waits for a step.
@@ -277,8 +293,21 @@ impl CudaDevice {
         let (uploaded, computed, arrived) = (event()?, event()?, event()?);
         let code = code(&*driver, &places, (plans, &works), rounds_to_tf32).map_err(lost)?;
         let clock = count_times.then(|| Clock::new(&*driver, &code)).transpose().map_err(lost)?;
-        let device =
-            CudaDevice { driver, name, places, up_bytes, down_bytes, uploaded, computed, arrived, code, clock };
+        let first = if is_streamed || count_times { Recorded::Never } else { Recorded::BeforeFirst };
+        let recorded = code.iter().map(|entries| vec![first; entries.len()]).collect();
+        let device = CudaDevice {
+            driver,
+            name,
+            places,
+            up_bytes,
+            down_bytes,
+            uploaded,
+            computed,
+            arrived,
+            code,
+            recorded,
+            clock,
+        };
         let codes = [*SIGNED.values(), *UNSIGNED.values()].concat();
         device.told(device.send(device.places.tables(), bytemuck::cast_slice(&codes)))?;
         Ok(device)
@@ -326,8 +355,26 @@ impl CudaDevice {
         self.driver.follow(Stream::Compute, self.uploaded)
     }
 
-    /// Launches steps; where times are counted, between two events each.
+    /// Launches steps; a whole entry at once where it is recorded.
     fn compute(&mut self, at: (usize, usize), steps: Range<usize>) -> Result<(), String> {
+        if steps != (0..self.code[at.0][at.1].len()) {
+            return self.launch(at, steps);
+        }
+        if self.recorded[at.0][at.1] == Recorded::Next {
+            let (driver, code) = (&*self.driver, &self.code[at.0][at.1]);
+            let give = || code.iter().flatten().try_for_each(|order| order.give(driver));
+            self.recorded[at.0][at.1] = driver.capture(&give)?.map_or(Recorded::Never, Recorded::Done);
+        }
+        match &mut self.recorded[at.0][at.1] {
+            Recorded::Done(recording) => return self.driver.replay(*recording),
+            recorded if *recorded == Recorded::BeforeFirst => *recorded = Recorded::Next,
+            _ => {}
+        }
+        self.launch(at, steps)
+    }
+
+    /// Launches steps one by one; where times are counted, between two events each.
+    fn launch(&mut self, at: (usize, usize), steps: Range<usize>) -> Result<(), String> {
         let driver = &*self.driver;
         for step in steps {
             if let Some(clock) = &self.clock {

@@ -27,6 +27,10 @@ pub struct Event(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Function(pub u32);
 
+/// What the stream for kernels was given once, to be given again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recording(pub u32);
+
 /// A launch, ready: a function, its grid, its family's parameters, and where its operands are.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Call {
@@ -107,6 +111,13 @@ pub trait Driver: Send + Sync {
 
     /// Runs a product on the stream for kernels.
     fn multiply(&self, multiply: &Multiply) -> Result<(), String>;
+
+    /// Keeps what `give` gives to the stream for kernels, and runs none of it. None where the driver cannot: whoever
+    /// asked then gives it as before.
+    fn capture(&self, give: &dyn Fn() -> Result<(), String>) -> Result<Option<Recording>, String>;
+
+    /// Gives the stream for kernels all of a recording, at once.
+    fn replay(&self, recording: Recording) -> Result<(), String>;
 
     /// Copies from pinned memory to the card's, on the stream for that.
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String>;

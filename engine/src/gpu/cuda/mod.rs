@@ -2,7 +2,8 @@
 //!
 //! Everything is made at load: kernels, one allocation with the plan's offsets, the launches, and the pinned memory
 //! that copies go through. What is asked of the driver is a trait ([`Driver`]), so that the order of launches and
-//! copies, and the kernels, are tested where there is no card. Invariant: what a run computes follows from the order
+//! copies, and the kernels, are tested where there is no card. A resident entry is recorded at its second run and given
+//! to the card at once from then on. Invariant: what a run computes follows from the order
 //! that events make, never from when streams happen to run.
 
 mod carrier;
@@ -17,7 +18,7 @@ mod nvidia;
 pub mod nvrtc;
 mod source;
 
-pub use driver::{Call, Driver, Event, Facts, Function, Open, Stream};
+pub use driver::{Call, Driver, Event, Facts, Function, Open, Recording, Stream};
 pub use matmul::{Matmul, Matrix, Multiply, Product, WORKSPACE_BYTES};
 pub use source::{COMMON, FAMILIES, kernels, text};
 

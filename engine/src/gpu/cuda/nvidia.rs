@@ -1,7 +1,7 @@
 //! The driver of NVIDIA's cards. Its library is looked for when it is first asked for.
 
 use super::cublaslt::CublasLt;
-use super::driver::{Call, Driver, Event, Facts, Function, Stream};
+use super::driver::{Call, Driver, Event, Facts, Function, Recording, Stream};
 use super::matmul::{Matmul, Multiply, Product};
 use super::nvrtc::compile_cached;
 use super::source;
@@ -87,6 +87,7 @@ struct Card {
 #[derive(Default)]
 struct Made {
     events: Vec<sys::CUevent>,
+    recordings: Vec<sys::CUgraphExec>,
     modules: BTreeMap<(&'static str, DType), sys::CUmodule>,
     functions: Vec<sys::CUfunction>,
     by_kernel: BTreeMap<Kernel, (Function, u32)>,
@@ -157,6 +158,25 @@ impl Card {
         Ok(Event(made.events.len() as u32 - 1))
     }
 
+    /// What the stream for kernels is given by `give`, as a graph that can be launched.
+    #[expect(unsafe_code, reason = "the driver is a C library")]
+    fn graph(&self, give: &dyn Fn() -> Result<(), String>) -> Result<sys::CUgraphExec, String> {
+        // Another thread's calls have nothing to do with it.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as the card; a capture that was begun is ended, whatever comes between; the
+        // graph is given back once, after the executable one was made of it.
+        unsafe {
+            result::stream::begin_capture(self.streams[0], mode).map_err(says)?;
+            let given = give();
+            let graph = result::stream::end_capture(self.streams[0]).map_err(says);
+            let graph = given.and(graph)?;
+            let made = sys::CUgraphInstantiate_flags(0);
+            let made = result::graph::instantiate(graph, made).map_err(says);
+            let _ = result::graph::destroy(graph);
+            made
+        }
+    }
+
     /// So many bytes of pinned memory.
     fn place(&self, at: u64, bytes: u64) -> *mut u8 {
         let (first, len) = self.pinned.get().expect("pinned memory was asked for at load");
@@ -189,6 +209,9 @@ impl Drop for Card {
             self.library = Err("the card is given back".to_string());
             for &event in &made.events {
                 let _ = result::event::destroy(event);
+            }
+            for &recording in &made.recordings {
+                let _ = result::graph::exec_destroy(recording);
             }
             for &module in made.modules.values() {
                 let _ = result::module::unload(module);
@@ -330,6 +353,21 @@ impl Driver for Card {
         self.enter()?;
         let library = self.library().ok_or("the library is not there that made the product")?;
         library.multiply(multiply, self.streams[0])
+    }
+
+    fn capture(&self, give: &dyn Fn() -> Result<(), String>) -> Result<Option<Recording>, String> {
+        self.enter()?;
+        let Ok(graph) = self.graph(give) else { return Ok(None) };
+        let mut made = self.made();
+        made.recordings.push(graph);
+        Ok(Some(Recording(made.recordings.len() as u32 - 1)))
+    }
+
+    fn replay(&self, recording: Recording) -> Result<(), String> {
+        self.enter()?;
+        let graph = self.made().recordings[recording.0 as usize];
+        // SAFETY: both live as long as the card; what the graph does was checked when it was given.
+        unsafe { result::graph::launch(graph, self.streams[0]) }.map_err(says)
     }
 
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {

@@ -13,10 +13,11 @@ mod streams;
 use library::Library;
 use products::Bytes;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use streams::TASK_NS;
 use streams::{Streams, Task};
-use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Matmul, Multiply, Product, Stream};
+use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Matmul, Multiply, Product, Recording, Stream};
 use tinyforge::gpu::{GpuError, Kernel};
 
 /// What there is to compile with, or why there is nothing.
@@ -27,7 +28,15 @@ pub fn compiler() -> Result<String, String> {
     library::compiler()
 }
 
-/// Threads of a block one after the other, and the streams in one order.
+/// Recordings that were given again, by all drivers of this process.
+static REPLAYS: AtomicU64 = AtomicU64::new(0);
+
+/// How many recordings were given again until now.
+pub fn replays() -> u64 {
+    REPLAYS.load(Ordering::Relaxed)
+}
+
+/// Threads of a block one after the other, and the streams in one order; it records launches, and gives them again.
 ///
 /// # Errors
 /// The compiler is missing.
@@ -35,7 +44,7 @@ pub fn ascending() -> Result<Box<dyn Driver>, GpuError> {
     Host::open(false, false)
 }
 
-/// Threads and blocks from the last to the first, and the streams in another order.
+/// Threads and blocks from the last to the first, and the streams in another order; it records nothing.
 ///
 /// # Errors
 /// The compiler is missing.
@@ -72,6 +81,9 @@ struct State {
     functions: Vec<(library::Entry, Kernel)>,
     by_kernel: BTreeMap<Kernel, (Function, u32)>,
     products: Vec<Matmul>,
+    /// What is being recorded.
+    recording: Option<Vec<Task>>,
+    recordings: Vec<Vec<Task>>,
     streams: Streams,
 }
 
@@ -107,6 +119,8 @@ impl Host {
             functions: Vec::new(),
             by_kernel: BTreeMap::new(),
             products: Vec::new(),
+            recording: None,
+            recordings: Vec::new(),
             streams: Streams::new(if descending { 2 } else { 1 }),
         };
         Ok(Box::new(Host { descending, has_library, state: Mutex::new(state) }))
@@ -117,7 +131,12 @@ impl Host {
     }
 
     fn give(&self, stream: Stream, task: Task) -> Result<(), String> {
-        self.state().streams.give(stream, task);
+        let state = &mut *self.state();
+        match (&mut state.recording, &task) {
+            (Some(recording), Task::Launch(_) | Task::Multiply(_)) => recording.push(task),
+            (Some(_), _) => return Err(format!("{task:?} while launches are recorded")),
+            (None, _) => state.streams.give(stream, task),
+        }
         Ok(())
     }
 }
@@ -238,6 +257,23 @@ impl Driver for Host {
         self.give(Stream::Compute, Task::Multiply(*multiply))
     }
 
+    fn capture(&self, give: &dyn Fn() -> Result<(), String>) -> Result<Option<Recording>, String> {
+        if self.descending {
+            return Ok(None);
+        }
+        self.state().recording = Some(Vec::new());
+        let given = give();
+        let state = &mut *self.state();
+        state.recordings.extend(state.recording.take());
+        given.map(|()| Some(Recording(state.recordings.len() as u32 - 1)))
+    }
+
+    fn replay(&self, recording: Recording) -> Result<(), String> {
+        REPLAYS.fetch_add(1, Ordering::Relaxed);
+        let tasks = self.state().recordings[recording.0 as usize].clone();
+        tasks.into_iter().try_for_each(|task| self.give(Stream::Compute, task))
+    }
+
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
         self.give(Stream::Up, Task::Up { pinned, address, bytes })
     }
@@ -251,6 +287,9 @@ impl Driver for Host {
     }
 
     fn record(&self, event: Event, stream: Stream) -> Result<(), String> {
+        if self.state().recording.is_some() {
+            return Err("an event is marked while launches are recorded".to_string());
+        }
         self.state().streams.record(event, stream);
         Ok(())
     }
