@@ -3,8 +3,8 @@
 //! Everything is made at load: kernels, one allocation with the plan's offsets, the launches, and the pinned memory
 //! that copies go through. What is asked of the driver is a trait ([`Driver`]), so that the order of launches and
 //! copies, and the kernels, are tested where there is no card. A resident entry is recorded at its second run and given
-//! to the card at once from then on. Invariant: what a run computes follows from the order
-//! that events make, never from when streams happen to run.
+//! to the card at once from then on. Invariant: what a run computes follows from the order that events make, never from
+//! when streams happen to run.
 
 mod carrier;
 #[cfg(feature = "cuda")]
