@@ -71,23 +71,16 @@ fn plan_body(scheme: &str, micro_batches: u32) -> Vec<u8> {
     let graph = parse_graph(GRAPH).expect("a valid graph");
     let optimizer = Optimizer { rule: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: Some(1.0) };
     let request = Request {
-        name: scheme.to_owned(),
-        entries: vec![Entry { name: "train".into(), graph, role: Role::Train { micro_batches } }],
         scheme: Scheme::parse(scheme).expect("a scheme"),
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
         optimizer,
-        clip_by: None,
         recompute: Recompute::Auto,
-        arena_bytes_max: None,
-        window: None,
-        target: Target::CPU,
-        kernels: &CpuKernels { threads: 1 },
         source: &|_| Source::File { file: 0, offset: 64, dtype: DType::F32, transpose: false },
         files: vec!["model.safetensors".into()],
-        threads: 1,
-        dump: None,
+        ..Request::plain(
+            scheme,
+            vec![Entry { name: "train".into(), graph, role: Role::Train { micro_batches } }],
+            &CpuKernels { threads: 1 },
+        )
     };
     let mut plan = compile(&request).expect("a small plan").plan;
     plan.fixed = [("code", u64::MAX - 7), ("heap", 8)].map(|(name, bytes)| Fixed { name: name.into(), bytes }).into();

@@ -25,7 +25,7 @@ use crate::passes::{
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
 use std::collections::HashSet;
-use tinyforge_plan::{Kernels, Peak, Plan, Source};
+use tinyforge_plan::{DType, Kernels, Peak, Plan, Source};
 
 /// Makes an int8 network of a float one, before everything else: what it gives is compiled as an imported one is.
 ///
@@ -101,6 +101,9 @@ pub struct Request<'a> {
     pub arena_bytes_max: Option<u64>,
     /// Blocks that the near memory holds at a time, the others living in the far one; `None` keeps all of them.
     pub window: Option<Window>,
+    /// Whether, with a window, embeddings and heads larger than a block come and go as blocks do; `None` does that only
+    /// where nothing else fits, or activations would go instead.
+    pub embeddings: Option<bool>,
     /// Whether, with a window, activations live in the far memory between forward and backward; `None` does that only
     /// where nothing else fits.
     pub spill: Option<bool>,
@@ -121,6 +124,35 @@ pub struct Request<'a> {
     pub dump: Option<Dump<'a>>,
 }
 
+impl<'a> Request<'a> {
+    /// Everything in f32 trained by `sgd` on one thread of the CPU, all in the near memory without a limit and nothing
+    /// computed twice, from zeros: what a caller changes who wants something else.
+    pub fn plain(name: &str, entries: Vec<Entry>, kernels: &'a dyn Kernels) -> Request<'a> {
+        Request {
+            name: name.to_string(),
+            entries,
+            scheme: Scheme::full(),
+            group: 0,
+            keep_states: false,
+            storage: Storage { trained: DType::F32, frozen: None },
+            optimizer: Optimizer::plain("sgd"),
+            clip_by: None,
+            recompute: Recompute::Nothing,
+            arena_bytes_max: None,
+            window: None,
+            embeddings: None,
+            spill: None,
+            panels: None,
+            target: Target::CPU,
+            kernels,
+            source: &|_| Source::Zero,
+            files: Vec::new(),
+            threads: 1,
+            dump: None,
+        }
+    }
+}
+
 /// What was chosen to meet the budget.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Choice {
@@ -128,6 +160,8 @@ pub struct Choice {
     pub recompute_step: u32,
     /// Steps of the ladder.
     pub recompute_steps: u32,
+    /// Whether embeddings and heads come and go as blocks do.
+    pub embeddings: bool,
     /// Whether activations live in the far memory between forward and backward.
     pub spills: bool,
     /// Whether large gradients are made by panels.
@@ -338,15 +372,57 @@ fn updated(request: &Request, front: &Front, clip_by: ClipBy, panels: bool) -> (
     (ready, splits)
 }
 
-/// Finds the cheapest plan that fits, with gradients whole or by panels. What takes least is looked at first.
+/// A way to meet the budget.
+#[derive(Clone, Copy)]
+struct Way {
+    clip_by: ClipBy,
+    recompute: Recompute,
+    /// Whether embeddings and heads come and go as blocks do.
+    embeddings: bool,
+    /// Whether large gradients are made by panels.
+    panels: bool,
+}
+
+/// Finds the cheapest plan that fits, with embeddings near or far. What takes least is looked at first.
 fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
+    let graphs: Vec<&Graph> = front.stages.iter().map(|s| &s.graph).collect();
+    let can_go = request.window.is_some() && pipeline::has_embeddings(&graphs);
+    let is_open = can_go && request.arena_bytes_max.is_some();
+    let with = |embeddings| fit_gradients(request, front, (clip_by, embeddings));
+    match request.embeddings {
+        Some(embeddings) => return with(embeddings && can_go),
+        None if !is_open => return with(false),
+        None => {}
+    }
+    let recompute = if request.recompute == Recompute::Auto { Recompute::All } else { request.recompute };
+    let least = Way { clip_by, recompute, embeddings: true, panels: request.panels.unwrap_or(true) };
+    fit_recomputation(request, front, least)?;
+    let near = match with(false) {
+        Err(CompileError::Budget { .. }) => None,
+        Ok(near) if !near.1.spills => return Ok(near),
+        near => Some(near?),
+    };
+    match (with(true), near) {
+        (Ok(far), Some(near)) if far.1.spills => Ok(near),
+        (Err(CompileError::Budget { .. }), Some(near)) => Ok(near),
+        (far, _) => far,
+    }
+}
+
+/// Finds the cheapest plan that fits, with gradients whole or by panels. What takes least is looked at first.
+fn fit_gradients(
+    request: &Request,
+    front: &Front,
+    (clip_by, embeddings): (ClipBy, bool),
+) -> Result<(Plan, Choice), CompileError> {
     let is_open = request.window.is_some() && request.arena_bytes_max.is_some();
-    let first = fit_recomputation(request, front, clip_by, request.panels.unwrap_or(is_open))?;
+    let way = |panels| Way { clip_by, recompute: request.recompute, embeddings, panels };
+    let first = fit_recomputation(request, front, way(request.panels.unwrap_or(is_open)))?;
     if request.panels.is_some() || !first.1.panels {
         return Ok(first);
     }
     let cost = |found: &(Plan, Choice)| (found.1.spills, found.0.entries.iter().map(|e| e.flops()).max());
-    match fit_recomputation(request, front, clip_by, false) {
+    match fit_recomputation(request, front, way(false)) {
         Ok(whole) if cost(&whole) <= cost(&first) => Ok(whole),
         Ok(_) | Err(CompileError::Budget { .. }) => Ok(first),
         Err(error) => Err(error),
@@ -354,38 +430,42 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
 }
 
 /// Finds the cheapest recomputation that fits.
-fn fit_recomputation(
-    request: &Request,
-    front: &Front,
-    clip_by: ClipBy,
-    panels: bool,
-) -> Result<(Plan, Choice), CompileError> {
-    let (ready, panels) = updated(request, front, clip_by, panels);
+fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan, Choice), CompileError> {
+    let Way { clip_by, embeddings, .. } = way;
+    let (ready, panels) = updated(request, front, clip_by, way.panels);
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
     let can_spill = request.window.is_some() && !rotates(request) && request.spill != Some(false);
     let always = can_spill && request.spill == Some(true);
-    let at = |step: u32, spills: bool| back(request, &spilled(request, arranged(request, &ready, step), spills), front);
-    let choice = |step, spills| Choice { recompute_step: step, recompute_steps: steps, spills, panels, clip_by: None };
+    let planned = |stages: Vec<Stage>, spills| back(request, &spilled(request, stages, spills), front, embeddings);
+    let at = |step: u32, spills: bool| planned(arranged(request, &ready, step), spills);
+    let choice = |recompute_step, spills| Choice {
+        recompute_step,
+        recompute_steps: steps,
+        embeddings,
+        spills,
+        panels,
+        clip_by: None,
+    };
     let limit = request.arena_bytes_max.unwrap_or(u64::MAX);
     // Spills only where it must. What takes least is looked at first, so that a refusal costs one plan.
     let fixed = |step: u32| {
         let stages = arranged(request, &ready, step);
         let largest = stages.iter().filter_map(|s| spill::largest_bytes(&s.graph)).max();
         let Some(largest) = largest.filter(|_| can_spill && !always && request.arena_bytes_max.is_some()) else {
-            let plan = back(request, &spilled(request, stages, always), front)?;
+            let plan = planned(stages, always)?;
             return Ok((bounded(request, plan)?, choice(step, always)));
         };
-        let least = back(request, &spilled(request, stages.clone(), true), front)?;
+        let least = planned(stages.clone(), true)?;
         if least.near_bytes() > limit.saturating_add(largest) {
             return Ok((bounded(request, least)?, choice(step, true)));
         }
-        let plain = back(request, &stages, front)?;
+        let plain = planned(stages, false)?;
         match plain.near_bytes() <= limit || plain.near_bytes() <= least.near_bytes() {
             true => Ok((bounded(request, plain)?, choice(step, false))),
             false => Ok((bounded(request, least)?, choice(step, true))),
         }
     };
-    match request.recompute {
+    match way.recompute {
         Recompute::Nothing => fixed(0),
         Recompute::All => fixed(steps),
         Recompute::Step(step) => fixed(step.min(steps)),
@@ -432,9 +512,9 @@ fn ladder_steps(graph: &Graph) -> u32 {
 }
 
 /// Copies, places, and the plan they lead to.
-fn back(request: &Request, stages: &[Stage], front: &Front) -> Result<Plan, CompileError> {
+fn back(request: &Request, stages: &[Stage], front: &Front, embeddings: bool) -> Result<Plan, CompileError> {
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
-    let streamed = request.window.map(|window| pipeline::run(&graphs, window, rotates(request)));
+    let streamed = request.window.map(|window| pipeline::run(&graphs, window, rotates(request), embeddings));
     let pipeline = streamed.unwrap_or_default();
     let stays = |i: usize| pipeline.stays.get(i).map_or(&[][..], Vec::as_slice);
     let sizes = parcel_bytes(&graphs, &pipeline, &request.target);

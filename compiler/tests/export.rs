@@ -3,13 +3,11 @@
 mod mcu_file;
 
 use std::collections::BTreeSet;
-use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{Entry, Request, Role, compile};
 use tinyforge_compiler::export::lives::{Role as Use, lanes, names};
 use tinyforge_compiler::export::{ExportError, c, dot, html, json, rust};
 use tinyforge_compiler::import::{int8, mcu};
 use tinyforge_compiler::passes::parameterize::Storage;
-use tinyforge_compiler::passes::update::Optimizer;
-use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::target::Target;
 use tinyforge_plan::{DType, Fixed, Kernels, Number, Plan, Shape, Source};
 
@@ -30,28 +28,18 @@ fn plan() -> Plan {
         |name: &str, kind, role| Entry { name: name.to_string(), graph: model.graph(kind, 1).expect("a graph"), role };
     let source = |name: &str| model.source(name, true).unwrap_or(Source::Zero);
     let compiled = compile(&Request {
-        name: "tiny <net> \"last\"".to_string(),
-        entries: vec![
-            entry("train", int8::Entry::Train, Role::Train { micro_batches: 1 }),
-            entry("infer", int8::Entry::Infer, Role::Forward),
-        ],
-        scheme: Scheme::parse("full").expect("a scheme"),
-        group: 0,
-        keep_states: false,
         storage: Storage { trained: DType::I8, frozen: None },
-        optimizer: Optimizer::plain("sgd"),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
         target: Target::CORTEX_M7,
-        kernels: &SomeScratch,
         source: &source,
         files: model.files.clone(),
-        threads: 1,
-        dump: None,
+        ..Request::plain(
+            "tiny <net> \"last\"",
+            vec![
+                entry("train", int8::Entry::Train, Role::Train { micro_batches: 1 }),
+                entry("infer", int8::Entry::Infer, Role::Forward),
+            ],
+            &SomeScratch,
+        )
     });
     let mut plan = compiled.expect("it compiles").plan;
     plan.fixed.push(Fixed { name: "stack".to_string(), bytes: 512 });

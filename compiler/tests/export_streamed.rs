@@ -1,7 +1,7 @@
 //! A streamed plan's page: every copy is on it, what is drawn is what the plan says, and lanes are lanes.
 
 use std::collections::BTreeSet;
-use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{Entry, Request, Role, compile};
 use tinyforge_compiler::cost;
 use tinyforge_compiler::export::copies::stays;
 use tinyforge_compiler::export::html::times::times;
@@ -10,12 +10,10 @@ use tinyforge_compiler::export::lives::{Role as Use, lanes};
 use tinyforge_compiler::import::decoder::{Mode, program};
 use tinyforge_compiler::import::hf;
 use tinyforge_compiler::machine::Machine;
-use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
-use tinyforge_compiler::target::Target;
-use tinyforge_plan::{DType, Direction, Kernels, Number, Plan, Shape, Source, check};
+use tinyforge_plan::{DType, Direction, Kernels, Number, Plan, Shape, check};
 
 /// Kernels that need no scratch.
 struct NoScratch;
@@ -40,25 +38,14 @@ fn plan(scheme: &str, window: u32) -> Plan {
     let graph = || program(&config, Mode::Loss { rows: 2, seq: 8 }, 0, &|_| DType::F32).inline();
     let entry = |name: &str, role| Entry { name: name.to_string(), graph: graph(), role };
     let compiled = compile(&Request {
-        name: "small <b> & \"wide\"".to_string(),
-        entries: vec![entry("train", Role::Train { micro_batches: 1 }), entry("eval", Role::Forward)],
         scheme: Scheme::parse(scheme).expect("a scheme"),
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
         optimizer: Optimizer::plain("adamw"),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
         window: Some(Window { blocks: window, prefetch: 1 }),
-        spill: None,
-        panels: None,
-        target: Target::CPU,
-        kernels: &NoScratch,
-        source: &|_| Source::Zero,
-        files: Vec::new(),
-        threads: 1,
-        dump: None,
+        ..Request::plain(
+            "small <b> & \"wide\"",
+            vec![entry("train", Role::Train { micro_batches: 1 }), entry("eval", Role::Forward)],
+            &NoScratch,
+        )
     });
     let plan = compiled.expect("it compiles").plan;
     assert_eq!(check::check(&plan), Vec::<String>::new());

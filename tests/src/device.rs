@@ -1,19 +1,17 @@
 //! Graphs on a device: compiled as the command line compiles them, filled, run and read back.
 
-use crate::script::optimizer;
 use crate::storage;
 use std::collections::BTreeMap;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::gpu::{GpuKernels, cuda};
 use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
-use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Request, Role, compile};
 use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
 use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::ir::types::Type;
-use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::target::Target;
-use tinyforge_plan::{DType, Kernels, Named, Plan, Source, StoredKind, Tensor};
+use tinyforge_plan::{Kernels, Named, Plan, StoredKind, Tensor};
 
 /// Name of the entry that [`compile_forward`] makes.
 pub const ENTRY: &str = "forward";
@@ -166,25 +164,10 @@ fn compile_on(
     (target, kernels, threads): (Target, &dyn Kernels, u32),
 ) -> Result<Plan, CompileError> {
     let request = Request {
-        name: name.to_string(),
-        entries: vec![Entry { name: name.to_string(), graph, role: Role::Forward }],
         scheme: Scheme::frozen(),
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: optimizer("sgd"),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
         target,
-        kernels,
-        source: &|_| Source::Zero,
-        files: Vec::new(),
         threads,
-        dump: None,
+        ..Request::plain(name, vec![Entry { name: name.to_string(), graph, role: Role::Forward }], kernels)
     };
     compile(&request).map(|Compiled { plan, .. }| plan)
 }

@@ -1,7 +1,7 @@
 //! Source code of the published networks: what the compiler of that code will check, and what it says of its steps.
 
 use tinyforge::cpu::CpuKernels;
-use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{Entry, Request, Role, compile};
 use tinyforge_compiler::export::rust::{self, ExportError, Source};
 use tinyforge_compiler::import::{int8, mcu};
 use tinyforge_compiler::passes::parameterize::Storage;
@@ -25,28 +25,20 @@ fn plan(micro_batches: u32) -> Plan {
     let scheme = PUBLISHED.iter().find(|p| p.net == "mcunet-5fps" && p.label_kib == 49).expect("a scheme").scheme();
     let rule = tinyforge_compiler::optimizer::rule_index("sgd").expect("a rule");
     let request = Request {
-        name: "exported".to_string(),
-        entries: vec![
-            entry("train", int8::Entry::Train, Role::Train { micro_batches }),
-            entry("infer", int8::Entry::Infer, Role::Forward),
-        ],
         scheme,
-        group: 0,
-        keep_states: false,
         storage: Storage { trained: DType::I8, frozen: None },
         optimizer: Optimizer { rule, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: None },
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
         target: Target::from_name("cortex-m7").expect("a target"),
-        kernels: &CpuKernels { threads: 1 },
         source: &|tensor| model.source(tensor, true).unwrap_or(tinyforge_plan::Source::Zero),
         files: model.files.clone(),
-        threads: 1,
-        dump: None,
+        ..Request::plain(
+            "exported",
+            vec![
+                entry("train", int8::Entry::Train, Role::Train { micro_batches }),
+                entry("infer", int8::Entry::Infer, Role::Forward),
+            ],
+            &CpuKernels { threads: 1 },
+        )
     };
     let mut plan = compile(&request).unwrap_or_else(|e| panic!("{e}")).plan;
     plan.fixed.push(Fixed { name: "stack".to_string(), bytes: STACK_BYTES });

@@ -10,17 +10,13 @@ use std::io::Read;
 use std::path::PathBuf;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::runner::{RunOptions, Runner};
-use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{Entry, Request, Role, compile};
 use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
 use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_compiler::ir::reference::Memory;
 use tinyforge_compiler::ir::types::Type;
 use tinyforge_compiler::passes::differentiate;
-use tinyforge_compiler::passes::parameterize::Storage;
-use tinyforge_compiler::passes::update::Optimizer;
-use tinyforge_compiler::scheme::Scheme;
-use tinyforge_compiler::target::Target;
-use tinyforge_plan::{DType, Source};
+use tinyforge_plan::Source;
 
 const FEATURES: u32 = 160;
 const CLASSES: u32 = 2;
@@ -85,29 +81,16 @@ fn head(result: &str) -> Graph {
 fn runner(golden: &HashMap<String, Vec<f32>>) -> Runner {
     let entry = |name: &str, role| Entry { name: name.to_string(), graph: head(name), role };
     let request = Request {
-        name: "head".to_string(),
-        entries: vec![
-            entry("loss", Role::Train { micro_batches: 1 }),
-            entry("logits", Role::Forward),
-            entry("softmax", Role::Forward),
-        ],
-        scheme: Scheme::full(),
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer::plain("sgd"),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
-        target: Target::CPU,
-        kernels: &CpuKernels { threads: 1 },
         source: &|name| Source::Table(golden[if name == "head.weight" { "new_w" } else { "new_b" }].clone()),
-        files: Vec::new(),
-        threads: 1,
-        dump: None,
+        ..Request::plain(
+            "head",
+            vec![
+                entry("loss", Role::Train { micro_batches: 1 }),
+                entry("logits", Role::Forward),
+                entry("softmax", Role::Forward),
+            ],
+            &CpuKernels { threads: 1 },
+        )
     };
     let plan = compile(&request).unwrap_or_else(|e| panic!("{e}")).plan;
     let mut runner = Runner::new(plan, RunOptions::default()).expect("a compiled plan runs");

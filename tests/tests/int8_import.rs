@@ -11,18 +11,16 @@ use std::path::PathBuf;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::files::ReadAt;
 use tinyforge::runner::{RunOptions, Runner};
-use tinyforge_compiler::compile::{Compiled, Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{Compiled, Entry, Request, Role, compile};
 use tinyforge_compiler::import::int8::{self, Int8Model};
 use tinyforge_compiler::import::safetensors::{Header, parse_header};
 use tinyforge_compiler::import::{mcu, tflite};
 use tinyforge_compiler::ir::graph::Kind;
 use tinyforge_compiler::ir::ops::Tensor;
 use tinyforge_compiler::ir::reference::Memory;
-use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::{Scheme, SchemeKind};
-use tinyforge_compiler::target::Target;
-use tinyforge_plan::{DType, Plan};
+use tinyforge_plan::Plan;
 use tinyforge_tests::random::Random;
 
 /// A file in the temporary folder that goes with its value.
@@ -45,25 +43,11 @@ impl Drop for File {
 
 fn plan(model: &Int8Model, entries: Vec<Entry>, scheme: Scheme) -> Plan {
     let request = Request {
-        name: "imported".to_string(),
-        entries,
         scheme,
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
         optimizer: Optimizer { rule: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: None },
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
-        target: Target::CPU,
-        kernels: &CpuKernels { threads: 1 },
         source: &|name| model.source(name, true).unwrap_or_else(|| panic!("the model has no `{name}`")),
         files: model.files.clone(),
-        threads: 1,
-        dump: None,
+        ..Request::plain("imported", entries, &CpuKernels { threads: 1 })
     };
     let Compiled { plan, .. } = compile(&request).expect("the model compiles");
     assert_eq!(tinyforge_plan::check::check(&plan), Vec::<String>::new());

@@ -4,12 +4,10 @@ use std::fmt::Write;
 use std::path::Path;
 use tinyforge::cpu::CpuKernels;
 use tinyforge_compiler::compile::{Compiled, Entry, Recompute, Request, Role, compile};
-use tinyforge_compiler::passes::parameterize::Storage;
-use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_compiler::scheme::published::PUBLISHED;
 use tinyforge_plan::check::check;
-use tinyforge_plan::{DType, Kernels, Number, Plan, Shape, Source};
+use tinyforge_plan::{Kernels, Number, Plan, Shape, Source};
 use tinyforge_tests::convnets::{MBV2, MCUNET, PROXYLESS, graph, rows};
 use tinyforge_tests::golden::{HOW_TO_BLESS, blessing, difference};
 
@@ -51,29 +49,17 @@ impl Kernels for LeastScratch {
 
 fn plan(table: &str, scheme: &Scheme, recompute: Recompute) -> Plan {
     let request = Request {
-        name: "snapshot".to_string(),
-        entries: vec![Entry {
-            name: "train".to_string(),
-            graph: graph(&rows(table), 1, 10),
-            role: Role::Train { micro_batches: 1 },
-        }],
         scheme: scheme.clone(),
-        group: 0,
-        storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer::plain("sgd"),
-        clip_by: None,
         recompute,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
-        kernels: &LeastScratch,
-        source: &|_| Source::Zero,
-        files: Vec::new(),
-        threads: 1,
-        keep_states: false,
-        target: tinyforge_compiler::target::Target::CPU,
-        dump: None,
+        ..Request::plain(
+            "snapshot",
+            vec![Entry {
+                name: "train".to_string(),
+                graph: graph(&rows(table), 1, 10),
+                role: Role::Train { micro_batches: 1 },
+            }],
+            &LeastScratch,
+        )
     };
     let Compiled { mut plan, .. } = compile(&request).unwrap_or_else(|e| panic!("{scheme}: {e}"));
     // The values of channel lists play no part here.

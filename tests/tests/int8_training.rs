@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::files::ReadAt;
 use tinyforge::runner::{RunOptions, Runner};
-use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Recompute, Request, Role, compile};
+use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Request, Role, compile};
 use tinyforge_compiler::ir::graph::{Graph, Kind};
 use tinyforge_compiler::ir::ops::Tensor;
 use tinyforge_compiler::ir::reference::Memory;
@@ -111,29 +111,20 @@ struct Way {
 
 fn compiled(graph: &Graph, way: &Way, model: &Model) -> Result<Compiled, CompileError> {
     compile(&Request {
-        name: "int8".to_string(),
-        entries: vec![Entry {
-            name: "train".to_string(),
-            graph: graph.clone(),
-            role: Role::Train { micro_batches: way.micro },
-        }],
         scheme: way.scheme.clone(),
-        group: 0,
-        keep_states: false,
         storage: STORAGE,
         optimizer: way.optimizer.clone(),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
-        target: tinyforge_compiler::target::Target::CPU,
-        kernels: &CpuKernels { threads: 1 },
         source: &|name| model.source(graph, name),
         files: vec![model.path.display().to_string()],
-        threads: 1,
-        dump: None,
+        ..Request::plain(
+            "int8",
+            vec![Entry {
+                name: "train".to_string(),
+                graph: graph.clone(),
+                role: Role::Train { micro_batches: way.micro },
+            }],
+            &CpuKernels { threads: 1 },
+        )
     })
 }
 
@@ -404,29 +395,14 @@ fn other_rules_are_refused() {
     let model = Model::of(&net, "rules");
     let with = |optimizer: Optimizer| {
         let request = Request {
-            name: "int8".to_string(),
-            entries: vec![Entry {
-                name: "train".to_string(),
-                graph: net.clone(),
-                role: Role::Train { micro_batches: 1 },
-            }],
-            scheme: Scheme::full(),
-            group: 0,
-            keep_states: false,
             storage: STORAGE,
             optimizer,
-            clip_by: None,
-            recompute: Recompute::Nothing,
-            arena_bytes_max: None,
-            window: None,
-            spill: None,
-            panels: None,
-            target: tinyforge_compiler::target::Target::CPU,
-            kernels: &CpuKernels { threads: 1 },
             source: &|name| model.source(&net, name),
-            files: Vec::new(),
-            threads: 1,
-            dump: None,
+            ..Request::plain(
+                "int8",
+                vec![Entry { name: "train".to_string(), graph: net.clone(), role: Role::Train { micro_batches: 1 } }],
+                &CpuKernels { threads: 1 },
+            )
         };
         compile(&request).map(|_| ()).expect_err("it is refused").to_string()
     };

@@ -5,10 +5,9 @@ use std::fmt::Write;
 use std::path::Path;
 use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Recompute, Request, Role, compile};
 use tinyforge_compiler::import::DecoderConfig;
-use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::check::check;
-use tinyforge_plan::{DType, Kernels, Number, Part, Plan, Shape, Source, StoredKind};
+use tinyforge_plan::{Kernels, Number, Part, Plan, Shape, StoredKind};
 use tinyforge_tests::golden::{HOW_TO_BLESS, blessing, difference};
 use tinyforge_tests::models::{losses, real};
 use tinyforge_tests::script::optimizer;
@@ -39,29 +38,19 @@ impl Case<'_> {
         let mut optimizer = optimizer("adamw");
         optimizer.clip = self.clip;
         let compiled = compile(&Request {
-            name: "snapshot".to_string(),
-            entries: vec![Entry {
-                name: "train".to_string(),
-                graph: losses(self.config, self.rows, self.seq),
-                role: Role::Train { micro_batches: self.micro_batches },
-            }],
             scheme: Scheme::parse(self.scheme).expect("a scheme"),
-            group: 0,
-            keep_states: false,
-            storage: Storage { trained: DType::F32, frozen: None },
             optimizer,
-            clip_by: None,
             recompute: self.recompute,
             arena_bytes_max: self.arena_bytes_max,
-            window: None,
-            spill: None,
-            panels: None,
-            target: tinyforge_compiler::target::Target::CPU,
-            kernels: &NoScratch,
-            source: &|_| Source::Zero,
-            files: Vec::new(),
-            threads: 1,
-            dump: None,
+            ..Request::plain(
+                "snapshot",
+                vec![Entry {
+                    name: "train".to_string(),
+                    graph: losses(self.config, self.rows, self.seq),
+                    role: Role::Train { micro_batches: self.micro_batches },
+                }],
+                &NoScratch,
+            )
         })?;
         assert_eq!(check(&compiled.plan), Vec::<String>::new(), "{} {}", self.scheme, self.seq);
         Ok(compiled)

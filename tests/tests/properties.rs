@@ -9,14 +9,11 @@ use tinyforge_compiler::compile::{Entry, Recompute, Request, Role, compile};
 use tinyforge_compiler::ir::graph::{Graph, Value};
 use tinyforge_compiler::ir::ops::Tensor;
 use tinyforge_compiler::ir::text::{parse_graph, print_graph};
-use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::ClipBy;
 use tinyforge_compiler::passes::{differentiate, fuse, order, recompute};
-use tinyforge_compiler::scheme::Scheme;
-use tinyforge_compiler::target::Target;
 use tinyforge_plan::check::check;
 use tinyforge_plan::encode::{DecodeError, crc32, decode, encode};
-use tinyforge_plan::{DType, Fixed, Plan, Source, Step};
+use tinyforge_plan::{DType, Fixed, Plan, Step};
 use tinyforge_tests::generate::{contents, damaged_text, graph};
 use tinyforge_tests::graphs::{assert_close, assert_text_is_graph, run_named};
 use tinyforge_tests::random::Random;
@@ -94,30 +91,21 @@ const PLAIN: Training =
 fn train_plan(graph: &Graph, training: &Training) -> Plan {
     let mut optimizer = optimizer("adamw");
     optimizer.clip = Some(0.5);
+    let kernels = CpuKernels { threads: training.threads };
     let request = Request {
-        name: "random".to_string(),
-        entries: vec![Entry {
-            name: "train".to_string(),
-            graph: graph.clone(),
-            role: Role::Train { micro_batches: training.micro_batches },
-        }],
-        scheme: Scheme::full(),
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
         optimizer,
         clip_by: Some(training.clip_by),
         recompute: training.recompute,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
-        target: Target::CPU,
-        kernels: &CpuKernels { threads: training.threads },
-        source: &|_| Source::Zero,
-        files: Vec::new(),
         threads: training.threads,
-        dump: None,
+        ..Request::plain(
+            "random",
+            vec![Entry {
+                name: "train".to_string(),
+                graph: graph.clone(),
+                role: Role::Train { micro_batches: training.micro_batches },
+            }],
+            &kernels,
+        )
     };
     compile(&request).unwrap_or_else(|e| panic!("{e}\n{}", print_graph(graph))).plan
 }

@@ -125,14 +125,17 @@ pub struct StepCost {
 }
 
 impl StepCost {
-    /// So many times the cost.
-    pub fn scaled(self, factor: f64) -> StepCost {
+    /// The mean of costs with these weights, whose sum is above 0: of steps that take turns, each as often as that.
+    pub fn mean(parts: &[(&StepCost, f64)]) -> StepCost {
+        let all: f64 = parts.iter().map(|(_, weight)| weight).sum();
+        let mean = |of: fn(&StepCost) -> f64| parts.iter().map(|(cost, weight)| weight / all * of(cost)).sum();
+        let bounds: Vec<(Bound, f64)> = parts.iter().map(|(cost, weight)| (cost.bound.clone(), weight / all)).collect();
         StepCost {
-            bound: Bound::sum(&[(self.bound, factor)]),
-            prediction_s: factor * self.prediction_s,
-            waiting_s: factor * self.waiting_s,
-            update_s: factor * self.update_s,
-            measured_share: self.measured_share,
+            bound: Bound::sum(&bounds),
+            prediction_s: mean(|cost| cost.prediction_s),
+            waiting_s: mean(|cost| cost.waiting_s),
+            update_s: mean(|cost| cost.update_s),
+            measured_share: mean(|cost| cost.measured_share),
         }
     }
 }

@@ -5,8 +5,9 @@
 //! `window` blocks stay at one time, those on their way included. A place that a block leaves is given to the next
 //! one to come at once, so that the copy has the longest time to arrive; what is left behind is the block that is
 //! needed last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs
-//! fewer. Steps repeat: what stays at the end of one is there when the next begins. The optimizer's states, and the
-//! activations that `spill` sent away, have places of their own.
+//! fewer. Steps repeat: what stays at the end of one is there when the next begins. Where they are asked to, embeddings
+//! and heads come and go as blocks do. The optimizer's states, and the activations that `spill` sent away, have places
+//! of their own.
 
 mod parcels;
 mod slots;
@@ -14,7 +15,6 @@ mod slots;
 use crate::ir::graph::{Graph, Node, Region};
 use crate::ir::ops::Op;
 use crate::passes::live;
-use parcels::parcels;
 use slots::{Copy, permanent, steady};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -92,12 +92,14 @@ pub struct Pipeline {
 
 /// Decides what lives in the far memory and when it is near. The first graph is the one that trains. Where groups of
 /// blocks take turns in being trained (`rotates`), all weights of blocks live in the far memory and all states in the
-/// near one, whatever group it is.
-pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
-    let mut parcels = parcels(graphs, rotates);
+/// near one, whatever group it is. With `embeddings`, weights as large as blocks are blocks of their own.
+pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -> Pipeline {
+    let mut parcels = parcels::parcels(graphs, rotates, false);
     let blocks = parcels.iter().filter(|p| p.holds == Holds::Weights).count();
     if blocks <= window.blocks as usize {
         parcels.retain(|p| p.holds == Holds::Activation);
+    } else if embeddings {
+        parcels = parcels::parcels(graphs, rotates, true);
     }
     let Some(&train) = graphs.first().filter(|_| !parcels.is_empty()) else { return Pipeline::default() };
     if rotates {
@@ -133,6 +135,11 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool) -> Pipeline {
     };
     let stays = graphs.iter().map(of_graph).collect();
     Pipeline { parcels, stays }
+}
+
+/// Whether a model has embeddings or heads that are large enough to come and go.
+pub fn has_embeddings(graphs: &[&Graph]) -> bool {
+    parcels::has_embeddings(graphs)
 }
 
 /// Activations that stay at one time: one that is read, and one on its way.

@@ -4,7 +4,7 @@ use crate::error::BuildError;
 use crate::settings::{Int8Settings, Rounding};
 use crate::sizes::show;
 use tinyforge::cpu::CpuKernels;
-use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
+use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Request, Role};
 use tinyforge_compiler::import::int8::{self, Int8Model};
 use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::Optimizer;
@@ -64,26 +64,14 @@ fn attempt(
         source => source.unwrap_or(Source::Zero),
     };
     compile::compile(&Request {
-        name: format!("{name} {}", settings.scheme),
-        entries,
         scheme: settings.scheme.clone(),
-        group: 0,
-        keep_states: false,
         storage: Storage { trained: DType::I8, frozen: None },
         optimizer,
-        clip_by: None,
-        // Forward is cheap in memory here, and what is saved is small: nothing is computed twice.
-        recompute: Recompute::Nothing,
         arena_bytes_max: limit,
-        window: None,
-        spill: None,
-        panels: None,
         target: settings.target,
-        kernels: &CpuKernels { threads: 1 },
         source: &source,
         files: model.files.clone(),
-        threads: 1,
-        dump: None,
+        ..Request::plain(&format!("{name} {}", settings.scheme), entries, &CpuKernels { threads: 1 })
     })
 }
 

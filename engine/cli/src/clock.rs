@@ -6,14 +6,17 @@ use serde::Serialize;
 use std::time::Instant;
 use tinyforge::runner::Runner;
 use tinyforge_compiler::cost::StepCost;
+use tinyforge_compiler::machine::Machine;
 use tinyforge_plan::Part;
 
 /// Counts the time of steps.
 pub struct Clock {
-    cost: Option<(String, StepCost)>,
-    /// Arithmetic of a step.
-    flops: f64,
-    steps: u64,
+    /// A profile's name, and what a step of every phase costs on its machine.
+    costs: Option<(String, Vec<StepCost>)>,
+    /// Arithmetic of a step of every phase.
+    flops: Vec<f64>,
+    /// Steps that were counted, of every phase.
+    steps: Vec<u64>,
     seconds: f64,
     /// Kernels of forward and backward; of updates.
     kernels_ns: [u64; 2],
@@ -56,10 +59,13 @@ impl Clock {
     /// A clock for a run of these plans, with what a step costs on the machine of a profile. Where that lacks a rate,
     /// there is no efficiency.
     pub fn new(profile: Option<Profile>, plans: &[Planned], batch: u32) -> Clock {
-        let cost = profile.and_then(|p| Some((p.origin, profile::step_cost(&p.machine, plans, batch).ok()?)));
-        let flops = profile::step_flops(plans, batch);
-        let (kernels_ns, copies_s) = ([0; 2], [0.0; 2]);
-        Clock { cost, flops, steps: 0, seconds: 0.0, kernels_ns, copies_s, began: None, phase: None }
+        let of_phase = |machine: &Machine, plan| profile::step_cost(machine, std::slice::from_ref(plan), batch).ok();
+        let costs = profile.and_then(|p| {
+            Some((p.origin, plans.iter().map(|plan| of_phase(&p.machine, plan)).collect::<Option<Vec<StepCost>>>()?))
+        });
+        let flops = plans.iter().map(|plan| profile::step_flops(std::slice::from_ref(plan), batch)).collect();
+        let (steps, kernels_ns, copies_s) = (vec![0; plans.len()], [0; 2], [0.0; 2]);
+        Clock { costs, flops, steps, seconds: 0.0, kernels_ns, copies_s, began: None, phase: None }
     }
 
     /// A step begins.
@@ -74,7 +80,7 @@ impl Clock {
         if self.phase.replace(runner.phase()) != Some(runner.phase()) {
             return;
         }
-        self.steps += 1;
+        self.steps[runner.phase()] += 1;
         self.seconds += seconds;
         let after = kernels_ns(runner);
         self.kernels_ns
@@ -87,25 +93,28 @@ impl Clock {
 
     /// What was counted; `None` where there were too few steps.
     pub fn speed(&self) -> Option<Speed> {
-        if self.steps == 0 {
+        let steps = self.steps.iter().sum::<u64>() as f64;
+        if steps == 0.0 {
             return None;
         }
-        let steps = self.steps as f64;
         let step_s = self.seconds / steps;
+        let weights = self.steps.iter().map(|&steps| steps as f64);
+        let flops = self.flops.iter().zip(weights.clone()).map(|(flops, weight)| flops * weight).sum::<f64>() / steps;
         let [compute_s, update_s] = self.kernels_ns.map(|ns| ns as f64 / 1e9 / steps);
-        let cost = self.cost.as_ref().map(|(_, cost)| cost);
-        let bound_s = cost.map(|c| c.bound.seconds());
+        // Phases differ, and a run may end before all of them have had their turn.
+        let cost = self.costs.as_ref().map(|(_, costs)| StepCost::mean(&costs.iter().zip(weights).collect::<Vec<_>>()));
+        let bound_s = cost.as_ref().map(|c| c.bound.seconds());
         Some(Speed {
             step_s,
             compute_s,
             update_s,
             waiting_s: if self.kernels_ns == [0; 2] { 0.0 } else { (step_s - compute_s - update_s).max(0.0) },
-            flops_per_second: self.flops / step_s,
+            flops_per_second: flops / step_s,
             overlap: (self.copies_s[1] > 0.0).then(|| (1.0 - self.copies_s[0] / self.copies_s[1]).max(0.0)),
-            profile: self.cost.as_ref().map(|(origin, _)| origin.clone()),
+            profile: self.costs.as_ref().map(|(origin, _)| origin.clone()),
             bound_s,
-            bound_by: cost.map(|c| c.bound.resource().to_string()),
-            predicted_s: cost.map(|c| c.prediction_s),
+            bound_by: cost.as_ref().map(|c| c.bound.resource().to_string()),
+            predicted_s: cost.as_ref().map(|c| c.prediction_s),
             efficiency: bound_s.map(|bound| bound / step_s),
         })
     }

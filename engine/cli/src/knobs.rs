@@ -110,6 +110,10 @@ pub struct Knobs {
     /// Blocks that come in together, at most the window [1]
     #[arg(long)]
     pub prefetch: Option<u32>,
+    /// Where embeddings and heads as large as a block live, with a window: near, far, from where they come and go as
+    /// blocks do, or auto [far where they do not fit]
+    #[arg(long)]
+    pub embeddings: Option<String>,
     /// Where activations rest from forward to backward, with a window: near, far or auto [far where nothing else fits]
     #[arg(long)]
     pub activations: Option<String>,
@@ -281,6 +285,7 @@ impl Knobs {
             return Err(CommandError::request(why));
         }
         let window = self.window()?;
+        let embeddings = choice("--embeddings", self.embeddings.as_deref(), ["near", "far"])?;
         let spill = choice("--activations", self.activations.as_deref(), ["near", "far"])?;
         let panels = choice("--gradients", self.gradients.as_deref(), ["whole", "panels"])?;
         Ok(Settings {
@@ -297,6 +302,7 @@ impl Knobs {
             optimizer,
             recompute,
             window,
+            embeddings,
             spill,
             panels,
             clip_by,

@@ -67,6 +67,8 @@ pub struct Settings {
     pub recompute: Recompute,
     /// What streams from disk.
     pub window: Streaming,
+    /// Whether large embeddings and heads come and go as blocks do; `None` leaves it to the budget.
+    pub embeddings: Option<bool>,
     /// Whether activations go to the disk between forward and backward; `None` leaves it to the budget.
     pub spill: Option<bool>,
     /// Whether gradients larger than a block are made by panels of rows; `None` leaves it to the budget.
@@ -149,7 +151,7 @@ pub fn plan(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed])
 }
 
 /// Compiles a plan for each of some groups of a `cycle`, all with the same micro-batches, the largest that fit, and the
-/// same window, since they take turns over one arena.
+/// same window and embeddings in one place, since they take turns over one arena.
 ///
 /// # Errors
 /// As [`plan`].
@@ -161,9 +163,9 @@ pub fn plan_groups(
     groups: Range<u32>,
 ) -> Result<Vec<Planned>, CompileError> {
     largest(&micro_batches(settings, wanted), |micro_rows| {
-        let mut window = settings.window;
+        let (mut window, mut embeddings) = (settings.window, settings.embeddings);
         let of_group = |group| -> Result<Planned, CompileError> {
-            let settings = Settings { group, window, ..settings.clone() };
+            let settings = Settings { group, window, embeddings, ..settings.clone() };
             let asked = Asked {
                 model,
                 settings: &settings,
@@ -174,6 +176,7 @@ pub fn plan_groups(
             };
             let found = streaming::plan(&asked)?;
             window = found.window.map_or(Streaming::Never, Streaming::Window);
+            embeddings = Some(found.compiled.choice.embeddings);
             Ok(Planned { compiled: found.compiled, micro_rows, window: found.window, considered: found.considered })
         };
         // The lowest group's backward is the longest: what does not fit shows there first.
@@ -273,6 +276,7 @@ pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Co
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
         window,
+        embeddings: settings.embeddings,
         spill: settings.spill,
         panels: settings.panels,
         target: settings.target,

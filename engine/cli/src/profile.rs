@@ -105,11 +105,10 @@ pub fn step_flops(plans: &[Planned], batch: u32) -> f64 {
 /// # Errors
 /// The machine's description lacks a rate.
 pub fn step_cost(machine: &Machine, plans: &[Planned], batch: u32) -> Result<StepCost, CostError> {
-    let mut runs: Vec<(Schedule, u32)> = Vec::new();
-    for planned in plans {
-        runs.extend(self::runs(machine, &planned.compiled.plan, planned.micro_rows, batch)?);
-    }
-    Ok(together(machine, &runs)?.scaled(1.0 / plans.len().max(1) as f64))
+    let of = |planned: &Planned| plan_cost(machine, &planned.compiled.plan, planned.micro_rows, batch);
+    let costs = plans.iter().map(of).collect::<Result<Vec<StepCost>, CostError>>()?;
+    let parts: Vec<(&StepCost, f64)> = costs.iter().map(|cost| (cost, 1.0)).collect();
+    Ok(StepCost::mean(&parts))
 }
 
 /// A step as the executor carries it out, on a machine that is not here.

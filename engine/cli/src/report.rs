@@ -47,6 +47,9 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
         let bytes = show(plan.stored_bytes(Stored::is_spilled));
         let _ = writeln!(out, "  activations: {}, {bytes}, rest on disk from forward to backward", spilled.count());
     }
+    if choice.embeddings && plan.arena_start() > 0 {
+        let _ = writeln!(out, "  embeddings: come and go as blocks do, and count as blocks of the window");
+    }
     if choice.panels {
         let _ = writeln!(out, "  gradients: those larger than a block are made a panel of rows at a time");
     }

@@ -72,6 +72,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
     let frugal = |settings: Settings| Settings {
         micro_batch: settings.micro_batch.or((wanted == Wanted::Train).then_some(1)),
         recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
+        embeddings: settings.embeddings.or(Some(true)),
         spill: settings.spill.or(Some(true)),
         panels: settings.panels.or(Some(true)),
         ..settings

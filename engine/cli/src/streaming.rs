@@ -4,7 +4,7 @@ use crate::fixed::PLAN_PART;
 use crate::model::Model;
 use crate::planning::{Settings, Wanted, compile_window, needs, weight_bytes_min};
 use crate::profile;
-use tinyforge::far::CHUNK_BYTES;
+use tinyforge::far::{CHUNK_BYTES, MOVING_STACK_BYTES, MOVING_THREADS};
 use tinyforge_compiler::compile::{CompileError, Compiled};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_plan::Fixed;
@@ -50,8 +50,8 @@ pub fn least_window(model: &Model, settings: &Settings) -> u32 {
     if weight_bytes_min(model, settings) > MOVING_BYTES { 1 } else { model.config.layers as u32 }
 }
 
-/// What moving copies takes: a buffer of the moving thread, one for calls between runs, and its stack.
-const MOVING_BYTES: u64 = 2 * CHUNK_BYTES as u64 + (256 << 10);
+/// What moving copies takes: a buffer and a stack of every moving thread, and a buffer for calls between runs.
+const MOVING_BYTES: u64 = (MOVING_THREADS * (CHUNK_BYTES + MOVING_STACK_BYTES) + CHUNK_BYTES) as u64;
 
 /// The fixed part that a window adds; not to a card's memory, whose copies pass through the process's.
 pub(crate) fn moving(asked: &Asked, window: Option<Window>) -> Option<Fixed> {

@@ -262,7 +262,7 @@ fn a_real_models_budget_is_refused_in_time() {
     std::fs::write(desk.scratch.join("model/config.json"), config).expect("written");
     let flags = ["--from-scratch", "true", "--batch", "4"];
     let model = Model::new(&desk.scratch.join("model")).expect("a configuration");
-    for (scheme, memory_mib) in [("lora", 150), ("lora", 160), ("full", 180), ("last:2", 170)] {
+    for (scheme, memory_mib) in [("lora", 100), ("lora", 150), ("full", 150), ("last:2", 130)] {
         refuses(&desk, &[&flags[..], &["--scheme", scheme]].concat(), memory_mib << 20);
         let pairs = [format!("scheme=\"{scheme}\""), format!("memory=\"{memory_mib}MiB\"")];
         let knobs = knobs(&["batch=4", "seq=256", &pairs[0], &pairs[1]]);

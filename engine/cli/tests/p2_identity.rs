@@ -10,6 +10,7 @@ use tinyforge::data::RowReader;
 use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::Wanted;
 use tinyforge_cli::request;
+use tinyforge_plan::StoredKind;
 
 fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
     let knobs = knobs(pairs);
@@ -136,6 +137,8 @@ fn windows_do_not_matter() {
         &["window=\"6\"", "activations=\"far\"", "micro_batch=2", "recompute=\"nothing\""],
         &["window=\"2\"", "gradients=\"panels\"", "threads=2"],
         &["window=\"6\"", "gradients=\"panels\"", "micro_batch=2", "recompute=\"all\""],
+        &["window=\"1\"", "embeddings=\"far\"", "threads=2"],
+        &["window=\"3\"", "embeddings=\"far\"", "prefetch=2", "micro_batch=2", "recompute=\"all\""],
     ]);
     for base in [
         &["scheme=\"full\""][..],
@@ -164,6 +167,8 @@ fn panels_of_gradients_do_not_matter() {
         &["window=\"3\"", "micro_batch=1", "activations=\"far\"", "recompute=\"all\""],
         &["window=\"2\"", "clip_by=\"second\"", "threads=2"],
         &["window=\"2\"", "clip_by=\"second\"", "recompute=\"all\"", "activations=\"far\""],
+        &["window=\"1\"", "embeddings=\"far\"", "clip_by=\"second\""],
+        &["window=\"3\"", "embeddings=\"far\"", "micro_batch=2", "activations=\"far\""],
     ]);
     let panels: Vec<_> = panels.into_iter().map(|v| [v, vec!["gradients=\"panels\"".to_string()]].concat()).collect();
     let mut found = Vec::new();
@@ -229,6 +234,14 @@ fn what_must_differ_does() {
     assert!(steps(&["recompute=\"all\""]).1[0] > kept[0], "nothing is computed again");
     let windowed = steps(&["window=\"2\"", "gradients=\"whole\""]).1[0];
     assert!(steps(&["window=\"2\"", "gradients=\"panels\""]).1[0] > windowed, "there are no panels of gradients");
+    let near_weights = |embeddings: &str| {
+        let knobs = knobs(&[&base[..], &["window=\"2\"", embeddings]].concat());
+        let trainer = trainer(&model, &knobs, 7);
+        let plan = trainer.runner().plan();
+        plan.stored_bytes(|s| s.kind == StoredKind::Weight && !plan.is_far(&s.tensor))
+    };
+    let [near, far] = ["near", "far"].map(|place| near_weights(&format!("embeddings=\"{place}\"")));
+    assert!(far < near / 4, "embeddings stay near: {far} bytes of {near}");
     let (rows, entries) = steps(&["micro_batch=1"]);
     assert_eq!((rows, entries.len()), (1, 3), "the updates are no entry of their own");
 }

@@ -55,6 +55,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         recompute: Recompute::Auto,
         window: Streaming::Never,
         spill: None,
+        embeddings: None,
         panels: None,
         clip_by: None,
         memory: None,

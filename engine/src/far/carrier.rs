@@ -1,4 +1,4 @@
-//! Who carries out moves: a thread of its own, or a simulated machine.
+//! Who carries out moves: threads of its own, or a simulated machine.
 
 use super::mover::Move;
 use crate::runner::RunError;
@@ -53,6 +53,14 @@ unsafe impl Send for Span {}
 unsafe impl Sync for Span {}
 
 impl Span {
+    /// A part of it, `bytes` long, from byte `at` on.
+    #[expect(unsafe_code, reason = "parts of the arena go to the threads that fill them")]
+    pub(crate) fn part(&self, at: usize, bytes: usize) -> Span {
+        assert!(at <= self.bytes && bytes <= self.bytes - at, "a part of a span lies in it");
+        // SAFETY: the byte lies in the span, or is its end.
+        Span { start: unsafe { self.start.add(at) }, bytes }
+    }
+
     /// What lies there, for a move that goes out.
     #[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
     pub(crate) fn bytes(&self) -> &[u8] {

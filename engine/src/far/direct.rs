@@ -44,6 +44,11 @@ impl Default for Chunk {
     }
 }
 
+/// Of so many bytes from `offset` on, those that one read brings.
+pub(crate) fn piece_bytes(offset: u64, left: usize) -> usize {
+    left.min(CHUNK_BYTES - (offset % BLOCK_BYTES) as usize)
+}
+
 /// A file that is read and written past the page cache.
 pub struct Direct {
     file: File,
@@ -101,7 +106,7 @@ impl Direct {
             let at = offset + done as u64;
             let first = at - at % BLOCK_BYTES;
             let skip = (at - first) as usize;
-            let wanted = (out.len() - done).min(CHUNK_BYTES - skip);
+            let wanted = piece_bytes(at, out.len() - done);
             let len = (skip + wanted).next_multiple_of(BLOCK_BYTES as usize);
             let bytes = chunk.bytes(len);
             let there = read_some(&self.file, first, bytes, skip + wanted).map_err(err)?;

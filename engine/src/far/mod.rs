@@ -1,5 +1,5 @@
 //! The far memory: what a plan does not keep in the arena lies in the model's files, read in place, and in one work
-//! file. A thread of its own carries out the plan's transfers beside the steps.
+//! file. Threads of its own carry out the plan's transfers beside the steps.
 //!
 //! Invariant: a transfer's part of the arena is touched by nothing else from its beginning to its end, as the plan's
 //! checker has made sure. Not for results: a work file is worth nothing without its process, and goes with it.
@@ -11,6 +11,7 @@ mod mover;
 pub(crate) use carrier::{Carrier, Span};
 pub use direct::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Direct};
 pub(crate) use mover::Move;
+pub use mover::{MOVING_STACK_BYTES, MOVING_THREADS};
 
 use crate::arena::Arena;
 use crate::files::{FileError, ReadAt};
@@ -55,6 +56,22 @@ impl Drop for Work {
     fn drop(&mut self) {
         // Left behind by a kill it is made anew by the next run; an error here has nobody to tell.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Place {
+    /// The byte of its file.
+    pub(crate) fn offset(&self) -> u64 {
+        let (Place::Model(_, offset) | Place::Work(offset)) = *self;
+        offset
+    }
+
+    /// The place so many bytes behind.
+    pub(crate) fn after(&self, bytes: usize) -> Place {
+        match *self {
+            Place::Model(file, offset) => Place::Model(file, offset + bytes as u64),
+            Place::Work(offset) => Place::Work(offset + bytes as u64),
+        }
     }
 }
 
@@ -242,7 +259,7 @@ pub(crate) struct Far {
 }
 
 impl Far {
-    /// Opens the files of a run's phases and starts the moving thread, if the machine is not simulated.
+    /// Opens the files of a run's phases and starts the moving threads, if the machine is not simulated.
     ///
     /// # Errors
     /// A file is not there, the disk has no room, or the system has no thread.
@@ -270,7 +287,7 @@ impl Far {
             }
             (None, None) => Box::new(
                 Mover::new(Arc::clone(&files_of_run), most)
-                    .map_err(|e| RunError::System { what: "cannot start the moving thread", why: e.to_string() })?,
+                    .map_err(|e| RunError::System { what: "cannot start the moving threads", why: e.to_string() })?,
             ),
         };
         let paths = files.iter().map(|f| f.path().to_path_buf()).collect();

@@ -1,9 +1,11 @@
-//! The thread that moves, and the list of what it moves in an entry.
+//! The threads that move, and the list of what they move in an entry.
 //!
 //! Neighbouring transfers that begin and end together are one move, where their bytes lie together on both sides.
-//! Moves are carried out one after the other in the plan's order, so a place that one frees can be filled by the next.
+//! Moves begin in the plan's order, and count as ended in that order. While one thread puts what it has read in its
+//! place, another reads: a disk is not idle meanwhile.
 
-use super::{Carrier, Chunk, Files, Place, Span, place};
+use super::direct::piece_bytes;
+use super::{BLOCK_BYTES, Carrier, Chunk, Files, Place, Span, place};
 use crate::files::FileError;
 use crate::runner::RunError;
 use std::collections::VecDeque;
@@ -11,6 +13,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tinyforge_plan::{Direction, Entry, Plan};
+
+/// Threads that move, each with a buffer and a stack of its own.
+pub const MOVING_THREADS: usize = 2;
+/// Bytes of their stacks.
+pub const MOVING_STACK_BYTES: usize = 256 << 10;
 
 /// One move: what lies where, and between which steps.
 #[derive(Clone, Debug)]
@@ -79,21 +86,105 @@ struct Job {
     place: Place,
     span: Span,
     direction: Direction,
+    /// Bytes of it that threads have taken, and how many pieces they have not finished.
+    begun: usize,
+    under_way: u32,
+}
+
+impl Job {
+    /// Whether two jobs touch a block of the work file together.
+    fn shares_blocks(&self, other: &Job) -> bool {
+        let blocks = |job: &Job| {
+            let first = job.place.offset();
+            (first / BLOCK_BYTES, (first + job.span.bytes as u64).div_ceil(BLOCK_BYTES))
+        };
+        let (a, b) = (blocks(self), blocks(other));
+        matches!((self.place, other.place), (Place::Work(_), Place::Work(_))) && a.0 < b.1 && b.0 < a.1
+    }
+}
+
+/// What one thread does of a job at a time.
+struct Piece {
+    /// The job's number among all.
+    number: u64,
+    place: Place,
+    span: Span,
+    direction: Direction,
 }
 
 #[derive(Default)]
 struct Queue {
+    /// What is not finished, in order.
     jobs: VecDeque<Job>,
-    /// Jobs ever handed over, and ever finished.
+    /// Jobs ever handed over, and how many from the first on are finished.
     given: u64,
     finished: u64,
     failed: Option<FileError>,
     is_over: bool,
-    /// Whether the thread has ended by a panic: nothing moves any more.
+    /// Whether a thread has ended by a panic: nothing moves any more.
     is_dead: bool,
-    /// Nanoseconds spent moving, and bytes moved.
+    /// Since when anything moves, and how many pieces do.
+    since: Option<Instant>,
+    under_way: u32,
+    /// Nanoseconds in which anything moved, and bytes moved.
     busy_ns: u64,
     bytes: u64,
+}
+
+impl Queue {
+    /// What a thread does next. What comes in is taken by pieces, so that one is read while another is put in its
+    /// place. What goes out is taken whole, one at a time: two that change the blocks at their ends could meet there.
+    fn next(&mut self) -> Option<Piece> {
+        let at = (0..self.jobs.len()).find(|&at| !self.is_dead && self.is_free(at))?;
+        let job = &mut self.jobs[at];
+        let (place, left) = (job.place.after(job.begun), job.span.bytes - job.begun);
+        let bytes = if job.direction == Direction::In { piece_bytes(place.offset(), left) } else { left };
+        let span = job.span.part(job.begun, bytes);
+        job.begun += bytes;
+        job.under_way += 1;
+        if self.under_way == 0 {
+            self.since = Some(Instant::now());
+        }
+        self.under_way += 1;
+        Some(Piece { number: self.finished + 1 + at as u64, place, span, direction: job.direction })
+    }
+
+    /// Whether more of job `at` may be done beside what is before it.
+    fn is_free(&self, at: usize) -> bool {
+        let job = &self.jobs[at];
+        let goes = |job: &Job| job.direction == Direction::Out;
+        let is_apart = |before: &Job| match (goes(before), goes(job)) {
+            (true, true) => false,
+            (false, false) => true,
+            _ => !job.shares_blocks(before),
+        };
+        job.begun < job.span.bytes && self.jobs.iter().take(at).all(is_apart)
+    }
+
+    /// A piece has ended.
+    fn end(&mut self, piece: &Piece, result: Result<(), FileError>) {
+        self.bytes += piece.span.bytes as u64;
+        self.under_way -= 1;
+        if let Some(since) = self.since.take_if(|_| self.under_way == 0) {
+            self.busy_ns += since.elapsed().as_nanos() as u64;
+        }
+        if let Err(error) = result {
+            self.failed.get_or_insert(error);
+        }
+        // Where it is over, the jobs are gone.
+        if let Some(job) = self.jobs.get_mut((piece.number - self.finished - 1) as usize) {
+            job.under_way -= 1;
+        }
+        self.settle();
+    }
+
+    /// Counts what is finished.
+    fn settle(&mut self) {
+        while self.jobs.front().is_some_and(|job| job.begun == job.span.bytes && job.under_way == 0) {
+            self.jobs.pop_front();
+            self.finished += 1;
+        }
+    }
 }
 
 struct Shared {
@@ -102,34 +193,36 @@ struct Shared {
     finished: Condvar,
 }
 
-/// The moving thread.
+/// The moving threads.
 pub(crate) struct Mover {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     /// Nanoseconds that steps have waited for moves.
     waited_ns: u64,
 }
 
 impl Mover {
-    /// Starts the thread for at most `most` moves under way.
+    /// Starts the threads for at most `most` moves under way.
     ///
     /// # Errors
     /// The system has no thread.
     pub(crate) fn new(files: Arc<Files>, most: usize) -> std::io::Result<Mover> {
         let queue = Queue { jobs: VecDeque::with_capacity(most.max(1)), ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), given: Condvar::new(), finished: Condvar::new() });
-        let of_thread = Arc::clone(&shared);
-        let mut chunk = Chunk::new();
-        let builder = std::thread::Builder::new().name("mover".to_string()).stack_size(256 << 10);
-        let thread = builder.spawn(move || work(&of_thread, &files, &mut chunk))?;
-        Ok(Mover { shared, thread: Some(thread), waited_ns: 0 })
+        let mut mover = Mover { shared, threads: Vec::with_capacity(MOVING_THREADS), waited_ns: 0 };
+        for _ in 0..MOVING_THREADS {
+            let (shared, files, mut chunk) = (Arc::clone(&mover.shared), Arc::clone(&files), Chunk::new());
+            let builder = std::thread::Builder::new().name("mover".to_string()).stack_size(MOVING_STACK_BYTES);
+            mover.threads.push(builder.spawn(move || work(&shared, &files, &mut chunk))?);
+        }
+        Ok(mover)
     }
 
     /// Waits until so many moves have ended.
     fn wait_for(&mut self, number: u64) -> Result<(), RunError> {
         let started = Instant::now();
         let mut queue = self.shared.queue.lock().expect("the mover does not panic");
-        while queue.finished < number {
+        while queue.finished < number && !queue.is_dead {
             queue = self.shared.finished.wait(queue).expect("the mover does not panic");
         }
         let dead = queue.is_dead.then(dead);
@@ -145,8 +238,9 @@ impl Carrier for Mover {
         let mut queue = self.shared.queue.lock().expect("the mover does not panic");
         queue.given += 1;
         if !queue.is_dead {
-            queue.jobs.push_back(Job { place: m.place, span, direction: m.direction });
-            self.shared.given.notify_one();
+            queue.jobs.push_back(Job { place: m.place, span, direction: m.direction, begun: 0, under_way: 0 });
+            queue.settle();
+            self.shared.given.notify_all();
         }
         queue.given
     }
@@ -175,15 +269,15 @@ impl Drop for Mover {
             queue.is_over = true;
             queue.jobs.clear();
         }
-        self.shared.given.notify_one();
-        if let Some(thread) = self.thread.take() {
+        self.shared.given.notify_all();
+        for thread in self.threads.drain(..) {
             // A panic there has been seen by whoever waited.
             let _ = thread.join();
         }
     }
 }
 
-/// Tells who waits when the thread ends by a panic, so that nobody waits for ever.
+/// Tells who waits when a thread ends by a panic, so that nobody waits for ever.
 struct Farewell<'a>(&'a Shared);
 
 impl Drop for Farewell<'_> {
@@ -193,8 +287,8 @@ impl Drop for Farewell<'_> {
         }
         let mut queue = self.0.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         queue.is_dead = true;
-        queue.finished = u64::MAX;
         self.0.finished.notify_all();
+        self.0.given.notify_all();
     }
 }
 
@@ -202,42 +296,38 @@ fn work(shared: &Shared, files: &Files, chunk: &mut Chunk) {
     let _farewell = Farewell(shared);
     let mut queue = shared.queue.lock().expect("nobody panics with the queue");
     loop {
-        let Some(mut job) = queue.jobs.pop_front() else {
-            if queue.is_over {
+        let Some(mut piece) = queue.next() else {
+            if queue.is_over || queue.is_dead {
                 return;
             }
             queue = shared.given.wait(queue).expect("nobody panics with the queue");
             continue;
         };
         drop(queue);
-        let started = Instant::now();
-        let result = carry_out(&mut job, files, chunk);
+        let result = carry_out(&mut piece, files, chunk);
         queue = shared.queue.lock().expect("nobody panics with the queue");
-        queue.busy_ns += started.elapsed().as_nanos() as u64;
-        queue.bytes += job.span.bytes as u64;
-        queue.finished += 1;
-        if let Err(error) = result {
-            queue.failed.get_or_insert(error);
-        }
+        queue.end(&piece, result);
         shared.finished.notify_all();
+        // What goes out may have waited for this, and what comes in for what went out.
+        shared.given.notify_all();
     }
 }
 
-fn carry_out(job: &mut Job, files: &Files, chunk: &mut Chunk) -> Result<(), FileError> {
-    match job.direction {
-        Direction::In => files.read(job.place, job.span.bytes_mut(), chunk),
-        Direction::Out => files.write(job.place, job.span.bytes(), chunk),
+fn carry_out(piece: &mut Piece, files: &Files, chunk: &mut Chunk) -> Result<(), FileError> {
+    match piece.direction {
+        Direction::In => files.read(piece.place, piece.span.bytes_mut(), chunk),
+        Direction::Out => files.write(piece.place, piece.span.bytes(), chunk),
     }
 }
 
 fn dead() -> FileError {
-    let why = std::io::Error::other("the moving thread ended by a panic");
+    let why = std::io::Error::other("a moving thread ended by a panic");
     FileError::new(std::path::Path::new("far memory"), "cannot move", why)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Direct, Files, Place, Span};
+    use super::super::{CHUNK_BYTES, Direct, Files, Place, Span, Work};
     use super::{Carrier, Move, Mover, join};
     use std::path::PathBuf;
     use std::ptr::NonNull;
@@ -323,7 +413,7 @@ mod tests {
 
     /// A file that there is not is a fault of ours and panics.
     #[test]
-    fn a_panic_of_the_thread_is_an_error_of_every_later_move() {
+    fn a_panic_of_a_thread_is_an_error_of_every_later_move() {
         let mut desk = Desk::new("panic");
         let mut mover = Mover::new(Arc::clone(&desk.files), 8).expect("a thread");
         let first = begin(&mut mover, &mut desk, Place::Model(9, 0), 0);
@@ -335,7 +425,27 @@ mod tests {
         let third = begin(&mut mover, &mut desk, Place::Model(0, 0), 100);
         mover.wait(third).expect_err("nothing moves any more");
         mover.wait_all().expect_err("nothing moves any more");
-        assert!(desk.near.iter().all(|&b| b == 0));
+    }
+
+    /// Moves of several pieces, at no block's beginning, in the work file: each thread takes some. What comes in after
+    /// what goes out is what went out.
+    #[test]
+    fn what_comes_in_by_pieces_is_whole_and_what_went_out_before() {
+        let bytes = 3 * CHUNK_BYTES + 777;
+        let path = std::env::temp_dir().join(format!("tinyforge-mover-pieces-{}", std::process::id()));
+        let file = Direct::create(&path, bytes as u64 + 100).expect("made");
+        let files = Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: Some(Work { file, path }) });
+        let mut mover = Mover::new(Arc::clone(&files), 6).expect("threads");
+        let out: Vec<u8> = (0..bytes).map(|i| (i % 249) as u8).collect();
+        let mut near = vec![out.clone(), vec![0; bytes], out.iter().map(|b| b ^ 1).collect(), vec![0; bytes]];
+        for (i, part) in near.iter_mut().enumerate() {
+            let span = Span { start: NonNull::from(&mut part[..]).cast(), bytes };
+            let direction = if i % 2 == 0 { Direction::Out } else { Direction::In };
+            mover.begin(&Move { direction, ..coming(Place::Work(55), (0, bytes as u64)) }, span);
+        }
+        mover.wait_all().expect("nothing fails");
+        assert!(near[1] == out && near[3] == near[2], "what came in is not what went out");
+        assert_eq!(mover.times().2, 4 * bytes as u64);
     }
 
     #[test]
@@ -346,7 +456,7 @@ mod tests {
             begin(&mut mover, &mut desk, Place::Model(0, 0), 0);
         }
         drop(mover);
-        assert!(Arc::strong_count(&desk.files) == 1, "the thread still has the files");
+        assert!(Arc::strong_count(&desk.files) == 1, "a thread still has the files");
     }
 
     #[test]

@@ -7,27 +7,30 @@ use tinyforge_plan::{SPILLED, part_of};
 
 /// A tensor that is changed and takes at most one part in so many of its block stays in the near memory.
 const SMALL_PART: u64 = 64;
+/// An embedding that takes at least one part in so many of the largest block is worth a place of its own.
+const LARGE_PART: u64 = 2;
 
 /// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
 /// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
-/// blocks, the states that are stored in parts.
-pub(super) fn parcels(graphs: &[&Graph], rotates: bool) -> Vec<Parcel> {
+/// blocks, the states that are stored in parts, and with `embeddings` their large weights.
+pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> Vec<Parcel> {
     let is_resident = |user: &User, block: u64| match rotates {
         true => user.kind == Kind::State,
         false => user.changes && user.bytes * SMALL_PART <= block,
     };
     let users = users(graphs);
-    let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
-    let owned = users.iter().filter(|u| u.kind != Kind::State && u.is_of_numbered());
-    owned.for_each(|u| *bytes_of.entry(u.blocks[0].0).or_default() += u.bytes);
+    let bytes_of = block_bytes(&users);
+    let largest = bytes_of.values().copied().max().unwrap_or(0);
     let mut parcels: Vec<Parcel> = Vec::new();
-    let moves = |u: &&User| u.is_of_numbered() || u.part().is_some() || u.is_spilled();
+    let moves = |u: &&User| {
+        u.is_of_numbered() || u.part().is_some() || u.is_spilled() || (embeddings && u.is_embedding(largest))
+    };
     for user in users.iter().filter(moves) {
         let (name, _) = user.blocks[0];
         let (block, holds) = match user.part() {
             _ if user.is_spilled() => (user.name.trim_end_matches(SPILLED).to_string(), Holds::Activation),
             Some(part) => (format!("{name}, part {part}"), Holds::States),
-            None if is_resident(user, bytes_of.get(name).copied().unwrap_or(0)) => continue,
+            None if user.is_of_numbered() && is_resident(user, bytes_of[name]) => continue,
             None if user.kind == Kind::State => (name.to_string(), Holds::States),
             None => (name.to_string(), Holds::Weights),
         };
@@ -48,6 +51,23 @@ pub(super) fn parcels(graphs: &[&Graph], rotates: bool) -> Vec<Parcel> {
     parcels
 }
 
+/// Whether there are weights outside of numbered blocks that are large enough to come and go.
+pub(super) fn has_embeddings(graphs: &[&Graph]) -> bool {
+    let users = users(graphs);
+    let largest = block_bytes(&users).values().copied().max().unwrap_or(0);
+    users.iter().any(|u| u.is_embedding(largest))
+}
+
+/// Bytes of the weights and constants of every numbered block.
+fn block_bytes<'a>(users: &[User<'a>]) -> BTreeMap<&'a str, u64> {
+    let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
+    for user in users.iter().filter(|u| u.is_of_numbered()) {
+        let own = if user.kind == Kind::State { 0 } else { user.bytes };
+        *bytes_of.entry(user.blocks[0].0).or_default() += own;
+    }
+    bytes_of
+}
+
 /// A stored tensor and who reads it.
 struct User<'a> {
     name: &'a str,
@@ -62,6 +82,12 @@ impl User<'_> {
     /// Whether one numbered block alone reads it.
     fn is_of_numbered(&self) -> bool {
         matches!(self.blocks[..], [(_, true)])
+    }
+
+    /// Whether it is a large weight that no numbered block reads: an embedding, or a head.
+    fn is_embedding(&self, largest_block: u64) -> bool {
+        let is_outside = self.blocks.iter().all(|(_, is_numbered)| !is_numbered);
+        self.kind == Kind::Weight && is_outside && largest_block > 0 && self.bytes * LARGE_PART >= largest_block
     }
 
     /// Whether it holds an activation between forward and backward.

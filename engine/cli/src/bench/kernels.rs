@@ -44,10 +44,14 @@ const SAMPLES: [Sample; 11] = [
     Sample { family: "gpt2", hidden: 384, ff: 1536, seq: 256, scheme: "full", dtype: "f32", batch: 1 },
 ];
 
-/// Tokens that each sample knows.
-const VOCAB: u32 = 8192;
-/// Blocks of each.
-const BLOCKS: u32 = 2;
+/// Tokens that every sample knows at least, and those whose weights lie beyond every cache: then logits do, too.
+const VOCAB: [u32; 2] = [8192, 32768];
+/// Blocks of each, at least: the weights of a model that is no toy lie beyond every cache when a step comes to them.
+const BLOCKS_MIN: u32 = 2;
+/// Bytes of weights that no cache keeps from one step to the next, and the part of the memory that they may take.
+const BEYOND_CACHES: (u64, u64) = (192 << 20, 32);
+/// Features below which a model's weights do lie in a cache.
+const CACHED_HIDDEN: u32 = 384;
 /// Runs of each that count, where there is time; one before them does not.
 const RUNS: usize = 5;
 
@@ -58,7 +62,9 @@ const RUNS: usize = 5;
 /// The system refuses memory or threads.
 pub fn measure(machine: &mut Machine, threads: u32, limit: Duration) -> Result<(), CommandError> {
     let mut calls = Vec::new();
-    SAMPLES.iter().try_for_each(|sample| run(sample, threads, limit, &mut calls))?;
+    let weight_bytes =
+        machine.spaces[0].bytes.map_or(BEYOND_CACHES.0, |all| BEYOND_CACHES.0.min(all / BEYOND_CACHES.1));
+    SAMPLES.iter().try_for_each(|sample| run(sample, weight_bytes, (threads, limit), &mut calls))?;
     let best = |factors: DType| {
         let large = calls.iter().filter(|(work, _)| work.factors == factors && work.flops >= LARGE_FLOPS);
         large.fold(0.0f64, |best, (work, seconds)| best.max(work.flops as f64 / seconds))
@@ -105,9 +111,14 @@ impl Sizes {
     }
 }
 
-/// Runs a sample and adds its calls with their median seconds.
-fn run(sample: &Sample, threads: u32, limit: Duration, calls: &mut Vec<(cost::Work, f64)>) -> Result<(), CommandError> {
-    let config = hf::config(sample.config().as_bytes()).map_err(CommandError::run)?;
+/// Runs a sample with about so many bytes of weights, for about `limit`, and adds its calls with their median seconds.
+fn run(
+    sample: &Sample,
+    weight_bytes: u64,
+    (threads, limit): (u32, Duration),
+    calls: &mut Vec<(cost::Work, f64)>,
+) -> Result<(), CommandError> {
+    let config = hf::config(sample.config(weight_bytes).as_bytes()).map_err(CommandError::run)?;
     let model = Model::from_config(Path::new("sample"), config)?;
     let knobs = Knobs {
         scheme: Some(sample.scheme.to_string()),
@@ -160,7 +171,7 @@ fn times(runner: &Runner) -> Vec<u64> {
 /// Fills the inputs of an entry with rows that have no padding; a few tokens are the last of a row.
 fn fill(runner: &mut Runner, entry: usize, seq: usize) {
     let stream = Stream { seed: 0, step: 0, tensor: 0 };
-    let token = |i: usize| (stream.uniform(i as u64) * VOCAB as f32) as u32;
+    let token = |i: usize| (stream.uniform(i as u64) * VOCAB[0] as f32) as u32;
     let inputs = runner.plan().entries[entry].inputs.clone();
     for input in &inputs {
         let words: &mut [u32] = bytemuck::cast_slice_mut(runner.arena_mut().tensor_mut(&input.tensor));
@@ -178,17 +189,28 @@ fn fill(runner: &mut Runner, entry: usize, seq: usize) {
 }
 
 impl Sample {
-    fn config(&self) -> String {
+    /// How many blocks make about so many bytes of weights.
+    fn blocks(&self, weight_bytes: u64) -> u32 {
+        if self.hidden < CACHED_HIDDEN {
+            return BLOCKS_MIN;
+        }
+        let (hidden, ff) = (u64::from(self.hidden), u64::from(self.ff));
+        let elem_bytes = if self.dtype == "bf16" { 2 } else { 4 };
+        ((weight_bytes / (elem_bytes * hidden * (3 * hidden + 3 * ff))) as u32).max(BLOCKS_MIN)
+    }
+
+    fn config(&self, weight_bytes: u64) -> String {
         let Sample { family, hidden, ff, .. } = self;
+        let (blocks, vocab) = (self.blocks(weight_bytes), VOCAB[usize::from(*hidden >= CACHED_HIDDEN)]);
         let (heads, kv_heads) = (hidden / 64, (hidden / 192).max(1));
         match *family {
             "gpt2" => format!(
-                r#"{{"model_type": "gpt2", "vocab_size": {VOCAB}, "n_embd": {hidden}, "n_inner": {ff},
-                "n_layer": {BLOCKS}, "n_head": {heads}, "n_positions": 1024}}"#
+                r#"{{"model_type": "gpt2", "vocab_size": {vocab}, "n_embd": {hidden}, "n_inner": {ff},
+                "n_layer": {blocks}, "n_head": {heads}, "n_positions": 1024}}"#
             ),
             _ => format!(
-                r#"{{"model_type": "llama", "vocab_size": {VOCAB}, "hidden_size": {hidden},
-                "intermediate_size": {ff}, "num_hidden_layers": {BLOCKS}, "num_attention_heads": {heads},
+                r#"{{"model_type": "llama", "vocab_size": {vocab}, "hidden_size": {hidden},
+                "intermediate_size": {ff}, "num_hidden_layers": {blocks}, "num_attention_heads": {heads},
                 "num_key_value_heads": {kv_heads}, "head_dim": 64, "max_position_embeddings": 2048,
                 "tie_word_embeddings": true}}"#
             ),

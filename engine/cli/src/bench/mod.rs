@@ -81,6 +81,6 @@ pub fn measure(options: &Options, note: &mut dyn FnMut(&str)) -> Result<Measured
         link.latency_s = disk.latency_s;
     }
     note("kernels");
-    kernels::measure(&mut machine, options.threads, rate_time)?;
+    kernels::measure(&mut machine, options.threads, 3 * rate_time)?;
     Ok(Measured { machine, one_thread, adamw_bytes_per_second: adamw, disk })
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tinyforge::cpu::CpuKernels;
 use tinyforge::gpu;
 use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
-use tinyforge_compiler::compile::{self, Entry, Recompute, Request, Role};
+use tinyforge_compiler::compile::{self, Entry, Request, Role};
 use tinyforge_compiler::cost::{self, Work};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32};
 use tinyforge_compiler::ir::attrs::Attr;
@@ -19,11 +19,9 @@ use tinyforge_compiler::ir::graph::{Builder, Graph, Kind, Region};
 use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::ir::types::Type;
 use tinyforge_compiler::machine::{Limit, Machine};
-use tinyforge_compiler::passes::parameterize::Storage;
-use tinyforge_compiler::passes::update::Optimizer;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_kernels::random::Stream;
-use tinyforge_plan::{DType, Kernels, Plan, Source, Stored, Tensor};
+use tinyforge_plan::{DType, Kernels, Plan, Stored, Tensor};
 
 /// What is run, where, and for how long.
 pub struct Options {
@@ -193,25 +191,14 @@ fn planned(case: Case, options: &Options) -> Result<Plan, CommandError> {
     let cpu = CpuKernels { threads: options.threads };
     let gpu = gpu::kernels(options.device).map_err(CommandError::request)?;
     let request = Request {
-        name: ENTRY.to_string(),
-        entries: vec![Entry { name: ENTRY.to_string(), graph: case.graph(), role: Role::Forward }],
         scheme: Scheme::frozen(),
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer::plain("sgd"),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
         target: planning::target(options.device),
-        kernels: gpu.as_ref().map_or(&cpu as &dyn Kernels, |gpu| gpu),
-        source: &|_| Source::Zero,
-        files: Vec::new(),
         threads: options.threads,
-        dump: None,
+        ..Request::plain(
+            ENTRY,
+            vec![Entry { name: ENTRY.to_string(), graph: case.graph(), role: Role::Forward }],
+            gpu.as_ref().map_or(&cpu as &dyn Kernels, |gpu| gpu),
+        )
     };
     Ok(compile::compile(&request).map_err(CommandError::run)?.plan)
 }

@@ -9,16 +9,12 @@ use tinyforge::files::{ReadAt, read_whole};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::samples::{self, Samples};
 use tinyforge::simulate::largest;
-use tinyforge_compiler::compile::{self, Entry, Recompute, Request, Role};
+use tinyforge_compiler::compile::{self, Entry, Request, Role};
 use tinyforge_compiler::import::int8::Int8Model;
 use tinyforge_compiler::import::onnx::{self, FloatModel};
 use tinyforge_compiler::ir::graph::Graph;
-use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::quantize::{self, Bytes, Clipping, Observer, Range};
-use tinyforge_compiler::passes::update::Optimizer;
-use tinyforge_compiler::scheme::Scheme;
-use tinyforge_compiler::target::Target;
-use tinyforge_plan::{DType, Plan, Source};
+use tinyforge_plan::{Plan, Source};
 
 /// Worker threads: networks for microcontrollers are small.
 const THREADS: u32 = 2;
@@ -196,25 +192,14 @@ impl Float {
 /// The plan of one sample's forward pass.
 fn plan(name: &str, graph: Graph, model: &FloatModel) -> Result<Plan, CommandError> {
     let compiled = compile::compile(&Request {
-        name: name.to_string(),
-        entries: vec![Entry { name: "infer".to_string(), graph, role: Role::Forward }],
-        scheme: Scheme::parse("full")?,
-        group: 0,
-        keep_states: false,
-        storage: Storage { trained: DType::F32, frozen: None },
-        optimizer: Optimizer::plain("sgd"),
-        clip_by: None,
-        recompute: Recompute::Nothing,
-        arena_bytes_max: None,
-        window: None,
-        spill: None,
-        panels: None,
-        target: Target::CPU,
-        kernels: &CpuKernels { threads: THREADS },
         source: &|tensor: &str| model.source(tensor).unwrap_or(Source::Zero),
         files: model.files.clone(),
         threads: THREADS,
-        dump: None,
+        ..Request::plain(
+            name,
+            vec![Entry { name: "infer".to_string(), graph, role: Role::Forward }],
+            &CpuKernels { threads: THREADS },
+        )
     });
     Ok(compiled.map_err(CommandError::request)?.plan)
 }

@@ -73,6 +73,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         recompute: Recompute::Auto,
         window: Streaming::Never,
         spill: None,
+        embeddings: None,
         panels: None,
         clip_by: None,
         memory: None,

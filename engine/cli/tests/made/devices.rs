@@ -94,11 +94,12 @@ pub fn budgets_do_not_change_the_result(device: &str, first: Train, again: Train
 /// Blocks that stream from the model's files and a work file, and activations that rest there.
 pub fn windows_do_not_change_the_result(device: &str, first: Train, again: Train) {
     let (_scratch, model) = made_model(&format!("{}-window", name(device)), Llama { layers: 4, ..TIED });
-    let ways: [&[&str]; 4] = [
+    let ways: [&[&str]; 5] = [
         &["window=\"1\""],
         &["window=\"2\"", "prefetch=2"],
         &["window=\"3\"", "micro_batch=2"],
         &["window=\"1\"", "activations=\"far\"", "recompute=\"all\""],
+        &["window=\"2\"", "embeddings=\"far\""],
     ];
     let mut found = Vec::new();
     for base in
