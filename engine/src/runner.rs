@@ -97,6 +97,8 @@ pub struct RunOptions {
     pub driver: Option<crate::gpu::cuda::Open>,
     /// Traits of an adapter, by the names that `tinyforge devices` prints, that a run is not to use.
     pub without: &'static [&'static str],
+    /// Whether products of f32 may round their factors to TF32, where a card has a faster way for those.
+    pub tf32: bool,
 }
 
 /// A plan, bound to kernels where the CPU runs them.
@@ -470,7 +472,7 @@ fn open_gpu(phases: &[Phase], options: &RunOptions) -> Result<Option<Gpu>, RunEr
         DeviceChoice::Cuda => {
             let driver = options.driver.unwrap_or(crate::gpu::cuda::open_default)()?;
             let plans: Vec<&Plan> = phases.iter().map(|p| &p.plan).collect();
-            let device = crate::gpu::cuda::CudaDevice::new(driver, &plans, options.count_times)?;
+            let device = crate::gpu::cuda::CudaDevice::new(driver, &plans, options.count_times, options.tf32)?;
             Ok(Some(Gpu::new(Box::new(device))))
         }
         #[cfg(feature = "wgpu")]

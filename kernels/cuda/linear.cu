@@ -146,3 +146,11 @@ KERNEL(256) product(Params p, u32 *status, const float *a, const void *b, const 
     }
   }
 }
+
+/// Two of `m` elements a thread, rounded to bf16, for products of a library. Operands `x, y`.
+KERNEL(256) narrow(Params p, u32 *status, const void *x, u32 *y) {
+  u32 i = 2 * index_of();
+  if (i >= p.m) return;
+  u32 high = i + 1 < p.m ? bf16_of(stored(x, i + 1)) : 0;
+  y[i / 2] = bf16_of(stored(x, i)) | (high << 16);
+}

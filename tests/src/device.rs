@@ -25,8 +25,9 @@ pub enum Device {
     Wgpu,
     /// The same with what every adapter has: lanes added without subgroups, bytes copied to it.
     WgpuPlain,
-    /// The kernels of CUDA on the host, with the threads of a block in one order or the other.
-    CudaShim(Order),
+    /// The kernels of CUDA on the host, with the threads of a block in one order or the other, and with or without a
+    /// library of dense products.
+    CudaShim(Order, Library),
 }
 
 impl Device {
@@ -35,7 +36,7 @@ impl Device {
         match self {
             Device::Cpu(_) => Target::CPU,
             Device::Wgpu | Device::WgpuPlain => Target::WGPU,
-            Device::CudaShim(_) => Target::CUDA,
+            Device::CudaShim(..) => Target::CUDA,
         }
     }
 
@@ -44,16 +45,18 @@ impl Device {
         match self {
             Device::Cpu(_) => DeviceChoice::Cpu,
             Device::Wgpu | Device::WgpuPlain => DeviceChoice::Wgpu,
-            Device::CudaShim(_) => DeviceChoice::Cuda,
+            Device::CudaShim(..) => DeviceChoice::Cuda,
         }
     }
 
     /// What opens its card: with `TINYFORGE_CUDA=card` a real one, for the kernels on it.
     pub fn driver(self) -> Option<cuda::Open> {
         match self {
-            Device::CudaShim(_) if wants_card() => Some(cuda::open_default),
-            Device::CudaShim(Order::Ascending) => Some(tinyforge_cuda_shim::ascending),
-            Device::CudaShim(Order::Descending) => Some(tinyforge_cuda_shim::descending),
+            Device::CudaShim(..) if wants_card() => Some(cuda::open_default),
+            Device::CudaShim(Order::Ascending, Library::Absent) => Some(tinyforge_cuda_shim::ascending),
+            Device::CudaShim(Order::Descending, Library::Absent) => Some(tinyforge_cuda_shim::descending),
+            Device::CudaShim(Order::Ascending, Library::There) => Some(tinyforge_cuda_shim::ascending_by_library),
+            Device::CudaShim(Order::Descending, Library::There) => Some(tinyforge_cuda_shim::descending_by_library),
             _ => None,
         }
     }
@@ -70,7 +73,7 @@ impl Device {
     pub fn threads(self) -> u32 {
         match self {
             Device::Cpu(threads) => threads,
-            Device::Wgpu | Device::WgpuPlain | Device::CudaShim(_) => 1,
+            Device::Wgpu | Device::WgpuPlain | Device::CudaShim(..) => 1,
         }
     }
 
@@ -79,8 +82,10 @@ impl Device {
         match self {
             Device::Cpu(threads) => Box::new(CpuKernels { threads }),
             // The least that any adapter gives.
-            Device::Wgpu | Device::WgpuPlain => Box::new(GpuKernels { operand_bytes_max: 128 << 20 }),
-            Device::CudaShim(_) => Box::new(cuda::KERNELS),
+            Device::Wgpu | Device::WgpuPlain => {
+                Box::new(GpuKernels { operand_bytes_max: 128 << 20, takes_products: false })
+            }
+            Device::CudaShim(..) => Box::new(cuda::KERNELS),
         }
     }
 }
@@ -92,6 +97,15 @@ pub enum Order {
     Ascending,
     /// The last one first.
     Descending,
+}
+
+/// Whether a library multiplies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Library {
+    /// The kernels of this program do.
+    Absent,
+    /// It does where it can.
+    There,
 }
 
 fn wants_card() -> bool {

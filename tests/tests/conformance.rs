@@ -11,7 +11,7 @@ use tinyforge_compiler::ir::graph::{Builder, Kind, Value};
 use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_plan::{DType, Plan, Source};
 use tinyforge_tests::device::{
-    Bytes, Device, ENTRY, Order, compile_forward, has_cuda_shim, has_wgpu, numbers, run as run_plan,
+    Bytes, Device, ENTRY, Library, Order, compile_forward, has_cuda_shim, has_wgpu, numbers, run as run_plan,
 };
 use tinyforge_tests::graphs::{largest_difference, run as run_reference};
 use tinyforge_tests::samples::{Sample, edges, family, samples, size};
@@ -43,7 +43,11 @@ fn wgpu() -> [Device; 2] {
 }
 
 fn cuda_shim() -> [Device; 2] {
-    [Device::CudaShim(Order::Ascending), Device::CudaShim(Order::Descending)]
+    [Order::Ascending, Order::Descending].map(|order| Device::CudaShim(order, Library::Absent))
+}
+
+fn cuda_by_library() -> [Device; 2] {
+    [Order::Ascending, Order::Descending].map(|order| Device::CudaShim(order, Library::There))
 }
 
 fn name_of(devices: [Device; 2]) -> &'static str {
@@ -229,6 +233,18 @@ fn cuda_kernels_are_their_definitions() {
     }
 }
 
+/// Whether an op is a product, which a library may do.
+fn multiplies(op: Op) -> bool {
+    op.def().attrs.iter().any(|a| a.name == "compute")
+}
+
+#[test]
+fn cuda_products_by_a_library_are_their_definitions() {
+    if has_cuda_shim() {
+        check_definitions_of(cuda_by_library(), multiplies);
+    }
+}
+
 /// Ops to look at: those that `TINYFORGE_OPS` begins with, or all.
 fn ops() -> impl Iterator<Item = Op> {
     let only = std::env::var("TINYFORGE_OPS").unwrap_or_default();
@@ -236,8 +252,12 @@ fn ops() -> impl Iterator<Item = Op> {
 }
 
 fn check_definitions(devices: [Device; 2]) {
+    check_definitions_of(devices, |_| true);
+}
+
+fn check_definitions_of(devices: [Device; 2], wanted: impl Fn(Op) -> bool) {
     let (mut failures, mut count, started) = (Vec::new(), 0, std::time::Instant::now());
-    for op in ops().filter(|&op| !is_gap(name_of(devices), op)) {
+    for op in ops().filter(|&op| wanted(op) && !is_gap(name_of(devices), op)) {
         let before = failures.len();
         let mut placed = false;
         for sample in [samples(op), edges(op)].concat() {
@@ -295,6 +315,7 @@ fn wgpu_kernels_read_every_storage() {
 fn cuda_kernels_read_every_storage() {
     if has_cuda_shim() {
         check_storages(cuda_shim());
+        check_storages(cuda_by_library());
     }
 }
 
@@ -335,12 +356,13 @@ fn wgpu_bf16_products_are_near() {
 fn cuda_bf16_products_are_near() {
     if has_cuda_shim() {
         check_bf16(cuda_shim());
+        check_bf16(cuda_by_library());
     }
 }
 
 fn check_bf16(devices: [Device; 2]) {
     let mut failures = Vec::new();
-    for op in ops().filter(|op| op.def().attrs.iter().any(|a| a.name == "compute")) {
+    for op in ops().filter(|&op| multiplies(op)) {
         let before = failures.len();
         // Adam's first step is the gradient's sign, which rounding may turn where the gradient is near 0.
         let is_adam = |s: &Sample| {

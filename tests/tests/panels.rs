@@ -8,7 +8,7 @@ use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_compiler::ir::reference::Memory;
 use tinyforge_compiler::ir::text::print_graph;
 use tinyforge_plan::part_of;
-use tinyforge_tests::device::{Bytes, Device, Order, compile_forward, has_cuda_shim, has_wgpu, run};
+use tinyforge_tests::device::{Bytes, Device, Library, Order, compile_forward, has_cuda_shim, has_wgpu, run};
 use tinyforge_tests::graphs::assert_close;
 use tinyforge_tests::models::{Lengths, contents, gpt2, llama, losses};
 use tinyforge_tests::random::Random;
@@ -166,7 +166,9 @@ fn wgpu_panels_give_the_bytes_of_whole_gradients() {
 #[test]
 fn cuda_panels_give_the_bytes_of_whole_gradients() {
     if has_cuda_shim() {
-        check_bytes([Device::CudaShim(Order::Ascending), Device::CudaShim(Order::Descending)], 0..4);
+        for library in [Library::Absent, Library::There] {
+            check_bytes([Order::Ascending, Order::Descending].map(|order| Device::CudaShim(order, library)), 0..4);
+        }
     }
 }
 

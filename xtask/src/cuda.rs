@@ -54,7 +54,9 @@ fn compile() -> Outcome {
     if folder.exists() {
         std::fs::remove_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     }
-    let mut command = cargo(&["run", "-q", "-p", "tinyforge", "--features", "cuda", "--example", "cuda_kernels", "--"]);
+    // All members are named so that what the workspace's tests have built is used.
+    run(cargo(&["build", "-q", "--workspace", "--features", "tinyforge/cuda", "--example", "cuda_kernels"]))?;
+    let mut command = Command::new(target_dir().join("debug/examples/cuda_kernels"));
     command.arg(&folder).args(ARCHITECTURES.map(|a| a.to_string())).env("LD_LIBRARY_PATH", home.join("lib"));
     run(command)?;
     let mut table = Table::default();

@@ -113,6 +113,11 @@ impl Graph {
         Graph { rows, blocks: vec![String::new()], ..Graph::default() }
     }
 
+    /// Packed rows that so many tokens are: the micro-batch's, or 1 where they do not divide them.
+    pub fn packed_rows(&self, tokens: u32) -> u32 {
+        if self.rows > 0 && tokens.is_multiple_of(self.rows) { self.rows } else { 1 }
+    }
+
     /// The name, type and origin of a value.
     pub fn info(&self, v: Value) -> &ValueInfo {
         &self.values[v.index()]
@@ -296,13 +301,18 @@ impl<'g> Builder<'g> {
         self.graph.values[v.index()].name = name;
     }
 
-    /// Appends `op` and returns its results, named `name` (several: `name`, `name.1`, ...).
+    /// Appends `op` and returns its results, named `name` (several: `name`, `name.1`, ...). Where `rows` is an
+    /// attribute that is not given, it is the packed rows of operand 0.
     ///
     /// # Panics
     /// When the op's row refuses the operands: the caller hands over what it has checked.
     pub fn push(&mut self, name: &str, op: Op, args: &[Value], attrs: &[(&str, Attr)]) -> Vec<Value> {
         let def = op.def();
-        let attrs = Attrs::of(def.attrs, attrs);
+        let is_given = attrs.iter().any(|(name, _)| *name == "rows");
+        let mut attrs = Attrs::of(def.attrs, attrs);
+        if !is_given && def.attrs.iter().any(|a| a.name == "rows") {
+            attrs.set("rows", self.graph.packed_rows(self.graph.ty(args[0]).rows()).into());
+        }
         let tys = match (def.infer)(&self.graph.types(args), &attrs) {
             Ok(tys) => tys,
             Err(why) => panic!("{} `{name}`: {why}", def.name),

@@ -337,7 +337,8 @@ fn sub_tensor(graph: &mut Graph, w: Value, name: &str, keep: u32) -> Result<(), 
     let xs = b.push1(&format!("{out_name}.inputs"), Op::GatherCols, &[node.args[0], index], &[]);
     let mut args = vec![node.args[0], w, xs];
     args.extend(&node.args[2..]);
-    let attrs = Attrs::of(Op::LinearSub.def().attrs, &[("compute", node.attrs.int("compute").into())]);
+    let given = ["compute", "rows"].map(|name| (name, node.attrs.int(name).into()));
+    let attrs = Attrs::of(Op::LinearSub.def().attrs, &given);
     graph.nodes.push(Node { op: Op::LinearSub, args, attrs, ..node });
     graph.nodes.extend(tail.into_iter().skip(1));
     Ok(())

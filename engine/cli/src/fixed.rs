@@ -1,5 +1,6 @@
 //! What the process needs beside the arena, each part with an upper bound, so that `--memory` bounds the total.
 
+use tinyforge::gpu::cuda::WORKSPACE_BYTES;
 use tinyforge::gpu::{SLOT_BYTES, STAGING_BYTES, STAGING_RING};
 use tinyforge::load::BUFFER_BYTES;
 use tinyforge::runner::DeviceChoice;
@@ -72,19 +73,26 @@ pub fn gpu_parts(sizes: &GpuSizes) -> Vec<Fixed> {
     vec![fixed("staging", staging), fixed("launches", launches), fixed("times", times), fixed("tables", 4096)]
 }
 
-/// The parts of a card's memory by CUDA: its context and whatever else uses the card, as the driver tells; the kernels,
-/// the tables. Inputs, results and the numbers of launches lie in the host's memory.
+/// The parts of a card's memory by CUDA: its context, with the library of dense products, and whatever else uses the
+/// card, as the driver tells; the kernels, the library's and what they work in, the tables. Inputs, results and the
+/// numbers of launches lie in the host's memory. The library's are counted where it is missing: a plan is the same.
 pub fn cuda_parts() -> Vec<Fixed> {
     /// More than the context of any card that we know of takes, where there is none to ask.
     const CONTEXT_BYTES: u64 = 640 << 20;
     /// Code of a family in all storage types that one plan has, in the driver's pieces of 2 MiB.
     const KERNEL_BYTES: u64 = 32 << 20;
+    /// Code of the library's kernels, a few for a plan's shapes, which the driver loads when they first run.
+    const LIBRARY_BYTES: u64 = 64 << 20;
+    /// Recorded launches of resident plans, at about a KiB each.
+    const RECORDING_BYTES: u64 = 32 << 20;
     let fixed = |name: &str, bytes: u64| Fixed { name: name.to_string(), bytes };
     let context = match tinyforge::gpu::cuda::cards().first() {
         Some(card) => fixed("context, and others on the card", card.total_bytes.saturating_sub(card.free_bytes)),
         None => fixed("context, were there a card", CONTEXT_BYTES),
     };
-    vec![context, fixed("kernels", KERNEL_BYTES), fixed("tables", 4096)]
+    let products = fixed("products", LIBRARY_BYTES + WORKSPACE_BYTES);
+    let recordings = fixed("recorded launches", RECORDING_BYTES);
+    vec![context, fixed("kernels", KERNEL_BYTES), products, recordings, fixed("tables", 4096)]
 }
 
 /// Bytes of the mapped files of this process: the program and its libraries.

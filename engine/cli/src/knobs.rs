@@ -84,7 +84,8 @@ pub struct Knobs {
     /// Largest global gradient norm; 0 does not clip [0]
     #[arg(long)]
     pub clip: Option<f64>,
-    /// Storage and arithmetic of matrices: f32 or bf16 [f32]
+    /// Storage and arithmetic of matrices: f32 or bf16, or tf32 for storage in f32 and products that NVIDIA's library
+    /// may round to TF32 [f32]
     #[arg(long)]
     pub dtype: Option<String>,
     /// Memory for everything: 64MiB, 2GiB [no limit]
@@ -261,10 +262,11 @@ impl Knobs {
             Some("second") => Some(ClipBy::SecondBackward),
             Some(other) => return Err(CommandError::request(format!("--clip-by {other}: keep or second"))),
         };
-        let dtype = match self.dtype.as_deref().unwrap_or("f32") {
-            "f32" => DType::F32,
-            "bf16" => DType::BF16,
-            other => return Err(CommandError::request(format!("--dtype {other}: f32 or bf16"))),
+        let (dtype, tf32) = match self.dtype.as_deref().unwrap_or("f32") {
+            "f32" => (DType::F32, false),
+            "tf32" => (DType::F32, true),
+            "bf16" => (DType::BF16, false),
+            other => return Err(CommandError::request(format!("--dtype {other}: f32, tf32 or bf16"))),
         };
         let batch = positive("batch", self.batch.unwrap_or(4))?;
         if u64::from(batch) * u64::from(seq) > TOKENS_MAX {
@@ -277,6 +279,11 @@ impl Knobs {
             return Err(CommandError::request(format!("--micro-batch {micro} does not divide --batch {batch}")));
         }
         let (device, gpu) = self.device()?;
+        if tf32 && device != DeviceChoice::Cuda {
+            let why =
+                format!("--dtype tf32 is for --device cuda; {} multiplies f32 as it is: --dtype f32", device.name());
+            return Err(CommandError::request(why));
+        }
         let window = self.window()?;
         let embeddings = choice("--embeddings", self.embeddings.as_deref(), ["near", "far"])?;
         let spill = choice("--activations", self.activations.as_deref(), ["near", "far"])?;
@@ -291,6 +298,7 @@ impl Knobs {
             context: seq,
             sample: self.sample.as_ref().is_some_and(|s| !s.is_empty()),
             dtype,
+            tf32,
             optimizer,
             recompute,
             window,

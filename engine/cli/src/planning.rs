@@ -6,7 +6,7 @@ use crate::streaming::{self, Asked, Streaming};
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::gpu::GpuKernels;
-use tinyforge::runner::DeviceChoice;
+use tinyforge::runner::{DeviceChoice, RunOptions};
 use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
 use tinyforge_compiler::import::weight_map::Binding;
@@ -59,6 +59,8 @@ pub struct Settings {
     pub sample: bool,
     /// Storage and arithmetic of matrices: f32 or bf16.
     pub dtype: DType,
+    /// Whether a library may round the factors of products of f32 to TF32.
+    pub tf32: bool,
     /// The update rule.
     pub optimizer: Optimizer,
     /// How much is recomputed.
@@ -85,6 +87,13 @@ pub struct Settings {
     pub gpu: Option<GpuKernels>,
     /// Its rates, where they are known: what fits is then chosen by what it costs.
     pub machine: Option<Machine>,
+}
+
+impl Settings {
+    /// How plans are run: on their device, with products as they were asked for.
+    pub fn run_options(&self) -> RunOptions {
+        RunOptions { device: self.device, tf32: self.tf32, ..RunOptions::default() }
+    }
 }
 
 /// Entries of a plan.

@@ -151,10 +151,9 @@ impl Run {
             model_files,
         };
         let run_key = run_key(&record)?;
-        // A timed step of a GPU costs a pass of its own or a wait, so only where that is asked for.
+        // A timed step of a GPU costs a pass of its own, marks or a wait, so only where that is asked for.
         let count_times = settings.device == DeviceChoice::Cpu || debug::level() >= 2;
-        let run_options =
-            RunOptions { count_times, work: Some(out.join(WORK)), device: settings.device, ..RunOptions::default() };
+        let run_options = RunOptions { count_times, work: Some(out.join(WORK)), ..settings.run_options() };
         let mut runner = Runner::with_phases(plans, run_options)?;
         runner.load(&model.files, options.seed)?;
         if tokenizer.vocab_len() > model.config.vocab {

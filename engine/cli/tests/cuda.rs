@@ -4,7 +4,7 @@
 mod made;
 
 use made::devices::{self, made_model, rows_of};
-use made::trace::Trace;
+use made::trace::{Trace, difference};
 use made::{MadeRows, SMALL, TIED, knobs, planned, program};
 use tinyforge::data::RowReader;
 use tinyforge::gpu::cuda::Open;
@@ -12,7 +12,7 @@ use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::train::Trainer;
 use tinyforge_cli::knobs::Knobs;
 use tinyforge_cli::model::Model;
-use tinyforge_cuda_shim::{ascending, descending};
+use tinyforge_cuda_shim::{TASK_NS, ascending, ascending_by_library, descending, descending_by_library, replays};
 
 const CUDA: &str = "device=\"cuda\"";
 
@@ -57,6 +57,48 @@ fn cuda_losses_are_the_cpus() {
 fn cuda_budgets_do_not_change_the_result() {
     if has_shim() {
         devices::budgets_do_not_change_the_result(CUDA, &ascends, &descends);
+    }
+}
+
+fn ascends_by_library(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    trace_by(model, pairs, steps, ascending_by_library)
+}
+
+fn descends_by_library(model: &Model, pairs: &[&str], steps: usize) -> Trace {
+    trace_by(model, pairs, steps, descending_by_library)
+}
+
+#[test]
+fn cuda_losses_by_a_library_are_the_cpus() {
+    if has_shim() {
+        devices::losses_are_the_cpus(CUDA, &ascends_by_library);
+    }
+}
+
+/// A product that is chosen by anything but a packed row's shape has other bits: the library's sums follow from all
+/// that it is told.
+#[test]
+fn cuda_products_by_a_library_do_not_change_with_budgets() {
+    if has_shim() {
+        devices::budgets_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
+    }
+}
+
+#[test]
+fn cuda_products_by_a_library_do_not_change_with_windows() {
+    if has_shim() {
+        devices::windows_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
+    }
+}
+
+/// The library is there and is used: its sums are in another order than those of the kernels.
+#[test]
+fn cuda_a_library_gives_other_bits_than_kernels() {
+    if has_shim() {
+        let (_scratch, model) = made_model("cuda-library", TIED);
+        let pairs = ["scheme=\"full\"", CUDA];
+        let [kernels, library] = [ascends, ascends_by_library].map(|train| train(&model, &pairs, 2));
+        assert!(difference(&kernels, &library).is_some(), "no product was the library's");
     }
 }
 
@@ -110,6 +152,47 @@ fn cuda_a_token_outside_of_the_vocabulary_stops_the_run() {
     for pairs in [&["scheme=\"full\"", CUDA][..], &["scheme=\"full\"", "window=\"1\"", CUDA]] {
         assert_eq!(cpu, error_of(pairs, Some(ascending)), "{pairs:?}");
     }
+}
+
+/// Learning rate, step and data change from run to run, and a recording does not: what it computes is what launches
+/// compute, which the other order always does. The first run of an entry is not recorded.
+#[test]
+fn cuda_recordings_are_the_launches() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-recorded", TIED);
+    for base in [&["scheme=\"full\"", "micro_batch=1", "warmup=3", CUDA][..], &["scheme=\"lora\"", "clip=0.05", CUDA]] {
+        let before = replays();
+        let recorded = ascends(&model, base, 5);
+        assert!(replays() >= before + 4, "{base:?}: steps after the first are recorded");
+        assert_eq!(difference(&recorded, &descends(&model, base, 5)), None, "{base:?}");
+    }
+}
+
+/// Every launch takes as long as another there, and nothing else runs between the steps of a plan that streams nothing.
+#[test]
+fn cuda_times_are_those_of_events() {
+    if !has_shim() {
+        return;
+    }
+    let (_scratch, model) = made_model("cuda-times", SMALL);
+    let knobs = knobs(&["scheme=\"full\"", "micro_batch=1", CUDA]);
+    let (plans, options) = planned(&model, &knobs);
+    let device = knobs.settings().expect("settings").device;
+    let run_options = RunOptions { device, driver: Some(ascending), count_times: true, ..RunOptions::default() };
+    let mut runner = Runner::with_phases(plans, run_options).expect("runs");
+    runner.load(&model.files, options.seed).expect("loads");
+    let rows = rows_of(&model, &knobs);
+    let mut trainer = Trainer::new(runner, options, rows.rows());
+    (0..2).for_each(|_| trainer.step(&rows).map(drop).expect("trains"));
+    let mut counted = 0;
+    for (step, ns, runs) in trainer.runner_mut().times() {
+        let launches = tinyforge::gpu::work(step).expect("a row").launches.len() as u64;
+        assert_eq!(ns, launches * runs * TASK_NS, "{} {}, {runs} runs", step.kernel, step.label);
+        counted += runs;
+    }
+    assert!(counted > 0, "no step was counted");
 }
 
 /// Needs nothing: a card that is not there is told with the way out.

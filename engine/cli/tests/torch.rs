@@ -63,6 +63,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         target: tinyforge_compiler::target::Target::CPU,
         device: DeviceChoice::Cpu,
         gpu: None,
+        tf32: false,
         machine: None,
     }
 }

@@ -111,7 +111,7 @@ fn attention_grad(c: &Call) -> Result<Work, String> {
     };
     let queries = launch("attention_grad_q", with(&[0]), params, tiles(c, &numbers, numbers.heads));
     let keys = launch("attention_grad_kv", with(&[1, 2]), params, tiles(c, &numbers, numbers.kv_heads));
-    Ok(Work { launches: vec![first, queries, keys], scratch_bytes: bytes })
+    Ok(Work::of(vec![first, queries, keys], bytes))
 }
 
 fn kv_write(c: &Call) -> Result<Work, String> {

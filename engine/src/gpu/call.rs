@@ -256,19 +256,102 @@ pub struct Launch {
     pub grid: [u32; 3],
 }
 
+/// A factor: elements between its neighbours along rows (of the left one) or columns (of the right one) of the
+/// result, and along `k`; and its first element.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Factor {
+    /// Where it lies.
+    pub operand: Operand,
+    /// Elements between neighbours along the result.
+    pub row: usize,
+    /// Elements between neighbours along `k`.
+    pub col: usize,
+    /// Its first element.
+    pub first: usize,
+}
+
+impl Factor {
+    /// A matrix of so many columns, row by row along `k`.
+    pub fn rows(operand: Operand, cols: usize) -> Factor {
+        Factor { operand, row: cols, col: 1, first: 0 }
+    }
+
+    /// The transpose of a matrix of so many columns.
+    pub fn transposed(operand: Operand, cols: usize) -> Factor {
+        Factor { operand, row: 1, col: cols, first: 0 }
+    }
+
+    /// The same from another element on.
+    #[must_use]
+    pub fn from(self, first: usize) -> Factor {
+        Factor { first, ..self }
+    }
+}
+
+/// A product for a library of dense ones: `D = alpha A B' (+ C) (+ bias)`, `m` by `n` with sums over `k`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Dense {
+    /// `m`, `n` and `k`.
+    pub size: [usize; 3],
+    /// A and B, of which one stride each is 1.
+    pub factors: [Factor; 2],
+    /// How both are stored: f32 or bf16. Everything else is f32.
+    pub dtype: DType,
+    /// A number a column of the result.
+    pub bias: Option<Operand>,
+    /// C, laid out as the result.
+    pub acc: Option<Operand>,
+    /// D.
+    pub to: Operand,
+    /// Elements between rows of the result, and its first one.
+    pub to_row: usize,
+    /// The result's first element.
+    pub to_first: usize,
+    /// What products are multiplied with.
+    pub alpha: f32,
+    /// What the places of A, B and D are multiples of, in bytes, whichever packed row the product is of: an algorithm
+    /// is chosen by it.
+    pub aligned: [usize; 3],
+}
+
+/// A part of what a device with a library of dense products does for a step.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Part {
+    /// A kernel.
+    Launch(Launch),
+    /// A product by the library.
+    Dense(Dense),
+}
+
+/// What a device with a library of dense products does for a step, and the scratch of that.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Parts {
+    /// In order: each sees what those before it wrote.
+    pub list: Vec<Part>,
+    /// Bytes of scratch.
+    pub scratch_bytes: u64,
+}
+
 /// The launches of a step, in their order, and the scratch that they share.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Work {
     /// In order: each sees what those before it wrote.
     pub launches: Vec<Launch>,
     /// Bytes of scratch.
     pub scratch_bytes: u64,
+    /// The same by a library, where the step is dense products of storage types that one knows.
+    pub by_library: Option<Parts>,
 }
 
 impl Work {
     /// One launch without scratch.
     pub fn one(launch: Launch) -> Work {
-        Work { launches: vec![launch], scratch_bytes: 0 }
+        Work::of(vec![launch], 0)
+    }
+
+    /// Launches with their scratch, and no library.
+    pub fn of(launches: Vec<Launch>, scratch_bytes: u64) -> Work {
+        Work { launches, scratch_bytes, by_library: None }
     }
 }
 

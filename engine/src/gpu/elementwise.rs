@@ -92,7 +92,7 @@ fn assign(c: &Call) -> Result<Work, String> {
         true => vec![],
         false => vec![copy(Operand::Arg(1), Operand::Arg(0), c.words(0))],
     };
-    Ok(Work { launches, scratch_bytes: 0 })
+    Ok(Work::of(launches, 0))
 }
 
 fn reshape(c: &Call) -> Result<Work, String> {
@@ -100,7 +100,7 @@ fn reshape(c: &Call) -> Result<Work, String> {
         true => vec![],
         false => vec![copy(Operand::Arg(0), Operand::Out(0), c.words(0))],
     };
-    Ok(Work { launches, scratch_bytes: 0 })
+    Ok(Work::of(launches, 0))
 }
 
 fn sum_rows(c: &Call) -> Result<Work, String> {
@@ -129,7 +129,7 @@ fn concat_cols(c: &Call) -> Result<Work, String> {
         launches.push(move_cols(c, i, (0, start, c.cols(i))));
         start += c.cols(i);
     }
-    Ok(Work { launches, scratch_bytes: 0 })
+    Ok(Work::of(launches, 0))
 }
 
 fn norm_sq(c: &Call) -> Result<Work, String> {
@@ -140,7 +140,7 @@ fn norm_sq(c: &Call) -> Result<Work, String> {
     let first = launch("norm_sq_parts", vec![Operand::Arg(0), partial], Numbers { len, ..Numbers::default() }, parts);
     let numbers = Numbers { len: parts, accumulate, ..Numbers::default() };
     let last = launch("norm_sq", vec![partial, acc, Operand::Out(0)], numbers, 1);
-    Ok(Work { launches: vec![first, last], scratch_bytes: 4 * parts as u64 })
+    Ok(Work::of(vec![first, last], 4 * parts as u64))
 }
 
 fn clip_scale(c: &Call) -> Result<Work, String> {

@@ -36,5 +36,5 @@ fn embedding_grad(c: &Call) -> Result<Work, String> {
         params,
         grid: grid_of(tokens),
     });
-    Ok(Work { launches, scratch_bytes: 0 })
+    Ok(Work::of(launches, 0))
 }

@@ -1,6 +1,7 @@
 //! Linear layers, all of them the dense product.
 
-use super::{Call, Kernel, Launch, Operand, Params, Row, Work};
+use super::call::Parts;
+use super::{Call, Factor, Kernel, Launch, Operand, Params, Row, Work, dense};
 use tinyforge_plan::DType;
 
 /// Rows and columns of the tile that a workgroup makes.
@@ -9,36 +10,10 @@ const TILE: usize = 64;
 pub(super) const ROWS: &[Row] = &[
     Row { name: "linear", work: |c| forward(c, 2) },
     Row { name: "linear_sub", work: |c| forward(c, 3) },
-    Row { name: "linear_add", work: |c| one(Product { alpha: c.float("alpha"), acc: acc(c), ..x_wt(c) }) },
+    Row { name: "linear_add", work: |c| of_tokens(c, &Product { alpha: c.float("alpha"), acc: acc(c), ..x_wt(c) }) },
     Row { name: "linear_grad_x", work: grad_x },
     Row { name: "linear_grad_w", work: grad_w },
 ];
-
-/// A factor: elements between its neighbours along rows (of the left one) or columns (of the right one) of the
-/// result, and along `k`; and its first element.
-#[derive(Clone, Copy)]
-pub(super) struct Factor {
-    pub(super) operand: Operand,
-    pub(super) row: usize,
-    pub(super) col: usize,
-    pub(super) first: usize,
-}
-
-impl Factor {
-    /// A matrix of so many columns, row by row along `k`.
-    pub(super) fn rows(operand: Operand, cols: usize) -> Factor {
-        Factor { operand, row: cols, col: 1, first: 0 }
-    }
-
-    /// The transpose of a matrix of so many columns.
-    pub(super) fn transposed(operand: Operand, cols: usize) -> Factor {
-        Factor { operand, row: 1, col: cols, first: 0 }
-    }
-
-    pub(super) fn from(self, first: usize) -> Factor {
-        Factor { first, ..self }
-    }
-}
 
 /// `C (+)= alpha A B' (+ bias)`, `m` by `n` with sums over `k`.
 #[derive(Clone, Copy)]
@@ -80,12 +55,17 @@ impl Product {
     }
 }
 
-fn one(product: Product) -> Result<Work, String> {
+fn one(product: &Product, by_library: Option<Parts>) -> Result<Work, String> {
     let launch = product.launch();
     match launch.grid.iter().all(|&g| g as usize <= super::call::GRID_MAX) {
-        true => Ok(Work::one(launch)),
+        true => Ok(Work { by_library, ..Work::one(launch) }),
         false => Err(format!("a product of {} rows and {} columns", product.size[0], product.size[1])),
     }
+}
+
+/// A product whose result has a row a token.
+fn of_tokens(c: &Call, product: &Product) -> Result<Work, String> {
+    one(product, dense::by_rows(c, product))
 }
 
 /// Operand 2, where there is one, as what is added to.
@@ -113,13 +93,13 @@ fn x_wt(c: &Call) -> Product {
 }
 
 fn forward(c: &Call, bias: usize) -> Result<Work, String> {
-    one(Product { bias: (bias < c.args()).then_some(Operand::Arg(bias)), ..x_wt(c) })
+    of_tokens(c, &Product { bias: (bias < c.args()).then_some(Operand::Arg(bias)), ..x_wt(c) })
 }
 
 /// `dx = acc + alpha dy w`.
 fn grad_x(c: &Call) -> Result<Work, String> {
     let (m, n, k) = (c.rows(0), c.cols(1), c.cols(0));
-    one(Product {
+    let product = Product {
         size: [m, n, k],
         b: Factor::transposed(Operand::Arg(1), n),
         acc: acc(c),
@@ -127,7 +107,8 @@ fn grad_x(c: &Call) -> Result<Work, String> {
         segment: k,
         alpha: c.float("alpha"),
         ..x_wt(c)
-    })
+    };
+    of_tokens(c, &product)
 }
 
 /// `alpha dyᵀ x` of operands `dy` and `dy + 1`, packed row by packed row, for some rows of the result.
@@ -150,5 +131,19 @@ pub(super) fn weight_grad(c: &Call, dy: usize, rows: std::ops::Range<usize>, to:
 }
 
 fn grad_w(c: &Call) -> Result<Work, String> {
-    one(Product { acc: acc(c), ..weight_grad(c, 0, 0..c.cols(0), Operand::Out(0)) })
+    let product = Product { acc: acc(c), ..weight_grad(c, 0, 0..c.cols(0), Operand::Out(0)) };
+    one(&product, grad_w_by_library(c, &product))
+}
+
+/// The same in the panels that an update takes, so that both are the same products.
+fn grad_w_by_library(c: &Call, product: &Product) -> Option<Parts> {
+    let factors = dense::factors(c, product, 0)?;
+    let (n, k) = (c.cols(0), c.cols(1));
+    let mut list = factors.rounding.clone();
+    let rows = dense::panel_rows(n, k);
+    for first in (0..n).step_by(rows.max(1)) {
+        let to = (Operand::Out(0), first * k, acc(c));
+        list.extend(dense::weight_grad(c, 0, &factors, first..n.min(first + rows), to)?);
+    }
+    Some(Parts { list, scratch_bytes: factors.scratch_bytes })
 }

@@ -1,7 +1,7 @@
 //! Losses and softmax.
 
-use super::linear::{Factor, Product};
-use super::{Call, Kernel, Launch, Operand, Params, Row, Work, grid_of};
+use super::linear::Product;
+use super::{Call, Factor, Kernel, Launch, Operand, Params, Row, Work, grid_of};
 use std::ops::Range;
 use tinyforge_plan::DType;
 
@@ -93,7 +93,7 @@ fn linear_cross_entropy(c: &Call) -> Result<Work, String> {
             launches.push(grad_w(c, logits, vocab, chunk, Operand::Out(2), acc));
         }
     }
-    Ok(Work { launches, scratch_bytes: bytes })
+    Ok(Work::of(launches, bytes))
 }
 
 /// `acc` and what the tokens of a chunk add to the gradient of so many rows of the weight.
@@ -126,5 +126,5 @@ fn linear_cross_entropy_grad_w(c: &Call) -> Result<Work, String> {
         let acc = if first > 0 { Some(Operand::Out(0)) } else { (c.args() > 5).then_some(Operand::Arg(5)) };
         launches.push(grad_w(c, logits, rows, chunk, Operand::Out(0), acc));
     }
-    Ok(Work { launches, scratch_bytes: bytes })
+    Ok(Work::of(launches, bytes))
 }

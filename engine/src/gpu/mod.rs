@@ -10,6 +10,7 @@ mod call;
 mod choice;
 mod conv;
 pub mod cuda;
+mod dense;
 mod device;
 mod elementwise;
 mod embedding;
@@ -23,7 +24,7 @@ mod update;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-pub use call::{Call, Kernel, Launch, Operand, Params, Tables, Work, grid_of};
+pub use call::{Call, Dense, Factor, Kernel, Launch, Operand, Params, Part, Parts, Tables, Work, grid_of};
 pub use choice::{Choice, choose};
 pub use device::GpuError;
 pub(crate) use device::{Device, Failure, Gpu};
@@ -82,6 +83,8 @@ fn of_row(name: &str, call: &Call) -> Result<Work, String> {
 pub struct GpuKernels {
     /// The most bytes of one operand that the device's kernels can address.
     pub operand_bytes_max: u64,
+    /// Whether the device may have a library of dense products: their scratch is planned.
+    pub takes_products: bool,
 }
 
 impl GpuKernels {
@@ -101,12 +104,14 @@ impl Kernels for GpuKernels {
     ) -> Result<u64, String> {
         let call = Call::of_query(args, outs, attrs);
         let work = of_row(kernel, &call)?;
-        let largest = call.largest_bytes().max(work.scratch_bytes);
+        let by_library = work.by_library.filter(|_| self.takes_products).map_or(0, |parts| parts.scratch_bytes);
+        let scratch_bytes = work.scratch_bytes.max(by_library);
+        let largest = call.largest_bytes().max(scratch_bytes);
         if largest > self.operand_bytes_max {
             let most = self.operand_bytes_max;
             return Err(format!("an operand of {largest} bytes; this device's kernels address at most {most}"));
         }
-        Ok(work.scratch_bytes)
+        Ok(scratch_bytes)
     }
 }
 
@@ -120,7 +125,7 @@ pub fn kernels(device: DeviceChoice) -> Result<Option<GpuKernels>, GpuError> {
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu => {
             let adapter = wgpu::default_adapter()?;
-            Ok(Some(GpuKernels { operand_bytes_max: adapter.operand_bytes_max }))
+            Ok(Some(GpuKernels { operand_bytes_max: adapter.operand_bytes_max, takes_products: false }))
         }
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu => Err(GpuError::not_built("wgpu")),

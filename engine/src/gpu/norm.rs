@@ -63,7 +63,7 @@ fn grad_w(c: &Call, stats: &'static str) -> Work {
         params,
         grid: [cols.div_ceil(16) as u32, 1, 1],
     };
-    Work { launches: vec![first, last], scratch_bytes: bytes }
+    Work::of(vec![first, last], bytes)
 }
 
 /// Batch norms, with all operands and then all results; the images are operand `x`. A workgroup has a channel, but in

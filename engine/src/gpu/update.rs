@@ -1,9 +1,10 @@
 //! Optimizer updates, alone or with the weight gradient they read.
 
-use super::call::GROUP;
+use super::call::{GROUP, Part, Parts};
 use super::elementwise::check_finite;
 use super::linear::weight_grad;
-use super::{Call, Kernel, Launch, Operand, Params, Row, Tables, Work, grid_of};
+use super::{Call, Kernel, Launch, Operand, Params, Row, Tables, Work, dense, grid_of};
+use std::ops::Range;
 use tinyforge_plan::DType;
 
 /// Elements that are quantised together.
@@ -33,7 +34,7 @@ fn update(c: &Call) -> Result<Work, String> {
     let part = Panel { len: rows * cols, first, grad_first, state_first: 0 };
     let check = check_finite(Operand::Arg(grad), grad_first, part.len);
     let launches = vec![check, panel(c, Operand::Arg(grad), grad + 1, &part)?];
-    Ok(Work { launches, scratch_bytes: 0 })
+    Ok(Work::of(launches, 0))
 }
 
 /// Updates a panel by its gradient; `after` is the operand behind it.
@@ -84,9 +85,33 @@ fn linear_grad_w_update(c: &Call) -> Result<Work, String> {
     for first in (0..n).step_by(rows) {
         let end = n.min(first + rows);
         launches.push(weight_grad(c, dy, first..end, grad).launch());
-        let part = Panel { len: (end - first) * k, first: first * k, grad_first: 0, state_first: first * k };
-        launches.push(check_finite(grad, 0, part.len));
-        launches.push(panel(c, grad, dy + 2, &part)?);
+        launches.extend(grad_to_update(c, dy, first..end, grad)?);
     }
-    Ok(Work { launches, scratch_bytes: bytes })
+    Ok(Work { by_library: by_library(c, dy)?, ..Work::of(launches, bytes) })
+}
+
+/// Updates some rows by their gradient, which lies in scratch.
+fn grad_to_update(c: &Call, dy: usize, rows: Range<usize>, grad: Operand) -> Result<[Launch; 2], String> {
+    let k = c.cols(dy + 1);
+    let part = Panel { len: rows.len() * k, first: rows.start * k, grad_first: 0, state_first: rows.start * k };
+    Ok([check_finite(grad, 0, part.len), panel(c, grad, dy + 2, &part)?])
+}
+
+/// The same with the library's products, in panels of its own.
+fn by_library(c: &Call, dy: usize) -> Result<Option<Parts>, String> {
+    let (n, k) = (c.cols(dy), c.cols(dy + 1));
+    let rows = dense::panel_rows(n, k);
+    let bytes = 4 * (rows * k) as u64;
+    let grad = Operand::Scratch(0, bytes);
+    let Some(factors) = dense::factors(c, &weight_grad(c, dy, 0..n, grad), bytes) else { return Ok(None) };
+    let mut list = factors.rounding.clone();
+    for first in (0..n).step_by(rows.max(1)) {
+        let panel = first..n.min(first + rows);
+        let Some(products) = dense::weight_grad(c, dy, &factors, panel.clone(), (grad, 0, None)) else {
+            return Ok(None);
+        };
+        list.extend(products);
+        list.extend(grad_to_update(c, dy, panel, grad)?.map(Part::Launch));
+    }
+    Ok(Some(Parts { list, scratch_bytes: factors.scratch_bytes }))
 }

@@ -246,8 +246,8 @@ impl Vjp<'_, '_> {
     /// Packed rows that the gradient of the first result holds: the micro-batch's, or 1 where they do not divide it
     /// because what it is of has no tokens.
     pub fn rows(&self) -> u32 {
-        let (rows, tokens) = (self.builder.graph.rows, self.builder.graph.ty(self.dy()).rows());
-        if rows > 0 && tokens.is_multiple_of(rows) { rows } else { 1 }
+        let graph = &self.builder.graph;
+        graph.packed_rows(graph.ty(self.dy()).rows())
     }
 
     /// Appends an op with one result, named after operand `i`'s gradient.

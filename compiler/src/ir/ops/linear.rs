@@ -2,7 +2,7 @@
 //!
 //! Shapes: `T` tokens, `K` inputs, `N` outputs, `J` chosen inputs. Weights are stored `[N,K]`, in any float or
 //! block-quantised type; everything else is f32. `compute`: 0 multiplies in f32, 1 rounds both factors to bf16.
-//! Sums are f32.
+//! Sums are f32. `rows`: packed rows that the tokens are, so that a device may multiply one at a time.
 
 use super::def::{Acc, OpDef, ROW, Saves, Tensor, Vjp, expect, matrix};
 use super::elementwise::{accumulates, start_from};
@@ -35,14 +35,14 @@ fn mul_flops(x: &[Type], _: &[Type], _: &Attrs) -> u64 {
 /// Gradients of `alpha * x wᵀ` with respect to operands 0 and 1. `x` is asked for only when `dw` is needed.
 fn product_grads(v: &mut Vjp, x_of: fn(&Vjp) -> Value, alpha: f64) -> [Option<Value>; 2] {
     let (dy, rows, compute) = (v.dy(), v.rows(), v.attrs.int("compute"));
-    let shared = [("alpha", alpha.into()), ("compute", compute.into())];
+    let shared = [("alpha", alpha.into()), ("compute", compute.into()), ("rows", rows.into())];
     let dx = v.needs[0].then(|| {
         let w = v.arg(1);
         v.push(0, Op::LinearGradX, &[dy, w], &shared)
     });
     let dw = v.needs[1].then(|| {
         let x = x_of(v);
-        v.push(1, Op::LinearGradW, &[dy, x], &[shared[0], shared[1], ("rows", rows.into())])
+        v.push(1, Op::LinearGradW, &[dy, x], &shared)
     });
     [dx, dw]
 }
@@ -51,7 +51,7 @@ fn product_grads(v: &mut Vjp, x_of: fn(&Vjp) -> Value, alpha: f64) -> [Option<Va
 pub const LINEAR: OpDef = OpDef {
     name: "linear",
     arity: (2, 3),
-    attrs: &[int("compute", 0)],
+    attrs: &[int("compute", 0), int("rows", 1)],
     infer: |x, _| {
         let ty = product(x)?;
         if let Some(b) = x.get(2) {
@@ -94,7 +94,7 @@ fn bias_grad(v: &mut Vjp, i: usize) -> Option<Option<Value>> {
 pub const LINEAR_SUB: OpDef = OpDef {
     name: "linear_sub",
     arity: (3, 4),
-    attrs: &[int("compute", 0)],
+    attrs: &[int("compute", 0), int("rows", 1)],
     infer: |x, _| {
         expect("tokens of xs", matrix(&x[2], "xs")?.0, x[0].rows())?;
         if let Some(b) = x.get(3) {
@@ -122,7 +122,7 @@ pub const LINEAR_SUB: OpDef = OpDef {
 pub const LINEAR_ADD: OpDef = OpDef {
     name: "linear_add",
     arity: (3, 3),
-    attrs: &[float("alpha", 1.0), int("compute", 0)],
+    attrs: &[float("alpha", 1.0), int("compute", 0), int("rows", 1)],
     infer: |x, _| accumulates(x, 2, product(x)?),
     eval: |x, y, a| {
         start_from(x, 2, y);
@@ -142,7 +142,7 @@ pub const LINEAR_ADD: OpDef = OpDef {
 pub const LINEAR_GRAD_X: OpDef = OpDef {
     name: "linear_grad_x",
     arity: (2, 3),
-    attrs: &[float("alpha", 1.0), int("compute", 0)],
+    attrs: &[float("alpha", 1.0), int("compute", 0), int("rows", 1)],
     infer: |x, _| {
         let ((t, n), (n2, k)) = (matrix(&x[0], "dy")?, matrix(&x[1], "w")?);
         expect("outputs of w", n2, n)?;

@@ -51,9 +51,14 @@ fn cards() -> Vec<serde_json::Value> {
         let copies = if card.copies_overlap { "copies beside kernels" } else { "copies between kernels" };
         let (total, free) = (show(card.total_bytes), show(card.free_bytes));
         println!("  {total} of memory, {free} free, {} multiprocessors, {copies}", card.processors);
+        match &card.library {
+            Ok(name) => println!("  dense products by {name}"),
+            Err(why) => println!("  dense products by this program's kernels: {why}"),
+        }
         serde_json::json!({
             "device": "cuda", "name": card.name, "memory_bytes": card.total_bytes, "free_bytes": card.free_bytes,
             "capability": capability, "driver": driver, "multiprocessors": card.processors, "traits": [copies],
+            "library": card.library.as_ref().ok(),
         })
     });
     list.collect()

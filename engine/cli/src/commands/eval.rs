@@ -8,7 +8,7 @@ use crate::request;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use tinyforge::data::{self, DataOptions, Row};
-use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::runner::Runner;
 use tinyforge::train;
 use tinyforge_compiler::scheme::Scheme;
 
@@ -50,8 +50,7 @@ pub fn run(args: &EvalArgs) -> Result<(), CommandError> {
     };
     let mut quiet = |_| ControlFlow::Continue(());
     let set = data::prepare(data_path, None, None, &options, &tokenizer, &mut quiet)?;
-    let mut runner =
-        Runner::new(planned.compiled.plan, RunOptions { device: settings.device, ..RunOptions::default() })?;
+    let mut runner = Runner::new(planned.compiled.plan, settings.run_options())?;
     runner.load(&model.files, 0)?;
     if let Some(adapter) = &args.adapter {
         crate::adapter::load(&mut runner, &model, adapter)?;

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 use tinyforge::generate::{Ended, Generator, Request, Sampling, StopTexts};
-use tinyforge::runner::{RunOptions, Runner};
+use tinyforge::runner::Runner;
 use tinyforge::text::{ChatTemplate, Conversation, TextStream, Tokenizer};
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::Fixed;
@@ -101,8 +101,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CommandError> {
     fixed.push(Fixed { name: "sampler".to_string(), bytes });
     let planned = request::plan_phases(&model, &settings, Wanted::Generate, &fixed)?.remove(0);
     let plan_total_bytes = planned.compiled.plan.total_bytes();
-    let mut runner =
-        Runner::new(planned.compiled.plan, RunOptions { device: settings.device, ..RunOptions::default() })?;
+    let mut runner = Runner::new(planned.compiled.plan, settings.run_options())?;
     runner.load(&model.files, 0)?;
     if let Some(adapter) = &args.adapter {
         crate::adapter::load(&mut runner, &model, adapter)?;

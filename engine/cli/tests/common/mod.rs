@@ -81,6 +81,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         target: Target::CPU,
         device: DeviceChoice::Cpu,
         gpu: None,
+        tf32: false,
         machine: None,
     }
 }

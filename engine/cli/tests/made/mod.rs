@@ -7,6 +7,7 @@ pub mod trace;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tinyforge::data::{DataError, IGNORED, PADDING_SEGMENT, RowBuf, RowReader};
 use tinyforge::runner::{RunOptions, Runner};
 use tinyforge::train::schedule::{Decay, LrSchedule};
@@ -27,8 +28,11 @@ pub const VOCAB: u32 = 1024;
 pub struct Scratch(PathBuf);
 
 impl Scratch {
+    /// One of its own, whoever else takes the name.
     pub fn new(name: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("tinyforge-{name}-{}", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tinyforge-{name}-{}-{count}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).expect("a folder for temporary files");
         Scratch(path)

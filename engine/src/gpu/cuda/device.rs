@@ -1,25 +1,44 @@
 //! A plan on a card: its launches made ready, and run.
 
 use super::carrier::{self, CudaCarrier, Way};
-use super::driver::{Call, Driver, Event, Stream};
+use super::driver::{Call, Driver, Event, Function, Recording, Stream};
+use super::matmul::{Matmul, Multiply, Product, WORKSPACE_BYTES};
 use crate::arena::Arena;
 use crate::far::{Carrier, Files};
-use crate::gpu::{Device, Failure, GpuError, Kernel, Launch, Operand, STAGING_BYTES, Tables, Work, launches};
+use crate::gpu::{
+    Dense, Device, Failure, GpuError, Kernel, Launch, Operand, Part, STAGING_BYTES, Tables, Work, launches,
+};
 use crate::runner::RunError;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 use tinyforge_kernels::f32::optimizer::{SIGNED, UNSIGNED};
-use tinyforge_plan::{Entry, Named, Plan, Step, Tensor};
+use tinyforge_plan::{Entry as PlanEntry, Named, Plan, Step, Tensor};
 
 /// Bytes of the status; the tables lie behind it.
 const STATUS_BYTES: u64 = 256;
 /// Bytes of the tables.
 const TABLE_BYTES: u64 = 2048;
 
-/// The launches of an entry, by step.
-type Code = Vec<Vec<Call>>;
+/// What the card is told for a part of a step.
+#[derive(Clone, Debug)]
+enum Order {
+    Launch(Call),
+    Multiply(Multiply),
+}
+
+impl Order {
+    fn give(&self, driver: &dyn Driver) -> Result<(), String> {
+        match self {
+            Order::Launch(call) => driver.launch(call),
+            Order::Multiply(multiply) => driver.multiply(multiply),
+        }
+    }
+}
+
+/// What an entry is made of, by step.
+type Code = Vec<Vec<Order>>;
 
 /// Nanoseconds and runs of every step of an entry.
 type Times = Vec<(u64, u64)>;
@@ -38,11 +57,62 @@ pub(crate) struct CudaDevice {
     arrived: Event,
     /// By phase and entry.
     code: Vec<Vec<Code>>,
-    /// By phase and entry, where times are counted.
-    times: Option<Vec<Vec<Times>>>,
+    /// By phase and entry.
+    recorded: Vec<Vec<Recorded>>,
+    /// Where times are counted.
+    clock: Option<Clock>,
 }
 
-/// Where the plan's addresses are on the card: in one allocation, the status and the tables behind them.
+/// How far an entry is recorded. What changes from run to run lies in the card's memory, so that a recording is always
+/// the same launches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Recorded {
+    /// It never is: it streams, its steps are timed, or the driver cannot.
+    Never,
+    /// It will be once it has run: then all that its launches need is loaded.
+    BeforeFirst,
+    /// It will be now.
+    Next,
+    /// It is.
+    Done(Recording),
+}
+
+/// Times of steps, by what the card's events tell: nobody waits for a step.
+struct Clock {
+    /// By phase and entry.
+    times: Vec<Vec<Times>>,
+    /// Before and behind every step of the longest entry.
+    events: Vec<[Event; 2]>,
+    /// Steps of the entry that runs whose times were not read yet.
+    launched: Vec<usize>,
+}
+
+impl Clock {
+    fn new(driver: &dyn Driver, code: &[Vec<Code>]) -> Result<Clock, String> {
+        let zeros = |c: &Code| vec![(0, 0); c.len()];
+        let longest = code.iter().flatten().map(Vec::len).max().unwrap_or(0);
+        let pair = |_| Ok([driver.timer()?, driver.timer()?]);
+        Ok(Clock {
+            times: code.iter().map(|p| p.iter().map(zeros).collect()).collect(),
+            events: (0..longest).map(pair).collect::<Result<_, String>>()?,
+            launched: Vec::with_capacity(longest),
+        })
+    }
+
+    /// Adds the times of steps that have ended.
+    fn read(&mut self, driver: &dyn Driver, at: (usize, usize)) -> Result<(), String> {
+        for step in self.launched.drain(..) {
+            let [from, to] = self.events[step];
+            let (ns, runs) = &mut self.times[at.0][at.1][step];
+            *ns += driver.elapsed_ns(from, to)?;
+            *runs += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Where the plan's addresses are on the card: in one allocation, the status, the tables and the workspace of products
+/// behind them.
 #[derive(Clone, Copy)]
 pub(super) struct Places {
     base: u64,
@@ -73,8 +143,11 @@ impl Places {
         }
     }
 
-    fn call(&self, step: &Step, number: usize, launch: &Launch, functions: &Functions) -> Call {
-        let (function, threads) = functions[&launch.kernel];
+    fn workspace(&self) -> u64 {
+        self.tables() + TABLE_BYTES
+    }
+
+    fn call(&self, step: &Step, number: usize, launch: &Launch, (function, threads): (Function, u32)) -> Call {
         let operands = launch.operands.iter().map(|&operand| self.operand(step, operand));
         Call {
             function,
@@ -84,23 +157,93 @@ impl Places {
             pointers: [self.status()].into_iter().chain(operands).collect(),
         }
     }
-}
 
-type Functions = BTreeMap<Kernel, (super::Function, u32)>;
-
-/// Every kernel that some plans launch, compiled.
-fn functions(driver: &dyn Driver, works: &[Vec<Vec<Work>>]) -> Result<Functions, String> {
-    let mut found = Functions::new();
-    for launch in works.iter().flatten().flatten().flat_map(|w| &w.launches) {
-        if let std::collections::btree_map::Entry::Vacant(place) = found.entry(launch.kernel) {
-            place.insert(driver.function(launch.kernel)?);
+    fn multiply(&self, step: &Step, dense: &Dense, product: Product) -> Multiply {
+        let at = |operand: Operand, first: usize, bytes: u64| self.operand(step, operand) + first as u64 * bytes;
+        let [left, right] = dense.factors.map(|f| at(f.operand, f.first, dense.dtype.block_bytes()));
+        let d = at(dense.to, dense.to_first, 4);
+        Multiply {
+            product,
+            a: right,
+            b: left,
+            c: dense.acc.map_or(d, |acc| at(acc, dense.to_first, 4)),
+            d,
+            bias: dense.bias.map_or(0, |bias| at(bias, 0, 4)),
+            alpha: dense.alpha,
+            beta: if dense.acc.is_some() { 1.0 } else { 0.0 },
+            workspace: self.workspace(),
         }
     }
-    Ok(found)
 }
 
-fn entries<'a>(plans: &'a [&Plan]) -> impl Iterator<Item = &'a Entry> {
+/// Kernels and products of a card, each made ready once.
+struct Ready<'a> {
+    driver: &'a dyn Driver,
+    rounds_to_tf32: bool,
+    functions: BTreeMap<Kernel, (Function, u32)>,
+    products: BTreeMap<Matmul, Option<Product>>,
+}
+
+impl Ready<'_> {
+    fn function(&mut self, kernel: Kernel) -> Result<(Function, u32), String> {
+        match self.functions.entry(kernel) {
+            Entry::Occupied(known) => Ok(*known.get()),
+            Entry::Vacant(place) => Ok(*place.insert(self.driver.function(kernel)?)),
+        }
+    }
+
+    fn product(&mut self, dense: &Dense) -> Result<Option<Product>, String> {
+        let matmul = Matmul::of(dense, self.rounds_to_tf32);
+        match self.products.entry(matmul) {
+            Entry::Occupied(known) => Ok(*known.get()),
+            Entry::Vacant(place) => Ok(*place.insert(self.driver.product(&matmul)?)),
+        }
+    }
+
+    /// What a step becomes: by the library where it has all of the products, else launches.
+    fn orders(&mut self, places: &Places, number: usize, step: &Step, work: &Work) -> Result<Vec<Order>, String> {
+        let fits = |scratch_bytes| scratch_bytes <= step.scratch_bytes;
+        if let Some(parts) = work.by_library.as_ref().filter(|parts| fits(parts.scratch_bytes)) {
+            let order = |part| self.order(places, (number, step), part);
+            if let Some(orders) = parts.list.iter().map(order).collect::<Result<Option<_>, _>>()? {
+                return Ok(orders);
+            }
+        }
+        let mut order = |launch| Ok(Order::Launch(places.call(step, number, launch, self.function(launch.kernel)?)));
+        work.launches.iter().map(&mut order).collect()
+    }
+
+    /// A part; none where the library has no such product.
+    fn order(&mut self, places: &Places, (number, step): (usize, &Step), part: &Part) -> Result<Option<Order>, String> {
+        Ok(match part {
+            Part::Launch(launch) => {
+                Some(Order::Launch(places.call(step, number, launch, self.function(launch.kernel)?)))
+            }
+            Part::Dense(dense) => self.product(dense)?.map(|p| Order::Multiply(places.multiply(step, dense, p))),
+        })
+    }
+}
+
+fn entries<'a>(plans: &'a [&Plan]) -> impl Iterator<Item = &'a PlanEntry> {
     plans.iter().flat_map(|p| &p.entries)
+}
+
+/// What the steps of some plans become, by plan and entry.
+fn code(
+    driver: &dyn Driver,
+    places: &Places,
+    (plans, works): (&[&Plan], &[Vec<Vec<Work>>]),
+    rounds_to_tf32: bool,
+) -> Result<Vec<Vec<Code>>, String> {
+    let mut ready = Ready { driver, rounds_to_tf32, functions: BTreeMap::new(), products: BTreeMap::new() };
+    let mut of_entry = |entry: &PlanEntry, works: &[Work]| {
+        let steps = entry.steps.iter().zip(works).enumerate();
+        steps.map(|(number, (step, work))| ready.orders(places, number, step, work)).collect::<Result<Code, _>>()
+    };
+    let mut of_plan = |(plan, works): (&&Plan, &Vec<Vec<Work>>)| {
+        plan.entries.iter().zip(works).map(|(entry, works)| of_entry(entry, works)).collect()
+    };
+    plans.iter().zip(works).map(&mut of_plan).collect()
 }
 
 /// Bytes of named tensors on their way.
@@ -118,15 +261,21 @@ impl CudaDevice {
     ///
     /// # Errors
     /// The card is too small, or its driver refuses.
-    pub(crate) fn new(driver: Box<dyn Driver>, plans: &[&Plan], count_times: bool) -> Result<CudaDevice, GpuError> {
+    pub(crate) fn new(
+        driver: Box<dyn Driver>,
+        plans: &[&Plan],
+        count_times: bool,
+        rounds_to_tf32: bool,
+    ) -> Result<CudaDevice, GpuError> {
         let driver: Arc<dyn Driver> = Arc::from(driver);
         let facts = driver.facts().map_err(|why| GpuError::Lost { device: "cuda".to_string(), why })?;
         let name = facts.name;
         let lost = |why| GpuError::Lost { device: name.clone(), why };
         let works = plans.iter().map(|p| launches(p)).collect::<Result<Vec<_>, _>>().map_err(lost)?;
-        let functions = functions(&*driver, &works).map_err(lost)?;
+        let has_products = facts.library.is_ok();
         let arena_bytes = plans.iter().map(|p| p.arena_bytes()).max().unwrap_or(0).next_multiple_of(256);
-        let bytes = arena_bytes + STATUS_BYTES + TABLE_BYTES;
+        let workspace_bytes = if has_products { WORKSPACE_BYTES } else { 0 };
+        let bytes = arena_bytes + STATUS_BYTES + TABLE_BYTES + workspace_bytes;
         let refused = |what, bytes| {
             let (device, free) = (name.clone(), facts.free_bytes);
             move |why: String| GpuError::Memory { what, bytes, device, why: format!("has {free} free and says: {why}") }
@@ -142,19 +291,23 @@ impl CudaDevice {
         driver.pin(pinned).map_err(refused("pinned buffers for inputs and results", pinned))?;
         let event = || driver.event().map_err(lost);
         let (uploaded, computed, arrived) = (event()?, event()?, event()?);
-        let mut code: Vec<Vec<Code>> = Vec::new();
-        for (plan, works) in plans.iter().zip(&works) {
-            let of_step = |(number, (step, work)): (usize, (&Step, &Work))| {
-                work.launches.iter().map(|l| places.call(step, number, l, &functions)).collect()
-            };
-            let of_entry =
-                |(entry, works): (&Entry, &Vec<Work>)| entry.steps.iter().zip(works).enumerate().map(of_step).collect();
-            code.push(plan.entries.iter().zip(works).map(of_entry).collect());
-        }
-        let zeros = |c: &Code| vec![(0, 0); c.len()];
-        let times = count_times.then(|| code.iter().map(|p| p.iter().map(zeros).collect()).collect());
-        let device =
-            CudaDevice { driver, name, places, up_bytes, down_bytes, uploaded, computed, arrived, code, times };
+        let code = code(&*driver, &places, (plans, &works), rounds_to_tf32).map_err(lost)?;
+        let clock = count_times.then(|| Clock::new(&*driver, &code)).transpose().map_err(lost)?;
+        let first = if is_streamed || count_times { Recorded::Never } else { Recorded::BeforeFirst };
+        let recorded = code.iter().map(|entries| vec![first; entries.len()]).collect();
+        let device = CudaDevice {
+            driver,
+            name,
+            places,
+            up_bytes,
+            down_bytes,
+            uploaded,
+            computed,
+            arrived,
+            code,
+            recorded,
+            clock,
+        };
         let codes = [*SIGNED.values(), *UNSIGNED.values()].concat();
         device.told(device.send(device.places.tables(), bytemuck::cast_slice(&codes)))?;
         Ok(device)
@@ -190,7 +343,7 @@ impl CudaDevice {
     }
 
     /// Sends an entry's inputs on their way; its steps follow them.
-    fn send_inputs(&self, entry: &Entry, host: &Arena) -> Result<(), String> {
+    fn send_inputs(&self, entry: &PlanEntry, host: &Arena) -> Result<(), String> {
         let mut at = 0;
         for input in &entry.inputs {
             let t = &input.tensor;
@@ -202,23 +355,35 @@ impl CudaDevice {
         self.driver.follow(Stream::Compute, self.uploaded)
     }
 
-    /// Launches steps; where times are counted, waits for each.
+    /// Launches steps; a whole entry at once where it is recorded.
     fn compute(&mut self, at: (usize, usize), steps: Range<usize>) -> Result<(), String> {
+        if steps != (0..self.code[at.0][at.1].len()) {
+            return self.launch(at, steps);
+        }
+        if self.recorded[at.0][at.1] == Recorded::Next {
+            let (driver, code) = (&*self.driver, &self.code[at.0][at.1]);
+            let give = || code.iter().flatten().try_for_each(|order| order.give(driver));
+            self.recorded[at.0][at.1] = driver.capture(&give)?.map_or(Recorded::Never, Recorded::Done);
+        }
+        match &mut self.recorded[at.0][at.1] {
+            Recorded::Done(recording) => return self.driver.replay(*recording),
+            recorded if *recorded == Recorded::BeforeFirst => *recorded = Recorded::Next,
+            _ => {}
+        }
+        self.launch(at, steps)
+    }
+
+    /// Launches steps one by one; where times are counted, between two events each.
+    fn launch(&mut self, at: (usize, usize), steps: Range<usize>) -> Result<(), String> {
+        let driver = &*self.driver;
         for step in steps {
-            if self.times.is_some() {
-                self.finish()?;
+            if let Some(clock) = &self.clock {
+                driver.record(clock.events[step][0], Stream::Compute)?;
             }
-            let started = Instant::now();
-            for call in &self.code[at.0][at.1][step] {
-                self.driver.launch(call)?;
-            }
-            if self.times.is_some() {
-                self.finish()?;
-            }
-            if let Some(times) = &mut self.times {
-                let (ns, runs) = &mut times[at.0][at.1][step];
-                *ns += started.elapsed().as_nanos() as u64;
-                *runs += 1;
+            self.code[at.0][at.1][step].iter().try_for_each(|order| order.give(driver))?;
+            if let Some(clock) = &mut self.clock {
+                driver.record(clock.events[step][1], Stream::Compute)?;
+                clock.launched.push(step);
             }
         }
         Ok(())
@@ -259,11 +424,12 @@ impl CudaDevice {
     fn run_steps(
         &mut self,
         at: (usize, usize),
-        entry: &Entry,
+        entry: &PlanEntry,
         steps: Range<usize>,
         host: &Arena,
     ) -> Result<(), String> {
         if steps.start == 0 {
+            self.clock.iter_mut().for_each(|clock| clock.launched.clear());
             self.driver.set(self.places.status(), STATUS_BYTES, 0)?;
             self.send_inputs(entry, host)?;
         }
@@ -295,7 +461,7 @@ impl Device for CudaDevice {
     fn run(
         &mut self,
         at: (usize, usize),
-        entry: &Entry,
+        entry: &PlanEntry,
         steps: Range<usize>,
         host: &mut Arena,
         waits: bool,
@@ -304,7 +470,10 @@ impl Device for CudaDevice {
         let results = if steps.end == entry.steps.len() { Some(&entry.results[..]) } else { None };
         let result = self.run_steps(at, entry, steps, host).and_then(|()| match results {
             None if !waits => Ok(0),
-            results => self.bring_results(results.unwrap_or_default(), host),
+            results => {
+                let status = self.bring_results(results.unwrap_or_default(), host)?;
+                self.clock.iter_mut().try_for_each(|clock| clock.read(&*self.driver, at)).map(|()| status)
+            }
         });
         if result.is_err() {
             self.rest();
@@ -322,6 +491,6 @@ impl Device for CudaDevice {
     }
 
     fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]> {
-        self.times.as_ref().map(|t| t[at.0][at.1].as_slice())
+        self.clock.as_ref().map(|clock| clock.times[at.0][at.1].as_slice())
     }
 }

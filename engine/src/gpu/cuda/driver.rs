@@ -1,5 +1,6 @@
 //! What the device asks of a driver.
 
+use super::matmul::{Matmul, Multiply, Product};
 use crate::gpu::{GpuError, Kernel, Params};
 
 /// Queues of a card. What is given to one is carried out in order; two of them wait for each other by events alone.
@@ -25,6 +26,10 @@ pub struct Event(pub u32);
 /// A kernel that was compiled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Function(pub u32);
+
+/// What the stream for kernels was given once, to be given again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recording(pub u32);
 
 /// A launch, ready: a function, its grid, its family's parameters, and where its operands are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,6 +63,8 @@ pub struct Facts {
     pub processors: u32,
     /// Whether copies run beside kernels, in both directions.
     pub copies_overlap: bool,
+    /// The library of dense products with its version, or why there is none.
+    pub library: Result<String, String>,
 }
 
 /// Memory, functions and streams of one card. Calls come from the thread that runs steps and from the one that moves
@@ -68,6 +75,13 @@ pub trait Driver: Send + Sync {
 
     /// Compiles a kernel, or finds it among those compiled before; with the threads of its blocks.
     fn function(&self, kernel: Kernel) -> Result<(Function, u32), String>;
+
+    /// Chooses a library's algorithm for a product, by everything that is said of it and nothing else: the same one
+    /// for the same words, which splits no sum among blocks. None where there is no library, or it has none.
+    fn product(&self, matmul: &Matmul) -> Result<Option<Product>, String> {
+        let _ = matmul;
+        Ok(None)
+    }
 
     /// The card's memory: the first of so many bytes, aligned to 256. Asked once; it lives as long as the driver.
     fn allocate(&self, bytes: u64) -> Result<u64, String>;
@@ -86,8 +100,24 @@ pub trait Driver: Send + Sync {
     /// A new event.
     fn event(&self) -> Result<Event, String>;
 
+    /// A new event that knows when it was reached.
+    fn timer(&self) -> Result<Event, String>;
+
+    /// Nanoseconds from one event of [`Driver::timer`] to another; both were reached.
+    fn elapsed_ns(&self, from: Event, to: Event) -> Result<u64, String>;
+
     /// Runs a kernel on the stream for them.
     fn launch(&self, call: &Call) -> Result<(), String>;
+
+    /// Runs a product on the stream for kernels.
+    fn multiply(&self, multiply: &Multiply) -> Result<(), String>;
+
+    /// Keeps what `give` gives to the stream for kernels, and runs none of it. None where the driver cannot: whoever
+    /// asked then gives it as before.
+    fn capture(&self, give: &dyn Fn() -> Result<(), String>) -> Result<Option<Recording>, String>;
+
+    /// Gives the stream for kernels all of a recording, at once.
+    fn replay(&self, recording: Recording) -> Result<(), String>;
 
     /// Copies from pinned memory to the card's, on the stream for that.
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String>;

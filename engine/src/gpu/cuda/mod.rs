@@ -2,19 +2,24 @@
 //!
 //! Everything is made at load: kernels, one allocation with the plan's offsets, the launches, and the pinned memory
 //! that copies go through. What is asked of the driver is a trait ([`Driver`]), so that the order of launches and
-//! copies, and the kernels, are tested where there is no card. Invariant: what a run computes follows from the order
-//! that events make, never from when streams happen to run.
+//! copies, and the kernels, are tested where there is no card. A resident entry is recorded at its second run and given
+//! to the card at once from then on. Invariant: what a run computes follows from the order that events make, never from
+//! when streams happen to run.
 
 mod carrier;
+#[cfg(feature = "cuda")]
+mod cublaslt;
 mod device;
 mod driver;
+mod matmul;
 #[cfg(feature = "cuda")]
 mod nvidia;
 #[cfg(feature = "cuda")]
 pub mod nvrtc;
 mod source;
 
-pub use driver::{Call, Driver, Event, Facts, Function, Open, Stream};
+pub use driver::{Call, Driver, Event, Facts, Function, Open, Recording, Stream};
+pub use matmul::{Matmul, Matrix, Multiply, Product, WORKSPACE_BYTES};
 pub use source::{COMMON, FAMILIES, kernels, text};
 
 pub(crate) use device::CudaDevice;
@@ -26,7 +31,7 @@ use super::GpuKernels;
 pub const OPERAND_BYTES_MAX: u64 = 2 << 30;
 
 /// What the kernels can do.
-pub const KERNELS: GpuKernels = GpuKernels { operand_bytes_max: OPERAND_BYTES_MAX };
+pub const KERNELS: GpuKernels = GpuKernels { operand_bytes_max: OPERAND_BYTES_MAX, takes_products: true };
 
 /// Opens the card that a run takes where nothing else is said.
 ///

@@ -1,6 +1,8 @@
 //! The driver of NVIDIA's cards. Its library is looked for when it is first asked for.
 
-use super::driver::{Call, Driver, Event, Facts, Function, Stream};
+use super::cublaslt::CublasLt;
+use super::driver::{Call, Driver, Event, Facts, Function, Recording, Stream};
+use super::matmul::{Matmul, Multiply, Product};
 use super::nvrtc::compile_cached;
 use super::source;
 use crate::gpu::{GpuError, Kernel};
@@ -76,6 +78,8 @@ struct Card {
     streams: [sys::CUstream; 3],
     memory: OnceLock<sys::CUdeviceptr>,
     pinned: OnceLock<(NonNull<u8>, u64)>,
+    /// The library of dense products, or why there is none.
+    library: Result<Mutex<CublasLt>, String>,
     made: Mutex<Made>,
 }
 
@@ -83,6 +87,7 @@ struct Card {
 #[derive(Default)]
 struct Made {
     events: Vec<sys::CUevent>,
+    recordings: Vec<sys::CUgraphExec>,
     modules: BTreeMap<(&'static str, DType), sys::CUmodule>,
     functions: Vec<sys::CUfunction>,
     by_kernel: BTreeMap<Kernel, (Function, u32)>,
@@ -114,8 +119,11 @@ impl Card {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(says)?;
         let (memory, pinned, made) = (OnceLock::new(), OnceLock::new(), Mutex::default());
         let streams = [std::ptr::null_mut(); 3];
-        let mut card = Card { device, context, capability, streams, memory, pinned, made };
+        let library = Err("not looked for yet".to_string());
+        let mut card = Card { device, context, capability, streams, memory, pinned, library, made };
         card.enter()?;
+        // What it takes of the card's memory is then not free any more for whoever asks.
+        card.library = CublasLt::open().map(Mutex::new);
         for stream in &mut card.streams {
             *stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(says)?;
         }
@@ -129,6 +137,10 @@ impl Card {
         unsafe { result::ctx::set_current(self.context) }.map_err(says)
     }
 
+    fn library(&self) -> Option<MutexGuard<'_, CublasLt>> {
+        self.library.as_ref().ok().map(|l| l.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn made(&self) -> MutexGuard<'_, Made> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,6 +148,33 @@ impl Card {
     fn stream(&self, stream: Stream) -> sys::CUstream {
         let at = Stream::ALL.iter().position(|s| *s == stream).expect("all of them are there");
         self.streams[at]
+    }
+
+    fn new_event(&self, flags: sys::CUevent_flags) -> Result<Event, String> {
+        self.enter()?;
+        let event = result::event::create(flags).map_err(says)?;
+        let mut made = self.made();
+        made.events.push(event);
+        Ok(Event(made.events.len() as u32 - 1))
+    }
+
+    /// What the stream for kernels is given by `give`, as a graph that can be launched.
+    #[expect(unsafe_code, reason = "the driver is a C library")]
+    fn graph(&self, give: &dyn Fn() -> Result<(), String>) -> Result<sys::CUgraphExec, String> {
+        // Another thread's calls have nothing to do with it.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as the card; a capture that was begun is ended, whatever comes between; the
+        // graph is given back once, after the executable one was made of it.
+        unsafe {
+            result::stream::begin_capture(self.streams[0], mode).map_err(says)?;
+            let given = give();
+            let graph = result::stream::end_capture(self.streams[0]).map_err(says);
+            let graph = given.and(graph)?;
+            let made = sys::CUgraphInstantiate_flags(0);
+            let made = result::graph::instantiate(graph, made).map_err(says);
+            let _ = result::graph::destroy(graph);
+            made
+        }
     }
 
     /// So many bytes of pinned memory.
@@ -167,8 +206,12 @@ impl Drop for Card {
         // come to rest. Errors have nobody to tell, and the process's end gives back what is left.
         unsafe {
             let _ = result::ctx::synchronize();
+            self.library = Err("the card is given back".to_string());
             for &event in &made.events {
                 let _ = result::event::destroy(event);
+            }
+            for &recording in &made.recordings {
+                let _ = result::graph::exec_destroy(recording);
             }
             for &module in made.modules.values() {
                 let _ = result::module::unload(module);
@@ -210,6 +253,10 @@ impl Driver for Card {
             driver: (version / 1000, version % 1000 / 10),
             processors: u32::try_from(processors).unwrap_or(0),
             copies_overlap: engines >= 2,
+            library: self
+                .library()
+                .map(|l| l.name.clone())
+                .ok_or_else(|| self.library.as_ref().err().cloned().unwrap_or_default()),
         })
     }
 
@@ -241,6 +288,11 @@ impl Driver for Card {
         Ok((number, threads))
     }
 
+    fn product(&self, matmul: &Matmul) -> Result<Option<Product>, String> {
+        self.enter()?;
+        self.library().map_or(Ok(None), |mut library| library.product(matmul))
+    }
+
     fn allocate(&self, bytes: u64) -> Result<u64, String> {
         self.enter()?;
         // SAFETY: what is allocated is freed once, when the card is dropped.
@@ -265,11 +317,19 @@ impl Driver for Card {
     }
 
     fn event(&self) -> Result<Event, String> {
+        self.new_event(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn timer(&self) -> Result<Event, String> {
+        self.new_event(sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn elapsed_ns(&self, from: Event, to: Event) -> Result<u64, String> {
         self.enter()?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(says)?;
-        let mut made = self.made();
-        made.events.push(event);
-        Ok(Event(made.events.len() as u32 - 1))
+        let [from, to] = [from, to].map(|event| self.made().events[event.0 as usize]);
+        // SAFETY: both live as long as the card.
+        let ms = unsafe { result::event::elapsed(from, to) }.map_err(says)?;
+        Ok((f64::from(ms) * 1e6) as u64)
     }
 
     fn launch(&self, call: &Call) -> Result<(), String> {
@@ -287,6 +347,27 @@ impl Driver for Card {
         // indices that come with the data with their limits.
         unsafe { result::launch_kernel(function, (x, y, z), (call.threads, 1, 1), 0, self.streams[0], args) }
             .map_err(says)
+    }
+
+    fn multiply(&self, multiply: &Multiply) -> Result<(), String> {
+        self.enter()?;
+        let library = self.library().ok_or("the library is not there that made the product")?;
+        library.multiply(multiply, self.streams[0])
+    }
+
+    fn capture(&self, give: &dyn Fn() -> Result<(), String>) -> Result<Option<Recording>, String> {
+        self.enter()?;
+        let Ok(graph) = self.graph(give) else { return Ok(None) };
+        let mut made = self.made();
+        made.recordings.push(graph);
+        Ok(Some(Recording(made.recordings.len() as u32 - 1)))
+    }
+
+    fn replay(&self, recording: Recording) -> Result<(), String> {
+        self.enter()?;
+        let graph = self.made().recordings[recording.0 as usize];
+        // SAFETY: both live as long as the card; what the graph does was checked when it was given.
+        unsafe { result::graph::launch(graph, self.streams[0]) }.map_err(says)
     }
 
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {

@@ -3,16 +3,21 @@
 //! Every .cu file is compiled as C++ with `shim.h` into a library of its own, when its first kernel is asked for. The
 //! [`Driver`] here is as late as events let it be: what streams were given is carried out when the host waits, in an
 //! order that a seed picks among those that the events leave open. So a copy that nothing waits for comes too late in
-//! some order, and two runs that must agree do not. Not for speed.
+//! some order, and two runs that must agree do not. It may have a library of dense products, which takes the arguments
+//! of cuBLASLt. Not for speed.
 
 mod library;
+mod products;
 mod streams;
 
 use library::Library;
+use products::Bytes;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+pub use streams::TASK_NS;
 use streams::{Streams, Task};
-use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Stream};
+use tinyforge::gpu::cuda::{self, Call, Driver, Event, Facts, Function, Matmul, Multiply, Product, Recording, Stream};
 use tinyforge::gpu::{GpuError, Kernel};
 
 /// What there is to compile with, or why there is nothing.
@@ -23,25 +28,50 @@ pub fn compiler() -> Result<String, String> {
     library::compiler()
 }
 
-/// Threads of a block one after the other, and the streams in one order.
+/// Recordings that were given again, by all drivers of this process.
+static REPLAYS: AtomicU64 = AtomicU64::new(0);
+
+/// How many recordings were given again until now.
+pub fn replays() -> u64 {
+    REPLAYS.load(Ordering::Relaxed)
+}
+
+/// Threads of a block one after the other, and the streams in one order; it records launches, and gives them again.
 ///
 /// # Errors
 /// The compiler is missing.
 pub fn ascending() -> Result<Box<dyn Driver>, GpuError> {
-    Host::open(false, 1)
+    Host::open(false, false)
 }
 
-/// Threads and blocks from the last to the first, and the streams in another order.
+/// Threads and blocks from the last to the first, and the streams in another order; it records nothing.
 ///
 /// # Errors
 /// The compiler is missing.
 pub fn descending() -> Result<Box<dyn Driver>, GpuError> {
-    Host::open(true, 2)
+    Host::open(true, false)
+}
+
+/// As [`ascending`], with a library of dense products.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn ascending_by_library() -> Result<Box<dyn Driver>, GpuError> {
+    Host::open(false, true)
+}
+
+/// As [`descending`], with a library of dense products.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn descending_by_library() -> Result<Box<dyn Driver>, GpuError> {
+    Host::open(true, true)
 }
 
 /// Memory of the host that is used as a card's.
 struct Host {
     descending: bool,
+    has_library: bool,
     state: Mutex<State>,
 }
 
@@ -50,6 +80,10 @@ struct State {
     pinned: Vec<u8>,
     functions: Vec<(library::Entry, Kernel)>,
     by_kernel: BTreeMap<Kernel, (Function, u32)>,
+    products: Vec<Matmul>,
+    /// What is being recorded.
+    recording: Option<Vec<Task>>,
+    recordings: Vec<Vec<Task>>,
     streams: Streams,
 }
 
@@ -62,8 +96,9 @@ impl Memory {
     fn base(&self) -> u64 {
         (self.0.as_ptr() as u64).next_multiple_of(256)
     }
+}
 
-    /// The bytes from an address on.
+impl products::Bytes for Memory {
     fn bytes(&mut self, address: u64, bytes: u64) -> Result<&mut [u8], String> {
         let skip = self.base() - self.0.as_ptr() as u64;
         let from = address.checked_sub(self.base()).map(|at| at + skip);
@@ -76,16 +111,19 @@ impl Memory {
 }
 
 impl Host {
-    fn open(descending: bool, seed: u64) -> Result<Box<dyn Driver>, GpuError> {
+    fn open(descending: bool, has_library: bool) -> Result<Box<dyn Driver>, GpuError> {
         compiler().map_err(|why| GpuError::Absent { kind: "cuda-shim", why })?;
         let state = State {
             memory: Memory::default(),
             pinned: Vec::new(),
             functions: Vec::new(),
             by_kernel: BTreeMap::new(),
-            streams: Streams::new(seed),
+            products: Vec::new(),
+            recording: None,
+            recordings: Vec::new(),
+            streams: Streams::new(if descending { 2 } else { 1 }),
         };
-        Ok(Box::new(Host { descending, state: Mutex::new(state) }))
+        Ok(Box::new(Host { descending, has_library, state: Mutex::new(state) }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -93,7 +131,12 @@ impl Host {
     }
 
     fn give(&self, stream: Stream, task: Task) -> Result<(), String> {
-        self.state().streams.give(stream, task);
+        let state = &mut *self.state();
+        match (&mut state.recording, &task) {
+            (Some(recording), Task::Launch(_) | Task::Multiply(_)) => recording.push(task),
+            (Some(_), _) => return Err(format!("{task:?} while launches are recorded")),
+            (None, _) => state.streams.give(stream, task),
+        }
         Ok(())
     }
 }
@@ -109,6 +152,10 @@ impl State {
                     return Err(format!("`{}`: address {outside} is not in the card's memory", kernel.entry));
                 }
                 entry.launch(&call, kernel.storage, descending).map_err(|why| format!("`{}`: {why}", kernel.entry))
+            }
+            Task::Multiply(multiply) => {
+                let matmul = &self.products[multiply.product.0 as usize];
+                products::multiply(&mut self.memory, matmul, &multiply)
             }
             Task::Up { pinned, address, bytes } => {
                 let from = &self.pinned[pinned as usize..(pinned + bytes) as usize];
@@ -138,6 +185,7 @@ impl Driver for Host {
             driver: (0, 0),
             processors: 1,
             copies_overlap: true,
+            library: if self.has_library { Ok("the host".to_string()) } else { Err("not asked for".to_string()) },
         })
     }
 
@@ -155,6 +203,12 @@ impl Driver for Host {
         state.functions.push((entry, kernel));
         state.by_kernel.insert(kernel, (function, threads));
         Ok((function, threads))
+    }
+
+    fn product(&self, matmul: &Matmul) -> Result<Option<Product>, String> {
+        let mut state = self.state();
+        state.products.push(*matmul);
+        Ok(self.has_library.then_some(Product(state.products.len() as u32 - 1)))
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64, String> {
@@ -182,6 +236,14 @@ impl Driver for Host {
         Ok(self.state().streams.event())
     }
 
+    fn timer(&self) -> Result<Event, String> {
+        self.event()
+    }
+
+    fn elapsed_ns(&self, from: Event, to: Event) -> Result<u64, String> {
+        self.state().streams.elapsed_ns(from, to)
+    }
+
     fn launch(&self, call: &Call) -> Result<(), String> {
         let operands = self.state().functions[call.function.0 as usize].0.operands();
         if operands as usize != call.pointers.len() + 1 {
@@ -189,6 +251,27 @@ impl Driver for Host {
             return Err(format!("`{name}` takes {operands} arguments, its row gives {}", call.pointers.len() + 1));
         }
         self.give(Stream::Compute, Task::Launch(call.clone()))
+    }
+
+    fn multiply(&self, multiply: &Multiply) -> Result<(), String> {
+        self.give(Stream::Compute, Task::Multiply(*multiply))
+    }
+
+    fn capture(&self, give: &dyn Fn() -> Result<(), String>) -> Result<Option<Recording>, String> {
+        if self.descending {
+            return Ok(None);
+        }
+        self.state().recording = Some(Vec::new());
+        let given = give();
+        let state = &mut *self.state();
+        state.recordings.extend(state.recording.take());
+        given.map(|()| Some(Recording(state.recordings.len() as u32 - 1)))
+    }
+
+    fn replay(&self, recording: Recording) -> Result<(), String> {
+        REPLAYS.fetch_add(1, Ordering::Relaxed);
+        let tasks = self.state().recordings[recording.0 as usize].clone();
+        tasks.into_iter().try_for_each(|task| self.give(Stream::Compute, task))
     }
 
     fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
@@ -204,6 +287,9 @@ impl Driver for Host {
     }
 
     fn record(&self, event: Event, stream: Stream) -> Result<(), String> {
+        if self.state().recording.is_some() {
+            return Err("an event is marked while launches are recorded".to_string());
+        }
         self.state().streams.record(event, stream);
         Ok(())
     }

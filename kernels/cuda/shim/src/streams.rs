@@ -1,13 +1,15 @@
 //! Streams whose tasks are carried out as late as their events let them, in an order that a seed picks.
 
 use std::collections::VecDeque;
-use tinyforge::gpu::cuda::{Call, Event, Stream};
+use tinyforge::gpu::cuda::{Call, Event, Multiply, Stream};
 
 /// What a stream was given.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Task {
     /// Run a kernel.
     Launch(Call),
+    /// Run a product.
+    Multiply(Multiply),
     /// Copy from pinned memory.
     Up { pinned: u64, address: u64, bytes: u64 },
     /// Copy to pinned memory.
@@ -23,6 +25,8 @@ enum Queued {
     Task(Task),
     /// What follows begins after this mark.
     After(Mark),
+    /// This event is reached when all before it is done.
+    Reaches(Event),
 }
 
 #[derive(Default)]
@@ -32,11 +36,18 @@ struct Queue {
     done: u64,
 }
 
+/// Nanoseconds that every task takes.
+pub const TASK_NS: u64 = 1000;
+
 /// The streams of a card.
 pub struct Streams {
     queues: [Queue; 3],
     events: Vec<Option<Mark>>,
+    /// When each event was reached since it was marked last.
+    reached: Vec<Option<u64>>,
     random: u64,
+    /// Nanoseconds since the first task began.
+    now: u64,
 }
 
 fn number(stream: Stream) -> usize {
@@ -46,12 +57,13 @@ fn number(stream: Stream) -> usize {
 impl Streams {
     /// Streams whose tasks come in the order that this seed picks.
     pub fn new(seed: u64) -> Streams {
-        Streams { queues: Default::default(), events: Vec::new(), random: seed.max(1) }
+        Streams { queues: Default::default(), events: Vec::new(), reached: Vec::new(), random: seed.max(1), now: 0 }
     }
 
     /// A new event, not marked yet.
     pub fn event(&mut self) -> Event {
         self.events.push(None);
+        self.reached.push(None);
         Event(self.events.len() as u32 - 1)
     }
 
@@ -66,6 +78,23 @@ impl Streams {
     pub fn record(&mut self, event: Event, stream: Stream) {
         let stream = number(stream);
         self.events[event.0 as usize] = Some((stream, self.queues[stream].given));
+        self.reached[event.0 as usize] = None;
+        self.queues[stream].queued.push_back(Queued::Reaches(event));
+        self.settle();
+    }
+
+    /// Takes everything from the front of the streams that waits for nothing more.
+    fn settle(&mut self) {
+        for q in 0..self.queues.len() {
+            loop {
+                match self.queues[q].queued.front() {
+                    Some(&Queued::After(mark)) if self.is_past(mark) => {}
+                    Some(&Queued::Reaches(event)) => self.reached[event.0 as usize] = Some(self.now),
+                    _ => break,
+                }
+                self.queues[q].queued.pop_front();
+            }
+        }
     }
 
     /// What a stream is given next begins after an event; one that was never marked holds nothing up.
@@ -84,18 +113,21 @@ impl Streams {
         self.queues[stream].done >= count
     }
 
+    /// Nanoseconds from one event to another.
+    ///
+    /// # Errors
+    /// One was not reached.
+    pub fn elapsed_ns(&self, from: Event, to: Event) -> Result<u64, String> {
+        let [from, to] = [from, to].map(|event| self.reached[event.0 as usize].ok_or("an event was not reached"));
+        Ok(to?.saturating_sub(from?))
+    }
+
     /// The next task, of one of the streams whose next one may begin.
     ///
     /// # Errors
     /// None may: streams wait for each other.
     pub fn next(&mut self) -> Result<Task, String> {
-        for q in 0..self.queues.len() {
-            while let Some(&Queued::After(mark)) = self.queues[q].queued.front()
-                && self.is_past(mark)
-            {
-                self.queues[q].queued.pop_front();
-            }
-        }
+        self.settle();
         let is_ready = |q: &usize| matches!(self.queues[*q].queued.front(), Some(Queued::Task(_)));
         let ready: Vec<usize> = (0..self.queues.len()).filter(is_ready).collect();
         if ready.is_empty() {
@@ -107,7 +139,10 @@ impl Streams {
         self.random ^= self.random << 17;
         let queue = &mut self.queues[ready[(self.random >> 33) as usize % ready.len()]];
         queue.done += 1;
-        match queue.queued.pop_front() {
+        let next = queue.queued.pop_front();
+        self.now += TASK_NS;
+        self.settle();
+        match next {
             Some(Queued::Task(task)) => Ok(task),
             _ => unreachable!("the stream's next is a task"),
         }
@@ -166,8 +201,15 @@ mod tests {
         streams.give(Stream::Down, set(1));
         streams.record(event, Stream::Down);
         assert!(!streams.is_reached(event));
+        let later = streams.event();
+        streams.give(Stream::Up, set(2));
+        streams.record(later, Stream::Up);
+        assert!(streams.elapsed_ns(event, later).is_err(), "neither was reached");
+        streams.next().expect("there are two");
         streams.next().expect("there is one");
-        assert!(streams.is_reached(event));
+        assert!(streams.is_reached(event) && streams.is_reached(later));
+        let apart = [(event, later), (later, event)].map(|(a, b)| streams.elapsed_ns(a, b).expect("reached"));
+        assert_eq!(apart.iter().sum::<u64>(), TASK_NS, "one task apart, whichever came first");
         assert!(streams.next().is_err());
     }
 }
