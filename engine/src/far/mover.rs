@@ -437,7 +437,7 @@ mod tests {
         let files = Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: Some(Work { file, path }) });
         let mut mover = Mover::new(Arc::clone(&files), 6).expect("threads");
         let out: Vec<u8> = (0..bytes).map(|i| (i % 249) as u8).collect();
-        let mut near = vec![out.clone(), vec![0; bytes], out.iter().map(|b| b ^ 1).collect(), vec![0; bytes]];
+        let mut near = [out.clone(), vec![0; bytes], out.iter().map(|b| b ^ 1).collect(), vec![0; bytes]];
         for (i, part) in near.iter_mut().enumerate() {
             let span = Span { start: NonNull::from(&mut part[..]).cast(), bytes };
             let direction = if i % 2 == 0 { Direction::Out } else { Direction::In };
