@@ -15,6 +15,8 @@ mod slots;
 use crate::ir::graph::{Graph, Node, Region};
 use crate::ir::ops::Op;
 use crate::passes::live;
+pub use parcels::has_embeddings;
+use parcels::parcels;
 use slots::{Copy, permanent, steady};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -94,12 +96,9 @@ pub struct Pipeline {
 /// blocks take turns in being trained (`rotates`), all weights of blocks live in the far memory and all states in the
 /// near one, whatever group it is. With `embeddings`, weights as large as blocks are blocks of their own.
 pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -> Pipeline {
-    let mut parcels = parcels::parcels(graphs, rotates, false);
-    let blocks = parcels.iter().filter(|p| p.holds == Holds::Weights).count();
+    let (mut parcels, blocks) = parcels(graphs, rotates, embeddings);
     if blocks <= window.blocks as usize {
         parcels.retain(|p| p.holds == Holds::Activation);
-    } else if embeddings {
-        parcels = parcels::parcels(graphs, rotates, true);
     }
     let Some(&train) = graphs.first().filter(|_| !parcels.is_empty()) else { return Pipeline::default() };
     if rotates {
@@ -135,11 +134,6 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -
     };
     let stays = graphs.iter().map(of_graph).collect();
     Pipeline { parcels, stays }
-}
-
-/// Whether a model has embeddings or heads that are large enough to come and go.
-pub fn has_embeddings(graphs: &[&Graph]) -> bool {
-    parcels::has_embeddings(graphs)
 }
 
 /// Activations that stay at one time: one that is read, and one on its way.

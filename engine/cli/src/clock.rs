@@ -6,7 +6,6 @@ use serde::Serialize;
 use std::time::Instant;
 use tinyforge::runner::Runner;
 use tinyforge_compiler::cost::StepCost;
-use tinyforge_compiler::machine::Machine;
 use tinyforge_plan::Part;
 
 /// Counts the time of steps.
@@ -59,10 +58,7 @@ impl Clock {
     /// A clock for a run of these plans, with what a step costs on the machine of a profile. Where that lacks a rate,
     /// there is no efficiency.
     pub fn new(profile: Option<Profile>, plans: &[Planned], batch: u32) -> Clock {
-        let of_phase = |machine: &Machine, plan| profile::step_cost(machine, std::slice::from_ref(plan), batch).ok();
-        let costs = profile.and_then(|p| {
-            Some((p.origin, plans.iter().map(|plan| of_phase(&p.machine, plan)).collect::<Option<Vec<StepCost>>>()?))
-        });
+        let costs = profile.and_then(|p| Some((p.origin, profile::phase_costs(&p.machine, plans, batch).ok()?)));
         let flops = plans.iter().map(|plan| profile::step_flops(std::slice::from_ref(plan), batch)).collect();
         let (steps, kernels_ns, copies_s) = (vec![0; plans.len()], [0; 2], [0.0; 2]);
         Clock { costs, flops, steps, seconds: 0.0, kernels_ns, copies_s, began: None, phase: None }

@@ -100,13 +100,20 @@ pub fn step_flops(plans: &[Planned], batch: u32) -> f64 {
     plans.iter().map(of_plan).sum::<f64>() / plans.len().max(1) as f64
 }
 
+/// What an optimizer step of `batch` rows costs in every phase.
+///
+/// # Errors
+/// The machine's description lacks a rate.
+pub fn phase_costs(machine: &Machine, plans: &[Planned], batch: u32) -> Result<Vec<StepCost>, CostError> {
+    plans.iter().map(|p| plan_cost(machine, &p.compiled.plan, p.micro_rows, batch)).collect()
+}
+
 /// What an optimizer step of `batch` rows costs: the mean of all phases.
 ///
 /// # Errors
 /// The machine's description lacks a rate.
 pub fn step_cost(machine: &Machine, plans: &[Planned], batch: u32) -> Result<StepCost, CostError> {
-    let of = |planned: &Planned| plan_cost(machine, &planned.compiled.plan, planned.micro_rows, batch);
-    let costs = plans.iter().map(of).collect::<Result<Vec<StepCost>, CostError>>()?;
+    let costs = phase_costs(machine, plans, batch)?;
     let parts: Vec<(&StepCost, f64)> = costs.iter().map(|cost| (cost, 1.0)).collect();
     Ok(StepCost::mean(&parts))
 }

@@ -12,8 +12,9 @@ const LARGE_PART: u64 = 2;
 
 /// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
 /// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
-/// blocks, the states that are stored in parts, and with `embeddings` their large weights.
-pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> Vec<Parcel> {
+/// blocks, the states that are stored in parts, and with `embeddings` their large weights. Also how many numbered
+/// blocks have parcels of weights.
+pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> (Vec<Parcel>, usize) {
     let is_resident = |user: &User, block: u64| match rotates {
         true => user.kind == Kind::State,
         false => user.changes && user.bytes * SMALL_PART <= block,
@@ -22,6 +23,7 @@ pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> Vec
     let bytes_of = block_bytes(&users);
     let largest = bytes_of.values().copied().max().unwrap_or(0);
     let mut parcels: Vec<Parcel> = Vec::new();
+    let mut blocks = 0;
     let moves = |u: &&User| {
         u.is_of_numbered() || u.part().is_some() || u.is_spilled() || (embeddings && u.is_embedding(largest))
     };
@@ -36,6 +38,7 @@ pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> Vec
         };
         let found = parcels.iter().position(|p| p.block == block && p.holds == holds);
         let at = found.unwrap_or_else(|| {
+            blocks += usize::from(holds == Holds::Weights && user.is_of_numbered());
             parcels.push(Parcel { block, holds, tensors: Vec::new(), rotates });
             parcels.len() - 1
         });
@@ -48,11 +51,11 @@ pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> Vec
         true => parcels.iter_mut().for_each(|p| p.tensors.sort()),
         false => parcels.iter_mut().for_each(|p| p.tensors.sort_by_key(|name| !changes(name))),
     }
-    parcels
+    (parcels, blocks)
 }
 
-/// Whether there are weights outside of numbered blocks that are large enough to come and go.
-pub(super) fn has_embeddings(graphs: &[&Graph]) -> bool {
+/// Whether there are weights outside of numbered blocks that are large enough to come and go: embeddings, heads.
+pub fn has_embeddings(graphs: &[&Graph]) -> bool {
     let users = users(graphs);
     let largest = block_bytes(&users).values().copied().max().unwrap_or(0);
     users.iter().any(|u| u.is_embedding(largest))
