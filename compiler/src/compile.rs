@@ -434,6 +434,7 @@ fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan
     let Way { clip_by, embeddings, .. } = way;
     let (ready, panels) = updated(request, front, clip_by, way.panels);
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
+    let rung = ready.iter().map(|s| s.graph.blocks.len() as u32).max().unwrap_or(0).max(1);
     let can_spill = request.window.is_some() && !rotates(request) && request.spill != Some(false);
     let always = can_spill && request.spill == Some(true);
     let planned = |stages: Vec<Stage>, spills| back(request, &spilled(request, stages, spills), front, embeddings);
@@ -470,7 +471,6 @@ fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan
         Recompute::All => fixed(steps),
         Recompute::Step(step) => fixed(step.min(steps)),
         Recompute::Auto => {
-            let (mut low, mut high) = (0, steps);
             // A window is asked for where memory is short: then what takes least is looked at first.
             let is_short = request.window.is_some() && request.arena_bytes_max.is_some();
             let least = is_short.then(|| fixed(steps)).transpose()?;
@@ -486,19 +486,39 @@ fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan
                 return Ok((first, choice(0, always)));
             }
             let (mut best, _) = least.map_or_else(|| fixed(steps), Ok)?;
+            let (mut low, mut high) = ((0, first.near_bytes()), (steps, best.near_bytes()));
             // Invariant: step `high` fits, step `low` does not.
-            while high - low > 1 {
-                let middle = low + (high - low) / 2;
+            for probes in 0.. {
+                let Some(middle) = between(low, high, limit, (rung, probes)) else { break };
                 let plan = at(middle, always)?;
-                if plan.near_bytes() <= limit {
-                    (high, best) = (middle, plan);
+                let bytes = plan.near_bytes();
+                if bytes <= limit {
+                    (high, best) = ((middle, bytes), plan);
                 } else {
-                    low = middle;
+                    low = (middle, bytes);
                 }
             }
-            Ok((best, choice(high, always)))
+            Ok((best, choice(high.0, always)))
         }
     }
+}
+
+/// Where to look next between a step of the ladder that does not fit and one that does, each with its bytes: at a rung
+/// between them; on one rung, whose steps save alike, where a straight line meets the limit, and in the middle every
+/// third time, since not all do. `None` when nothing is between.
+fn between(low: (u32, u64), high: (u32, u64), limit: u64, (rung, probes): (u32, u32)) -> Option<u32> {
+    let width = high.0 - low.0;
+    let middle = low.0 + width / 2;
+    let nearest = (middle + rung / 2) / rung * rung;
+    if low.0 < nearest && nearest < high.0 {
+        return Some(nearest);
+    }
+    let (over, saved) = (low.1.saturating_sub(limit), low.1.saturating_sub(high.1));
+    let ahead = match probes % 3 {
+        2 => width / 2,
+        _ => (u64::from(width) * over).div_ceil(saved.max(1)).min(u64::from(width)) as u32,
+    };
+    (width > 1).then(|| low.0 + ahead.clamp(1, width - 1))
 }
 
 /// Whether groups of blocks take turns in being trained.

@@ -2,6 +2,7 @@
 //! `cargo bench -p tinyforge-kernels --bench dense -- [threads] [filter] [types] [set]`; the best of several runs is
 //! printed.
 
+use half::bf16;
 use std::time::{Duration, Instant};
 use tinyforge_kernels::f32::dense::{Compute, Gemm, Mat, MatData, gemm_on, gemm_scratch_bytes, kernel_sets};
 use tinyforge_kernels::f32::quant;
@@ -34,6 +35,14 @@ const SHAPES: &[Shape] = &[
     ("down fwd T=1", 1, 576, 1536, false, true),
     ("head fwd T=1", 1, 49152, 576, false, true),
     ("head fwd T=4", 4, 49152, 576, false, true),
+    ("3B q fwd T=128", 128, 2048, 2048, false, true),
+    ("3B up fwd T=128", 128, 5632, 2048, false, true),
+    ("3B down fwd T=128", 128, 2048, 5632, false, true),
+    ("3B q dx T=128", 128, 2048, 2048, false, false),
+    ("3B up dx T=128", 128, 2048, 5632, false, false),
+    ("3B down dx T=128", 128, 5632, 2048, false, false),
+    ("3B up fwd T=512", 512, 5632, 2048, false, true),
+    ("3B up dx T=512", 512, 2048, 5632, false, false),
 ];
 
 /// Seconds of the fastest of several runs.
@@ -60,6 +69,7 @@ fn measure(par: &Par, shape: &Shape, compute: Compute, weight: DType, set: &str)
     let (a, b) = (values(m * k), values(n * k));
     let mut bytes = vec![0; weight.bytes_of((n * k) as u64).unwrap_or(0) as usize];
     let cols = if b_trans { k } else { n };
+    let mut halves = vec![];
     let right = match weight.is_quantised() {
         true if !cols.is_multiple_of(weight.block_elems() as usize) => return "-".into(),
         true => {
@@ -68,6 +78,10 @@ fn measure(par: &Par, shape: &Shape, compute: Compute, weight: DType, set: &str)
                 bytes.iter_mut().zip(&b).for_each(|(byte, x)| *byte = x.to_bits() as u8 & 0x3f);
             }
             MatData::Blocks(weight, &bytes)
+        }
+        false if weight == DType::BF16 => {
+            halves.extend(b.iter().map(|&x| bf16::from_f32(x)));
+            MatData::BF16(&halves)
         }
         false => MatData::F32(&b),
     };
@@ -114,6 +128,7 @@ fn main() {
     let columns: Vec<_> = [
         ("f32", Compute::F32, DType::F32),
         ("bf16", Compute::BF16, DType::F32),
+        ("bf16w", Compute::BF16, DType::BF16),
         ("q8_0", Compute::F32, DType::Q8_0),
         ("q4_0", Compute::F32, DType::Q4_0),
         ("q4_1", Compute::F32, DType::Q4_1),

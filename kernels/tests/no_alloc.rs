@@ -52,11 +52,14 @@ fn products_allocate_nothing() {
             };
             for set in kernel_sets(compute) {
                 par.enter(|| {
-                    // The first times may start what the threads need, and a busy machine lets one of them sleep.
-                    (0..32).for_each(|_| gemm_on(set, &par, &g, &mut c, n, &mut scratch));
-                    let before = ALLOCATIONS.load(Ordering::Relaxed);
-                    gemm_on(set, &par, &g, &mut c, n, &mut scratch);
-                    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before, "{} {threads} {rows}", set.name);
+                    // On a busy machine a thread may sleep through many of these, and start what it needs once it wakes:
+                    // what a product itself takes it takes every time.
+                    let fewest = (0..32).map(|_| {
+                        let before = ALLOCATIONS.load(Ordering::Relaxed);
+                        gemm_on(set, &par, &g, &mut c, n, &mut scratch);
+                        ALLOCATIONS.load(Ordering::Relaxed) - before
+                    });
+                    assert_eq!(fewest.min(), Some(0), "{} {threads} {rows}", set.name);
                 });
             }
         }

@@ -4,8 +4,9 @@ use crate::fixed::PLAN_PART;
 use crate::model::Model;
 use crate::planning::{Settings, Wanted, compile_window, needs, weight_bytes_min};
 use crate::profile;
+use std::cell::Cell;
 use tinyforge::far::{CHUNK_BYTES, MOVING_STACK_BYTES, MOVING_THREADS};
-use tinyforge_compiler::compile::{CompileError, Compiled};
+use tinyforge_compiler::compile::{CompileError, Compiled, Recompute};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_plan::Fixed;
 
@@ -61,21 +62,22 @@ pub(crate) fn moving(asked: &Asked, window: Option<Window>) -> Option<Fixed> {
 
 /// A plan in the way that the settings ask for.
 pub(crate) fn plan(asked: &Asked) -> Result<Streamed, CompileError> {
+    let heap = Cell::new(0);
     let one = |window| {
-        let compiled = fitting(asked, window)?;
+        let compiled = fitting(asked, window, &heap)?;
         Ok(Streamed { compiled, window, considered: Vec::new() })
     };
     match asked.settings.window {
         Streaming::Never => one(None),
         Streaming::Window(window) => one(Some(window)),
-        Streaming::Auto { prefetch } => cheapest(asked, prefetch),
+        Streaming::Auto { prefetch } => cheapest(asked, prefetch, &heap),
     }
 }
 
 /// Of the plans that fit the one that is predicted to be fastest; without a profile the one that streams least.
-fn cheapest(asked: &Asked, prefetch: u32) -> Result<Streamed, CompileError> {
+fn cheapest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<Streamed, CompileError> {
     let layers = asked.model.config.layers as u32;
-    let widest = widest(asked, prefetch)?;
+    let widest = widest(asked, prefetch, heap)?;
     let blocks = widest.1.map_or(layers, |w| w.blocks);
     let is_train = asked.wanted == Wanted::Train;
     let Some(machine) = asked.settings.machine.as_ref().filter(|_| is_train && can_gain(asked, &widest.0)) else {
@@ -87,7 +89,7 @@ fn cheapest(asked: &Asked, prefetch: u32) -> Result<Streamed, CompileError> {
     let mut plans = vec![widest];
     for blocks in narrower {
         let window = Some(Window { blocks, prefetch: prefetch.min(blocks) });
-        match fitting(asked, window) {
+        match fitting(asked, window, heap) {
             Ok(compiled) => plans.push((compiled, window)),
             Err(error) if needs(&error).is_some() => {}
             Err(error) => return Err(error),
@@ -109,10 +111,10 @@ fn can_gain(asked: &Asked, widest: &Compiled) -> bool {
 }
 
 /// All blocks in memory where that fits, else the widest window that does.
-fn widest(asked: &Asked, prefetch: u32) -> Result<(Compiled, Option<Window>), CompileError> {
+fn widest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<(Compiled, Option<Window>), CompileError> {
     let &Asked { model, settings, wanted, rows, .. } = asked;
     let layers = model.config.layers as u32;
-    let attempt = |window: Option<Window>| fitting(asked, window).map(|compiled| (compiled, window));
+    let attempt = |window: Option<Window>| fitting(asked, window, heap).map(|compiled| (compiled, window));
     let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
     let least = least_window(model, settings);
     // A window that holds all blocks still visits each once for all micro-batches, and sums gradients block by block.
@@ -124,28 +126,47 @@ fn widest(asked: &Asked, prefetch: u32) -> Result<(Compiled, Option<Window>), Co
         None => None,
         Some(result) => return result,
     };
-    // What does not fit with the least window fits with none.
-    let mut best = match (attempt(of(least)), all) {
+    // What does not fit with the least window fits with none; and what fits at all does when it takes least.
+    let frugal = frugal(settings);
+    let probe = |blocks: u32| fitting(&Asked { settings: &frugal, ..*asked }, of(blocks), heap);
+    match (probe(least), all) {
         (Err(error), Some(all)) if needs(&error) >= needs(&all) => return Err(all),
-        (result, _) => result?,
-    };
+        (result, _) => result.map(drop)?,
+    }
     let (mut fits, mut over) = (least, layers + u32::from(is_cut));
     while over - fits > 1 {
         let middle = fits + (over - fits) / 2;
-        match attempt(of(middle)) {
-            Ok(found) => (fits, best) = (middle, found),
+        match probe(middle) {
+            Ok(_) => fits = middle,
             Err(error) if needs(&error).is_some() => over = middle,
             Err(error) => return Err(error),
         }
     }
-    Ok(best)
+    // What a plan takes itself may differ a little where less is computed again.
+    loop {
+        match attempt(of(fits)) {
+            Err(error) if needs(&error).is_some() && fits > least => fits -= 1,
+            result => return result,
+        }
+    }
+}
+
+/// The settings with which a plan takes least, of those that are left to the budget.
+fn frugal(settings: &Settings) -> Settings {
+    Settings {
+        recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
+        embeddings: settings.embeddings.or(Some(true)),
+        panels: settings.panels.or(Some(true)),
+        ..settings.clone()
+    }
 }
 
 /// A plan that fits together with what it takes on the heap itself, which is known when it is there. A refusal counts
-/// all that it stands beside.
-fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileError> {
+/// all that it stands beside. `known` is the largest heap that a plan had before: plans of one search are alike.
+fn fitting(asked: &Asked, window: Option<Window>, known: &Cell<u64>) -> Result<Compiled, CompileError> {
     let moving = moving(asked, window);
     let mut fixed: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving).collect();
+    raise(&mut fixed, known.get(), asked.phases);
     let bytes = |fixed: &[Fixed]| fixed.iter().map(|part| part.bytes).sum::<u64>();
     loop {
         let mut compiled = match compile_window(&Asked { fixed: &fixed, ..*asked }, window) {
@@ -159,6 +180,7 @@ fn fitting(asked: &Asked, window: Option<Window>) -> Result<Compiled, CompileErr
             }
             Err(error) => return Err(error),
         };
+        known.set(known.get().max(compiled.plan.heap_bytes()));
         let is_raised = raise(&mut fixed, compiled.plan.heap_bytes(), asked.phases);
         compiled.plan.fixed.clone_from(&fixed);
         let fits = asked.settings.memory.is_none_or(|limit| compiled.plan.total_bytes() <= limit);

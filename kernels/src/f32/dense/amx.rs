@@ -28,6 +28,7 @@ pub(super) static BF16: KernelSet = KernelSet {
     copy: avx512::copy,
     pair_run: avx512::pair_run,
     pair_steps: avx512::pair_steps,
+    pair_stored: avx512::pair_stored,
     available,
 };
 

@@ -35,6 +35,7 @@ pub(super) static F32: KernelSet = KernelSet {
     copy,
     pair_run: portable::pair_run,
     pair_steps: portable::pair_steps,
+    pair_stored: portable::pair_stored,
     available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
 };
 

@@ -7,6 +7,7 @@
 use super::portable;
 use super::set::{KernelSet, Right, THIN_ROWS, Tile, TileFn, Words, strip_of_tiles};
 use core::arch::x86_64::*;
+use half::bf16;
 
 const NR: usize = 32;
 
@@ -44,6 +45,7 @@ pub(super) static F32: KernelSet = KernelSet {
     copy,
     pair_run: portable::pair_run,
     pair_steps: portable::pair_steps,
+    pair_stored: portable::pair_stored,
     available: || is_x86_feature_detected!("avx512f"),
 };
 
@@ -60,6 +62,7 @@ pub(super) static BF16: KernelSet = KernelSet {
     copy,
     pair_run,
     pair_steps,
+    pair_stored,
     available: || is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
 };
 
@@ -385,4 +388,22 @@ pub(super) unsafe fn pair_steps(even: &[f32], odd: &[f32], words: &mut [u32]) {
             _mm512_mask_storeu_epi32(words.as_mut_ptr().wrapping_add(at).cast(), mask, pairs);
         }
     }
+}
+
+/// # Safety
+/// AVX-512F.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn pair_stored(even: &[bf16], odd: &[bf16], words: &mut [u32]) {
+    assert!(odd.len() == even.len() && words.len() >= even.len());
+    let whole = even.len() / 16 * 16;
+    for at in (0..whole).step_by(16) {
+        // SAFETY: sixteen values from `at` on are inside all three slices; 16 bf16 are 256 bits.
+        unsafe {
+            let wide = |from: &[bf16]| _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().add(at).cast()));
+            let pairs = _mm512_or_si512(wide(even), _mm512_slli_epi32::<16>(wide(odd)));
+            _mm512_storeu_si512(words.as_mut_ptr().add(at).cast(), pairs);
+        }
+    }
+    // SAFETY: it asks for nothing.
+    unsafe { portable::pair_stored(&even[whole..], &odd[whole..], &mut words[whole..]) };
 }

@@ -41,6 +41,7 @@ pub(super) static F32: KernelSet = KernelSet {
     copy: portable::copy,
     pair_run: portable::pair_run,
     pair_steps: portable::pair_steps,
+    pair_stored: portable::pair_stored,
     available: || true,
 };
 

@@ -330,11 +330,20 @@ impl Side<'_> {
         for (word, words) in (word..word + count).zip(words.chunks_exact_mut(RUN)) {
             if set.pairs {
                 let row = panels.step + 2 * word;
+                let alone = 2 * word + 1 == panels.steps;
+                if let MatData::BF16(data) = self.mat.data
+                    && !alone
+                {
+                    let stored = |row: usize| &data[row * self.mat.stride + panels.lane..][..panels.lanes];
+                    // SAFETY: the set's instructions exist (contract of `pack`).
+                    unsafe { (set.pair_stored)(stored(row), stored(row + 1), words) };
+                    continue;
+                }
                 let even = row_values(&self.mat, row, panels.lane, &mut even[..panels.lanes]);
                 let odd = &mut odd[..panels.lanes];
-                let odd = match 2 * word + 1 < panels.steps {
-                    true => row_values(&self.mat, row + 1, panels.lane, odd),
-                    false => {
+                let odd = match alone {
+                    false => row_values(&self.mat, row + 1, panels.lane, odd),
+                    true => {
                         odd.fill(0);
                         bytemuck::cast_slice(odd)
                     }

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "tiles and packing work on raw panels, like the SIMD sets")]
 
 use super::set::{KernelSet, Right, Tile, TileFn, Words, strip_of_tiles};
+use half::bf16;
 
 const NR: usize = 16;
 
@@ -19,6 +20,7 @@ pub(super) static F32: KernelSet = KernelSet {
     copy,
     pair_run,
     pair_steps,
+    pair_stored,
     available: || true,
 };
 
@@ -104,5 +106,13 @@ pub(super) unsafe fn pair_run(values: &[f32], words: &mut [u32]) {
 pub(super) unsafe fn pair_steps(even: &[f32], odd: &[f32], words: &mut [u32]) {
     for ((word, &even), &odd) in words.iter_mut().zip(even).zip(odd) {
         *word = bf16_bits(even) | bf16_bits(odd) << 16;
+    }
+}
+
+/// # Safety
+/// None; the signature is the SIMD sets'.
+pub(super) unsafe fn pair_stored(even: &[bf16], odd: &[bf16], words: &mut [u32]) {
+    for ((word, &even), &odd) in words.iter_mut().zip(even).zip(odd) {
+        *word = u32::from(even.to_bits()) | u32::from(odd.to_bits()) << 16;
     }
 }

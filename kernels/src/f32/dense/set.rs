@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "tiles are called through pointers")]
 
 use super::Compute;
+use half::bf16;
 
 /// Where a tile's sums go.
 pub(super) struct Tile {
@@ -150,6 +151,8 @@ pub struct KernelSet {
     pub(super) pair_run: unsafe fn(values: &[f32], words: &mut [u32]),
     /// Words of the factors of two steps, lane by lane.
     pub(super) pair_steps: unsafe fn(even: &[f32], odd: &[f32], words: &mut [u32]),
+    /// The same of factors that are stored as bf16.
+    pub(super) pair_stored: unsafe fn(even: &[bf16], odd: &[bf16], words: &mut [u32]),
     pub(super) available: fn() -> bool,
 }
 
