@@ -641,3 +641,34 @@ fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
         beside: 0,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::between;
+
+    /// The first step that fits is found, however unevenly the rungs save, in a few looks.
+    #[test]
+    fn the_first_step_that_fits_is_found() {
+        let (rung, rungs) = (67, 5);
+        for saves in [[9, 1, 1, 1, 1], [1, 1, 1, 1, 40], [3, 3, 3, 3, 3], [0, 7, 0, 2, 5]] {
+            let bytes = |step: u32| {
+                let saved = (0..step).map(|s| saves[(s / rung) as usize]).sum::<u64>();
+                10_000 - saved
+            };
+            for limit in (bytes(rung * rungs)..bytes(0)).step_by(17) {
+                let (mut low, mut high) = ((0, bytes(0)), (rung * rungs, bytes(rung * rungs)));
+                let mut looks = 0;
+                while let Some(middle) = between(low, high, limit, (rung, looks)) {
+                    assert!(low.0 < middle && middle < high.0);
+                    match bytes(middle) <= limit {
+                        true => high = (middle, bytes(middle)),
+                        false => low = (middle, bytes(middle)),
+                    }
+                    looks += 1;
+                }
+                let first = (0..=rung * rungs).find(|&step| bytes(step) <= limit);
+                assert_eq!((Some(high.0), looks <= 9), (first, true), "{saves:?}, limit {limit}: {looks} looks");
+            }
+        }
+    }
+}

@@ -19,10 +19,10 @@ pub struct Clock {
     seconds: f64,
     /// Kernels of forward and backward; of updates.
     kernels_ns: [u64; 2],
-    /// How long steps waited for copies, and how long copies moved.
-    copies_s: [f64; 2],
+    /// How long steps waited for copies, how long copies moved, and their bytes.
+    copies: [f64; 3],
     /// When the step began, and what the phase's kernels and copies had taken by then.
-    began: Option<(Instant, [u64; 2], [f64; 2])>,
+    began: Option<(Instant, [u64; 2], [f64; 3])>,
     /// The phase of the last step.
     phase: Option<usize>,
 }
@@ -42,6 +42,8 @@ pub struct Speed {
     pub flops_per_second: f64,
     /// The share of the time of copies for which no step waited; absent where nothing is copied.
     pub overlap: Option<f64>,
+    /// Bytes that copies moved in a second in which any did; absent where nothing is copied.
+    pub copies_bytes_per_second: Option<f64>,
     /// The machine's profile, where there is one with rates.
     pub profile: Option<String>,
     /// What the step takes at least on the profile's machine.
@@ -60,13 +62,13 @@ impl Clock {
     pub fn new(profile: Option<Profile>, plans: &[Planned], batch: u32) -> Clock {
         let costs = profile.and_then(|p| Some((p.origin, profile::phase_costs(&p.machine, plans, batch).ok()?)));
         let flops = plans.iter().map(|plan| profile::step_flops(std::slice::from_ref(plan), batch)).collect();
-        let (steps, kernels_ns, copies_s) = (vec![0; plans.len()], [0; 2], [0.0; 2]);
-        Clock { costs, flops, steps, seconds: 0.0, kernels_ns, copies_s, began: None, phase: None }
+        let (steps, kernels_ns, copies) = (vec![0; plans.len()], [0; 2], [0.0; 3]);
+        Clock { costs, flops, steps, seconds: 0.0, kernels_ns, copies, began: None, phase: None }
     }
 
     /// A step begins.
     pub fn begin(&mut self, runner: &Runner) {
-        self.began = Some((Instant::now(), kernels_ns(runner), copies_s(runner)));
+        self.began = Some((Instant::now(), kernels_ns(runner), copies(runner)));
     }
 
     /// It has ended. The first step of a phase is not counted: it touches its memory for the first time.
@@ -83,8 +85,8 @@ impl Clock {
             .iter_mut()
             .zip(after.iter().zip(before))
             .for_each(|(sum, (after, before))| *sum += after - before);
-        let copies = copies_s(runner);
-        (0..2).for_each(|i| self.copies_s[i] += copies[i] - copies_before[i]);
+        let copies = copies(runner);
+        (0..3).for_each(|i| self.copies[i] += copies[i] - copies_before[i]);
     }
 
     /// What was counted; `None` where there were too few steps.
@@ -100,13 +102,15 @@ impl Clock {
         // Phases differ, and a run may end before all of them have had their turn.
         let cost = self.costs.as_ref().map(|(_, costs)| StepCost::mean(&costs.iter().zip(weights).collect::<Vec<_>>()));
         let bound_s = cost.as_ref().map(|c| c.bound.seconds());
+        let [waited, moved, bytes] = self.copies;
         Some(Speed {
             step_s,
             compute_s,
             update_s,
             waiting_s: if self.kernels_ns == [0; 2] { 0.0 } else { (step_s - compute_s - update_s).max(0.0) },
             flops_per_second: flops / step_s,
-            overlap: (self.copies_s[1] > 0.0).then(|| (1.0 - self.copies_s[0] / self.copies_s[1]).max(0.0)),
+            overlap: (moved > 0.0).then(|| (1.0 - waited / moved).max(0.0)),
+            copies_bytes_per_second: (moved > 0.0).then(|| bytes / moved),
             profile: self.costs.as_ref().map(|(origin, _)| origin.clone()),
             bound_s,
             bound_by: cost.as_ref().map(|c| c.bound.resource().to_string()),
@@ -123,9 +127,10 @@ fn kernels_ns(runner: &Runner) -> [u64; 2] {
     sums
 }
 
-/// Seconds that steps have waited for copies, and that copies have moved.
-fn copies_s(runner: &Runner) -> [f64; 2] {
-    runner.moved().map_or([0.0; 2], |(waited, moved, _)| [waited, moved].map(|d| d.as_secs_f64()))
+/// Seconds that steps have waited for copies, and that copies have moved, and their bytes.
+fn copies(runner: &Runner) -> [f64; 3] {
+    let found = runner.moved();
+    found.map_or([0.0; 3], |(waited, moved, bytes)| [waited.as_secs_f64(), moved.as_secs_f64(), bytes as f64])
 }
 
 impl std::fmt::Display for Speed {
@@ -138,6 +143,9 @@ impl std::fmt::Display for Speed {
         write!(f, "; {:.1} GFLOP/s", self.flops_per_second / 1e9)?;
         if let Some(overlap) = self.overlap {
             write!(f, "; {:.0} % of the time of copies beside kernels", 100.0 * overlap)?;
+        }
+        if let Some(rate) = self.copies_bytes_per_second {
+            write!(f, ", at {:.2} GB/s", rate / 1e9)?;
         }
         if let (Some(bound), Some(by), Some(predicted)) = (self.bound_s, &self.bound_by, self.predicted_s) {
             let efficiency = self.efficiency.unwrap_or(0.0);

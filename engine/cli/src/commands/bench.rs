@@ -5,7 +5,7 @@ use crate::bench::one_by_one;
 use crate::bench::{self, Measured, Options};
 use crate::error::CommandError;
 use crate::knobs::Knobs;
-use crate::planning::Wanted;
+use crate::planning::{Settings, Wanted};
 use crate::{profile, request};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +47,12 @@ pub struct BenchArgs {
     /// Its storage and arithmetic of matrices: f32 or bf16 [f32]
     #[arg(long, requires = "model")]
     dtype: Option<String>,
+    /// Its update rule: sgd, adamw or adamw8 [adamw]
+    #[arg(long, requires = "model")]
+    optimizer: Option<String>,
+    /// Memory for everything that a run of it would take; what has no room comes from its files [no limit]
+    #[arg(long, requires = "model")]
+    memory: Option<String>,
     /// Time dense products and attention one at a time, each beside what bounds it; nothing is written then
     #[arg(long, conflicts_with_all = ["model", "out", "file"])]
     kernels: bool,
@@ -119,6 +125,8 @@ impl BenchArgs {
             seq: self.seq,
             batch: Some(self.batch.unwrap_or(1)),
             dtype: self.dtype.clone(),
+            optimizer: self.optimizer.clone(),
+            memory: self.memory.clone(),
             device: self.device.clone(),
             ..Knobs::default()
         }
@@ -243,9 +251,11 @@ impl RowReader for RandomRows {
 
 /// Trains some steps and prints their median time beside the predicted one.
 fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::Value, CommandError> {
-    let settings = knobs.settings()?;
+    let settings = Settings { machine: Some(machine.clone()), ..knobs.settings()? };
     let model = request::open(path, knobs)?;
-    let plans = request::plan_phases(&model, &settings, Wanted::Train, &[])?;
+    let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
+    let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
+    let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
     let first = &plans[..1];
     let cost = profile::step_cost(machine, first, settings.batch).map_err(CommandError::run)?;
     let options = TrainOptions {
@@ -272,6 +282,8 @@ fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::
         times.push(started.elapsed().as_secs_f64());
     }
     crate::debug::print_beside(trainer.runner(), machine);
+    let copies = trainer.runner().moved().filter(|(_, moved, _)| !moved.is_zero());
+    let copies = copies.map(|(_, moved, bytes)| bytes as f64 / moved.as_secs_f64());
     times.remove(0);
     times.sort_by(f64::total_cmp);
     let (measured, predicted, bound) = (times[STEPS / 2], cost.prediction_s, cost.bound.seconds());
@@ -284,8 +296,12 @@ fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::
         cost.bound.resource(),
         bound / measured
     );
+    if let Some(rate) = copies {
+        let blocks = plans[0].window.map_or(0, |window| window.blocks);
+        println!("window {blocks} of {}, copies at {:.2} GB/s", model.config.layers, rate / 1e9);
+    }
     Ok(serde_json::json!({
         "measured_s": measured, "predicted_s": predicted, "bound_s": bound, "efficiency": bound / measured,
-        "tokens": settings.batch * settings.seq,
+        "tokens": settings.batch * settings.seq, "copies_bytes_per_second": copies,
     }))
 }
