@@ -15,6 +15,7 @@ use super::graph::{Graph, Kind, Node, Region, Value};
 use super::ops::panel;
 use super::program::{Operand, Program};
 use super::types::Type;
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// Something wrong with a graph, and the node at which it shows.
@@ -75,11 +76,9 @@ impl Check<'_> {
     }
 
     fn values(&mut self) {
-        let mut names: Vec<&str> = self.graph.values.iter().map(|v| v.name.as_str()).collect();
-        names.sort_unstable();
-        let twice: Vec<String> = names.windows(2).filter(|w| w[0] == w[1]).map(|w| w[0].to_string()).collect();
-        for name in twice {
-            self.report(None, format!("`{name}` is defined twice"));
+        let mut names: HashSet<&str> = HashSet::with_capacity(self.graph.values.len());
+        for info in self.graph.values.iter().filter(|info| !names.insert(&info.name)) {
+            self.findings.push(Finding { node: None, message: format!("`{}` is defined twice", info.name) });
         }
         for (i, info) in self.graph.values.iter().enumerate() {
             self.defined[i] = info.decl.is_some();
@@ -124,7 +123,7 @@ impl Check<'_> {
         }
         match (node.op.def().infer)(&self.graph.types(&node.args), &node.attrs) {
             Err(why) => self.report(Some(i), format!("{}: {why}", node.op.name())),
-            Ok(tys) if tys != self.graph.types(&node.outs) => {
+            Ok(tys) if !tys.iter().eq(node.outs.iter().map(|&v| self.graph.ty(v))) => {
                 let (wanted, found) = (list(&tys), list(&self.graph.types(&node.outs)));
                 self.report(Some(i), format!("{} gives ({wanted}), written is ({found})", node.op.name()));
             }
