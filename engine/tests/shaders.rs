@@ -108,3 +108,24 @@ fn kernels_have_siblings_in_cuda() {
     let no_shader: Vec<&str> = kernels.difference(&shaders).map(|(_, name, _)| name.as_str()).collect();
     assert_eq!(no_shader, ALONE, "kernels without a shader of their name and size in shaders");
 }
+
+/// The code blocks of a language in the walk through adding an op.
+fn blocks_of_the_walk(language: &str) -> String {
+    let walk = include_str!("../../docs/adding-an-op.md");
+    let blocks = walk.split("```").skip(1).step_by(2);
+    blocks.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
+}
+
+/// The walk's kernels are ones: added to their family's texts, they are found in both, and the shader is valid.
+#[test]
+fn the_walks_kernels_are_kernels() {
+    let text = wgsl("activation", false).expect("it is a family") + "\n" + &blocks_of_the_walk("wgsl");
+    let module = naga::front::wgsl::parse_str(&text)
+        .unwrap_or_else(|e| panic!("docs/adding-an-op.md: {}", e.emit_to_string(&text)));
+    validate("activation", &module, false);
+    let added = module.entry_points.iter().skip(parse("activation", false).entry_points.len());
+    let shaders: Vec<_> = added.map(|e| (e.name.as_str(), e.workgroup_size.iter().product())).collect();
+    let text = format!("\n{}", blocks_of_the_walk("cuda"));
+    assert_eq!(cuda::kernels(&text).collect::<Vec<(&str, u32)>>(), shaders);
+    assert_eq!(shaders, [("softsign", 256), ("softsign_grad", 256)]);
+}
