@@ -4,6 +4,7 @@
 use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::collections::BTreeSet;
+use tinyforge::gpu::cuda;
 use tinyforge::gpu::wgpu::{FAMILIES, LANES, wgsl};
 use tinyforge_plan::DType;
 
@@ -87,4 +88,44 @@ fn names_of_files_and_functions_are_told_once() {
         assert!(names.insert(stem.to_string()), "{stem} stands twice");
         assert!(!parse(stem, false).entry_points.is_empty(), "{stem} has no kernel");
     }
+}
+
+/// Kernels that serve NVIDIA's library of products, which other cards have not.
+const ALONE: [&str; 1] = ["narrow"];
+
+/// One row launches both texts: what is a kernel in one is a kernel in the other, of as many invocations.
+#[test]
+fn kernels_have_siblings_in_cuda() {
+    let mut shaders = BTreeSet::new();
+    for (stem, _) in FAMILIES {
+        let entries = parse(stem, false).entry_points.into_iter();
+        shaders.extend(entries.map(|e| (stem.to_string(), e.name, e.workgroup_size.iter().product::<u32>())));
+    }
+    let kernels = cuda::FAMILIES.iter().flat_map(|(stem, text)| cuda::kernels(text).map(move |of| (stem, of)));
+    let kernels = kernels.map(|(stem, (name, threads))| (stem.to_string(), name.to_string(), threads)).collect();
+    let no_kernel: Vec<_> = shaders.difference(&kernels).collect();
+    assert!(no_kernel.is_empty(), "shaders without a kernel of their name and size in kernels/cuda: {no_kernel:?}");
+    let no_shader: Vec<&str> = kernels.difference(&shaders).map(|(_, name, _)| name.as_str()).collect();
+    assert_eq!(no_shader, ALONE, "kernels without a shader of their name and size in shaders");
+}
+
+/// The code blocks of a language in the walk through adding an op.
+fn blocks_of_the_walk(language: &str) -> String {
+    let walk = include_str!("../../docs/adding-an-op.md");
+    let blocks = walk.split("```").skip(1).step_by(2);
+    blocks.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
+}
+
+/// The walk's kernels are ones: added to their family's texts, they are found in both, and the shader is valid.
+#[test]
+fn the_walks_kernels_are_kernels() {
+    let text = wgsl("activation", false).expect("it is a family") + "\n" + &blocks_of_the_walk("wgsl");
+    let module = naga::front::wgsl::parse_str(&text)
+        .unwrap_or_else(|e| panic!("docs/adding-an-op.md: {}", e.emit_to_string(&text)));
+    validate("activation", &module, false);
+    let added = module.entry_points.iter().skip(parse("activation", false).entry_points.len());
+    let shaders: Vec<_> = added.map(|e| (e.name.as_str(), e.workgroup_size.iter().product())).collect();
+    let text = format!("\n{}", blocks_of_the_walk("cuda"));
+    assert_eq!(cuda::kernels(&text).collect::<Vec<(&str, u32)>>(), shaders);
+    assert_eq!(shaders, [("softsign", 256), ("softsign_grad", 256)]);
 }

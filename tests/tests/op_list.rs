@@ -34,6 +34,25 @@ fn an_op_has_one_name() {
     }
 }
 
+/// The walk through adding an op names five files that exist, and its rows are rows.
+#[test]
+fn the_walk_has_five_files() {
+    let walk = read("docs/adding-an-op.md");
+    let steps: Vec<&str> = walk.split("\n## ").filter(|s| s.starts_with(|c: char| c.is_ascii_digit())).collect();
+    for (i, step) in steps.iter().enumerate() {
+        let title = step.lines().next().unwrap_or_default();
+        assert!(title.starts_with(&format!("{}. ", i + 1)), "step {} is `{title}`", i + 1);
+        assert!(workspace(title.split('`').nth(1).unwrap_or_default()).is_file(), "`{title}` names no file");
+    }
+    assert!(walk.contains("five files") && steps.len() == 5, "the walk has {} files", steps.len());
+    for (op, constant) in [("Softsign", "SOFTSIGN"), ("SoftsignGrad", "SOFTSIGN_GRAD")] {
+        assert!(comment(steps[0], constant).is_some(), "{constant} has no row with a comment");
+        assert_eq!(place(steps[1], op), Some(("activation", constant)));
+        steps[2..].iter().for_each(|step| assert!(step.contains(&snake(op)), "no {op} in {step}"));
+        assert_eq!(Op::from_name(&snake(op)), None, "the walk's op is in the tree");
+    }
+}
+
 const HEAD: &str = "# Ops
 
 Printed from the op table by `cargo xtask docs`; edit the rows in `compiler/src/ir/ops/`, not this file.

@@ -4,11 +4,8 @@ use super::call::Call;
 use super::{Kernel, KernelError, elems, plain};
 use bytemuck::Zeroable;
 use tinyforge_kernels::f32::elementwise as k;
-use tinyforge_kernels::par::Par;
 
 pub(super) const KERNELS: &[Kernel] = &[
-    plain("add", |c| commuting(c, k::add)),
-    plain("mul", |c| commuting(c, k::mul)),
     plain("add_scaled", |c| {
         let (a, b, y) = (c.maybe(0), c.arg(1), c.out(0));
         k::add_scaled(c.par, a, c.step.float("scale"), b, y);
@@ -76,19 +73,6 @@ pub(super) const KERNELS: &[Kernel] = &[
         Ok(())
     }),
 ];
-
-type Binary = fn(&Par, Option<&[f32]>, &[f32], &mut [f32]);
-
-/// A kernel of two operands either of which may be in place.
-fn commuting(c: &mut Call, kernel: Binary) -> Result<(), KernelError> {
-    let (a, b, y) = (c.maybe(0), c.maybe(1), c.out(0));
-    match (a, b) {
-        (a, Some(b)) => kernel(c.par, a, b, y),
-        (Some(a), None) => kernel(c.par, None, a, y),
-        (None, None) => unreachable!("one operand at most lies where the result lies"),
-    }
-    Ok(())
-}
 
 fn scatter_cols(c: &mut Call) -> Result<(), KernelError> {
     let (wide, cols) = (c.step.args[0].cols(), c.step.size("cols"));

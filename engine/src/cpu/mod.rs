@@ -1,12 +1,14 @@
 //! The CPU device: one row a kernel, each a thin call of `tinyforge-kernels`.
 //!
-//! A row's file has the stem of the kernel's family. The registry is what the compiler asks for scratch, and what a
-//! plan's steps are bound to at load; a step never searches for its kernel.
+//! A row's file has the stem of the kernel's family; elementwise kernels come without one ([`each`]). The registry is
+//! what the compiler asks for scratch, and what a plan's steps are bound to at load; a step never searches for its
+//! kernel.
 
 mod activation;
 mod attention;
 mod call;
 mod conv;
+mod each;
 mod elementwise;
 mod embedding;
 mod int8;
@@ -22,6 +24,7 @@ use crate::arena::{Arena, Cuts};
 use call::Call;
 use std::ops::Range;
 use std::time::Instant;
+use tinyforge_kernels::f32::Elementwise;
 use tinyforge_kernels::par::Par;
 use tinyforge_plan::{Kernels, Number, Plan, Shape, Step};
 
@@ -104,8 +107,18 @@ const FAMILIES: &[&[Kernel]] = &[
     update::KERNELS,
 ];
 
-fn find(name: &str) -> Option<&'static Kernel> {
-    FAMILIES.iter().flat_map(|f| f.iter()).find(|k| k.name == name)
+/// What a step is run by.
+#[derive(Clone, Copy)]
+enum Found {
+    /// Its op's row.
+    Row(&'static Kernel),
+    /// The elementwise kernel of its op's name.
+    Each(Elementwise),
+}
+
+fn find(name: &str) -> Option<Found> {
+    let row = FAMILIES.iter().flat_map(|f| f.iter()).find(|k| k.name == name);
+    row.map(Found::Row).or_else(|| each::find(name).map(Found::Each))
 }
 
 /// What the CPU's kernels can do with so many worker threads.
@@ -117,7 +130,7 @@ pub struct CpuKernels {
 impl CpuKernels {
     /// Names of all kernels.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        FAMILIES.iter().flat_map(|f| f.iter()).map(|k| k.name)
+        FAMILIES.iter().flat_map(|f| f.iter()).map(|k| k.name).chain(each::names())
     }
 }
 
@@ -131,7 +144,11 @@ impl Kernels for CpuKernels {
     ) -> Result<u64, String> {
         let found = find(kernel).ok_or_else(|| "the CPU has no such kernel".to_string())?;
         let query = Query { args, outs, attrs, threads: self.threads.max(1) as usize };
-        (found.scratch)(&query).map(|bytes| bytes as u64)
+        let bytes = match found {
+            Found::Row(row) => (row.scratch)(&query),
+            Found::Each(kernel) => each::scratch(kernel, &query),
+        };
+        bytes.map(|bytes| bytes as u64)
     }
 
     fn lead_bytes(&self, kernel: &str, args: &[Shape], outs: &[Shape], attrs: &[(String, Number)]) -> Option<u64> {
@@ -143,7 +160,7 @@ impl Kernels for CpuKernels {
 /// What a step is bound to; the step itself stays in the plan.
 struct Bound {
     cuts: Cuts,
-    run: fn(&mut Call) -> Result<(), KernelError>,
+    kernel: Found,
 }
 
 /// The entries of a plan, bound to kernels.
@@ -161,9 +178,9 @@ impl Code {
     pub(crate) fn bind(plan: &Plan, count_times: bool) -> Result<Code, String> {
         let bind = |step: &Step| {
             let kernel = find(&step.kernel).ok_or_else(|| format!("the CPU has no kernel `{}`", step.kernel))?;
-            let overlays = lead(kernel.name).is_some();
+            let overlays = lead(&step.kernel).is_some();
             let cuts = Cuts::of(step, plan.arena_start(), plan.arena_bytes(), overlays)?;
-            Ok(Bound { cuts, run: kernel.run })
+            Ok(Bound { cuts, kernel })
         };
         let entries = plan.entries.iter().map(|e| e.steps.iter().map(bind).collect::<Result<Vec<_>, String>>());
         let entries = entries.collect::<Result<Vec<_>, String>>()?;
@@ -207,7 +224,11 @@ impl Code {
         let bound = &entries[entry][i];
         let started = times.is_some().then(Instant::now);
         let pieces = arena.pieces(&bound.cuts);
-        (bound.run)(&mut Call::new(step, par, &bound.cuts, pieces))?;
+        let mut call = Call::new(step, par, &bound.cuts, pieces);
+        match bound.kernel {
+            Found::Row(row) => (row.run)(&mut call)?,
+            Found::Each(kernel) => each::run(&mut call, kernel),
+        }
         if let (Some(times), Some(started)) = (times.as_mut(), started) {
             times[entry][i].0 += started.elapsed().as_nanos() as u64;
             times[entry][i].1 += 1;

@@ -31,8 +31,12 @@ impl<'a> Seen<'a> {
         self.dims.iter().rev().skip(1).map(|&d| d as usize).product()
     }
 
+    fn elems(&self) -> usize {
+        self.rows() * self.cols()
+    }
+
     fn bytes(&self) -> u64 {
-        ((self.rows() * self.cols()) as u64).div_ceil(self.dtype.block_elems()) * self.dtype.block_bytes()
+        (self.elems() as u64).div_ceil(self.dtype.block_elems()) * self.dtype.block_bytes()
     }
 }
 
@@ -93,7 +97,7 @@ impl<'a> Call<'a> {
 
     /// The elements of operand `i`.
     pub fn elems(&self, i: usize) -> usize {
-        self.rows(i) * self.cols(i)
+        self.args[i].elems()
     }
 
     /// The last dimension of result `i`.
@@ -103,7 +107,7 @@ impl<'a> Call<'a> {
 
     /// The elements of result `i`.
     pub fn out_elems(&self, i: usize) -> usize {
-        self.outs[i].rows() * self.outs[i].cols()
+        self.outs[i].elems()
     }
 
     /// The lengths of operand `i`'s dimensions.
@@ -134,6 +138,13 @@ impl<'a> Call<'a> {
     /// Whether operands `i` and `j` are known to lie at one place.
     pub fn is_same(&self, i: usize, j: usize) -> bool {
         self.args[i].offset.is_some() && self.args[i].offset == self.args[j].offset
+    }
+
+    /// The elements of each operand and result, where all are as many f32 and there are no attributes.
+    pub(super) fn elems_of_all(&self) -> Option<usize> {
+        let mut all = self.args.iter().chain(&self.outs);
+        let len = all.clone().next()?.elems();
+        (all.all(|t| t.dtype == DType::F32 && t.elems() == len) && self.attrs.is_empty()).then_some(len)
     }
 
     /// The bytes of the largest operand or result.

@@ -32,8 +32,6 @@ impl Numbers {
 }
 
 pub(super) const ROWS: &[Row] = &[
-    Row { name: "add", work: |c| Ok(each(c, "add", Numbers::default())) },
-    Row { name: "mul", work: |c| Ok(each(c, "mul", Numbers::default())) },
     Row {
         name: "add_scaled",
         work: |c| Ok(each(c, "add_scaled", Numbers { factor: c.float("scale"), ..Numbers::default() })),

@@ -1,7 +1,8 @@
 //! What all GPUs share: how a step becomes launches of kernels, and what a device must be able to do.
 //!
 //! A row's file has the stem of its kernels' files, `shaders/<stem>.wgsl`. A row says everything about its
-//! launches (kernel, operands, parameters, grid) and nothing of an interface: no type of a driver comes in here.
+//! launches (kernel, operands, parameters, grid) and nothing of an interface: no type of a driver comes in here. What
+//! goes element by element needs none: an op without a row is the kernel of its name ([`each`]).
 //! Invariant: a launch follows from shapes and attributes alone, so the order of every sum does too.
 
 mod activation;
@@ -12,6 +13,7 @@ mod conv;
 pub mod cuda;
 mod dense;
 mod device;
+mod each;
 mod elementwise;
 mod embedding;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -68,14 +70,17 @@ pub fn rows() -> impl Iterator<Item = &'static Row> {
 /// The launches of a step.
 ///
 /// # Errors
-/// There is no row for its op, or its shapes are not supported.
+/// There is neither a row nor an elementwise kernel for its op, or its shapes are not supported.
 pub fn work(step: &Step) -> Result<Work, String> {
     of_row(&step.kernel, &Call::of_step(step))
 }
 
 fn of_row(name: &str, call: &Call) -> Result<Work, String> {
-    let row = rows().find(|r| r.name == name).ok_or_else(|| "GPUs have no such kernel".to_string())?;
-    (row.work)(call)
+    match (rows().find(|r| r.name == name), each::find(name)) {
+        (Some(row), _) => (row.work)(call),
+        (None, Some(kernel)) => each::work(call, kernel),
+        (None, None) => Err("GPUs have no such kernel".to_string()),
+    }
 }
 
 /// What the kernels of GPUs can do.
@@ -90,7 +95,8 @@ pub struct GpuKernels {
 impl GpuKernels {
     /// Names of all ops that have kernels.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        rows().map(|r| r.name)
+        let without_row = each::names().filter(|name| !rows().any(|r| r.name == *name));
+        rows().map(|r| r.name).chain(without_row)
     }
 }
 
@@ -137,7 +143,7 @@ pub fn kernels(device: DeviceChoice) -> Result<Option<GpuKernels>, GpuError> {
 /// The launches of every step of a plan, by entry.
 ///
 /// # Errors
-/// A step has no row: the plan was made for another device.
+/// A step has no kernel: the plan was made for another device.
 pub fn launches(plan: &Plan) -> Result<Vec<Vec<Work>>, String> {
     let of_step = |step: &Step| work(step).map_err(|why| format!("kernel `{}`: {why}", step.kernel));
     plan.entries.iter().map(|e| e.steps.iter().map(of_step).collect()).collect()

@@ -7,60 +7,67 @@
 //! In place: `x == None` takes the input from the output's buffer, `dy == None` the gradient from `dx`'s.
 //! Bound: 8 bytes an element forward, 12 backward, over memory bandwidth. Scratch: 0 bytes.
 
-use super::map::{Op, Src, map};
+use super::map::{Elementwise, Op, Src, map};
 use super::math::{normal, sigmoid as logistic, tanh as hyperbolic};
 use super::simd::Simd;
 use crate::par::Par;
 
-/// One activation: its operation, its gradient's operation and the two functions.
-macro_rules! activation {
-    (
+/// Activations, each with its gradient: the two functions, and what they do to sixteen elements at once; and the table
+/// of them all. A function's name is its op's.
+macro_rules! activations {
+    ($(
         $(#[$doc:meta])* $name:ident, $(#[$grad_doc:meta])* $grad:ident($saved:ident),
         $Forward:ident = |$s:ident, $x:ident| $forward:expr,
-        $Backward:ident = |$gs:ident, $gx:ident, $gdy:ident| $backward:expr
-    ) => {
-        #[derive(Clone, Copy)]
-        struct $Forward;
+        $Backward:ident = |$gs:ident, $gx:ident, $gdy:ident| $backward:expr;
+    )*) => {
+        $(
+            #[derive(Clone, Copy)]
+            struct $Forward;
 
-        impl Op<1, 1> for $Forward {
-            #[inline(always)]
-            fn apply<S: Simd>(self, $s: S, [$x]: [S::V; 1]) -> [S::V; 1] {
-                [$forward]
+            impl Op<1, 1> for $Forward {
+                #[inline(always)]
+                fn apply<S: Simd>(self, $s: S, [$x]: [S::V; 1]) -> [S::V; 1] {
+                    [$forward]
+                }
             }
-        }
 
-        #[derive(Clone, Copy)]
-        struct $Backward;
+            #[derive(Clone, Copy)]
+            struct $Backward;
 
-        impl Op<2, 1> for $Backward {
-            #[inline(always)]
-            fn apply<S: Simd>(self, $gs: S, [$gx, $gdy]: [S::V; 2]) -> [S::V; 1] {
-                [$backward]
+            impl Op<2, 1> for $Backward {
+                #[inline(always)]
+                fn apply<S: Simd>(self, $gs: S, [$gx, $gdy]: [S::V; 2]) -> [S::V; 1] {
+                    [$backward]
+                }
             }
-        }
 
-        $(#[$doc])*
-        pub fn $name(par: &Par, x: Option<&[f32]>, y: &mut [f32]) {
-            map(par, $Forward, [Src::or(x, 0)], [y]);
-        }
+            $(#[$doc])*
+            pub fn $name(par: &Par, x: Option<&[f32]>, y: &mut [f32]) {
+                map(par, $Forward, [Src::or(x, 0)], [y]);
+            }
 
-        $(#[$grad_doc])*
-        pub fn $grad(par: &Par, $saved: &[f32], dy: Option<&[f32]>, dx: &mut [f32]) {
-            map(par, $Backward, [Src::Slice($saved), Src::or(dy, 0)], [dx]);
-        }
+            $(#[$grad_doc])*
+            pub fn $grad(par: &Par, $saved: &[f32], dy: Option<&[f32]>, dx: &mut [f32]) {
+                map(par, $Backward, [Src::Slice($saved), Src::or(dy, 0)], [dx]);
+            }
+        )*
+
+        /// The functions of this table by name.
+        pub const KERNELS: &[(&str, Elementwise)] = &[$(
+            (stringify!($name), Elementwise::Forward($name)),
+            (stringify!($grad), Elementwise::Backward($grad)),
+        )*];
     };
 }
 
-activation! {
+activations! {
     /// `y = max(x, 0)`; 0 for NaN.
     relu,
     /// `dx = dy` where `y > 0`, else 0. Reads the output `y`; the input does as well.
     relu_grad(y),
     Relu = |s, x| s.max(x, s.zero()),
-    ReluGrad = |s, y, dy| s.select(s.lt(s.zero(), y), dy, s.zero())
-}
+    ReluGrad = |s, y, dy| s.select(s.lt(s.zero(), y), dy, s.zero());
 
-activation! {
     /// `y = min(max(x, 0), 6)`; 0 for NaN.
     relu6,
     /// `dx = dy` where `0 < y < 6`, else 0. Reads the output `y`; the input does as well.
@@ -69,10 +76,8 @@ activation! {
     Relu6Grad = |s, y, dy| {
         let inside = s.and(s.lt(s.zero(), y), s.lt(y, s.splat(6.0)));
         s.select(inside, dy, s.zero())
-    }
-}
+    };
 
-activation! {
     /// `y = x Phi(x)`, `Phi` the normal distribution (the form with erf).
     gelu,
     /// `dx = dy (Phi(x) + x phi(x))`. Reads the input `x`.
@@ -81,13 +86,8 @@ activation! {
     GeluGrad = |s, x, dy| {
         let (integral, density) = normal(s, x);
         s.mul(dy, s.fma(x, density, integral))
-    }
-}
+    };
 
-/// `sqrt(2 / pi)` and the cubic's factor of the tanh form of GELU.
-const GELU_TANH: (f32, f32) = (0.797_884_6, 0.044_715);
-
-activation! {
     /// `y = x (1 + tanh(u)) / 2`, `u = sqrt(2/pi) (x + 0.044715 x^3)`.
     gelu_tanh,
     /// `dx = dy ((1 + t) / 2 + x (1 - t^2) u' / 2)`, `t = tanh(u)`, `u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2)`. Reads the
@@ -103,8 +103,32 @@ activation! {
         let slope = s.mul(slope, s.splat(GELU_TANH.0));
         let bend = s.mul(s.mul(x, slope), s.neg_fma(t, t, s.splat(1.0)));
         s.mul(s.mul(dy, s.splat(0.5)), s.add(bend, s.add(t, s.splat(1.0))))
-    }
+    };
+
+    /// `y = x sigmoid(x)`.
+    silu,
+    /// `dx = dy q (1 + x (1 - q))`, `q = sigmoid(x)`. Reads the input `x`.
+    silu_grad(x),
+    Silu = |s, x| s.mul(x, logistic(s, x)),
+    SiluGrad = |s, x, dy| s.mul(dy, silu_slope(s, x, logistic(s, x)));
+
+    /// `y = 1 / (1 + e^-x)`.
+    sigmoid,
+    /// `dx = dy y (1 - y)`. Reads the output `y`.
+    sigmoid_grad(y),
+    Sigmoid = |s, x| logistic(s, x),
+    SigmoidGrad = |s, y, dy| s.mul(dy, s.mul(y, s.sub(s.splat(1.0), y)));
+
+    /// `y = tanh(x)`.
+    tanh,
+    /// `dx = dy (1 - y^2)`. Reads the output `y`.
+    tanh_grad(y),
+    Tanh = |s, x| hyperbolic(s, x),
+    TanhGrad = |s, y, dy| s.mul(dy, s.neg_fma(y, y, s.splat(1.0)));
 }
+
+/// `sqrt(2 / pi)` and the cubic's factor of the tanh form of GELU.
+const GELU_TANH: (f32, f32) = (0.797_884_6, 0.044_715);
 
 #[inline(always)]
 fn gelu_tanh_inner<S: Simd>(s: S, x: S::V) -> S::V {
@@ -112,38 +136,11 @@ fn gelu_tanh_inner<S: Simd>(s: S, x: S::V) -> S::V {
     hyperbolic(s, s.mul(s.mul(x, cubic), s.splat(GELU_TANH.0)))
 }
 
-activation! {
-    /// `y = x sigmoid(x)`.
-    silu,
-    /// `dx = dy q (1 + x (1 - q))`, `q = sigmoid(x)`. Reads the input `x`.
-    silu_grad(x),
-    Silu = |s, x| s.mul(x, logistic(s, x)),
-    SiluGrad = |s, x, dy| s.mul(dy, silu_slope(s, x, logistic(s, x)))
-}
-
 /// `silu'(x)` from `q = sigmoid(x)`.
 #[inline(always)]
 fn silu_slope<S: Simd>(s: S, x: S::V, q: S::V) -> S::V {
     let one = s.splat(1.0);
     s.mul(q, s.fma(x, s.sub(one, q), one))
-}
-
-activation! {
-    /// `y = 1 / (1 + e^-x)`.
-    sigmoid,
-    /// `dx = dy y (1 - y)`. Reads the output `y`.
-    sigmoid_grad(y),
-    Sigmoid = |s, x| logistic(s, x),
-    SigmoidGrad = |s, y, dy| s.mul(dy, s.mul(y, s.sub(s.splat(1.0), y)))
-}
-
-activation! {
-    /// `y = tanh(x)`.
-    tanh,
-    /// `dx = dy (1 - y^2)`. Reads the output `y`.
-    tanh_grad(y),
-    Tanh = |s, x| hyperbolic(s, x),
-    TanhGrad = |s, y, dy| s.mul(dy, s.neg_fma(y, y, s.splat(1.0)))
 }
 
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@
 //! ```
 //! Bound: bytes moved over memory bandwidth.
 
-use super::map::{Op, Src, map};
+use super::map::{Elementwise, Op, Src, map};
 use super::parts::{Chunks, Tiles, run_parts};
 use super::scratch::{Scratch, piece_bytes};
 use super::simd::{self, Kernel, LANES, Simd};
@@ -19,19 +19,40 @@ const TASK_COLS: usize = 4 * LANES;
 /// Elements of one partial sum of squares; fixes the order of the sum.
 pub const NORM_CHUNK: usize = 4096;
 
-#[derive(Clone, Copy)]
-struct Add;
+/// Operations of two operands that may change places: the functions, what they do to sixteen elements at once, and the
+/// table of them all. A function's name is its op's.
+macro_rules! commuting {
+    ($($(#[$doc:meta])* $name:ident, $Op:ident = |$s:ident, $a:ident, $b:ident| $body:expr;)*) => {
+        $(
+            #[derive(Clone, Copy)]
+            struct $Op;
 
-impl Op<2, 1> for Add {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, [a, b]: [S::V; 2]) -> [S::V; 1] {
-        [s.add(a, b)]
-    }
+            impl Op<2, 1> for $Op {
+                #[inline(always)]
+                fn apply<S: Simd>(self, $s: S, [$a, $b]: [S::V; 2]) -> [S::V; 1] {
+                    [$body]
+                }
+            }
+
+            $(#[$doc])*
+            pub fn $name(par: &Par, a: Option<&[f32]>, b: &[f32], y: &mut [f32]) {
+                map(par, $Op, [Src::or(a, 0), Src::Slice(b)], [y]);
+            }
+        )*
+
+        /// The functions of this table by name.
+        pub const KERNELS: &[(&str, Elementwise)] = &[$((stringify!($name), Elementwise::Commuting($name)),)*];
+    };
 }
 
-/// `y = a + b`. `a == None`: `y` holds `a`.
-pub fn add(par: &Par, a: Option<&[f32]>, b: &[f32], y: &mut [f32]) {
-    map(par, Add, [Src::or(a, 0), Src::Slice(b)], [y]);
+commuting! {
+    /// `y = a + b`. `a == None`: `y` holds `a`.
+    add,
+    Add = |s, a, b| s.add(a, b);
+
+    /// `y = a * b`. `a == None`: `y` holds `a`.
+    mul,
+    Mul = |s, a, b| s.mul(a, b);
 }
 
 #[derive(Clone, Copy)]
@@ -47,21 +68,6 @@ impl Op<2, 1> for AddScaled {
 /// `y = a + factor * b`, rounded once. `a == None`: `y` holds `a`.
 pub fn add_scaled(par: &Par, a: Option<&[f32]>, factor: f32, b: &[f32], y: &mut [f32]) {
     map(par, AddScaled(factor), [Src::or(a, 0), Src::Slice(b)], [y]);
-}
-
-#[derive(Clone, Copy)]
-struct Mul;
-
-impl Op<2, 1> for Mul {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, [a, b]: [S::V; 2]) -> [S::V; 1] {
-        [s.mul(a, b)]
-    }
-}
-
-/// `y = a * b`. `a == None`: `y` holds `a`.
-pub fn mul(par: &Par, a: Option<&[f32]>, b: &[f32], y: &mut [f32]) {
-    map(par, Mul, [Src::or(a, 0), Src::Slice(b)], [y]);
 }
 
 #[derive(Clone, Copy)]

@@ -17,6 +17,24 @@ use core::ptr;
 /// Elements of one task.
 const TASK_ELEMS: usize = 16 * 1024;
 
+/// `x, y` of `y[i] = f(x[i])`.
+type Forward = fn(&Par, Option<&[f32]>, &mut [f32]);
+/// `saved, dy, dx` of `dx[i] = dy[i] f'(saved[i])`.
+type Backward = fn(&Par, &[f32], Option<&[f32]>, &mut [f32]);
+/// `a, b, y` of `y[i] = f(a[i], b[i]) = f(b[i], a[i])`.
+type Commuting = fn(&Par, Option<&[f32]>, &[f32], &mut [f32]);
+
+/// An elementwise function by what it takes. An operand that is `None` lies in the buffer that the result goes to.
+#[derive(Clone, Copy)]
+pub enum Elementwise {
+    /// An operand, and the result.
+    Forward(Forward),
+    /// What the gradient reads, the result's gradient, and the operand's.
+    Backward(Backward),
+    /// Two operands that may change places, and the result.
+    Commuting(Commuting),
+}
+
 /// An operation of `N` inputs and `M` outputs, element by element.
 pub(crate) trait Op<const N: usize, const M: usize>: Copy + Sync {
     /// Sixteen elements at once. Write it as `#[inline(always)]`.

@@ -21,3 +21,5 @@ mod row;
 mod scratch;
 pub mod simd;
 mod tile;
+
+pub use map::Elementwise;

@@ -1,4 +1,4 @@
-//! Samples of elementwise ops, activations, linear layers and updates.
+//! Samples of ops with factors and rows, of linear layers and updates.
 
 use super::{Fill, Sample, Size, one};
 use tinyforge_compiler::ir::attrs::Attr;
@@ -10,7 +10,7 @@ use tinyforge_plan::DType;
 
 /// Samples of this family's ops.
 pub fn family(op: Op, z: Size) -> Vec<Sample> {
-    [elementwise(op, z), columns(op, z), activations(op, z), linear(op, z), updates(op, z)].concat()
+    [elementwise(op, z), columns(op, z), linear(op, z), updates(op, z)].concat()
 }
 
 fn elementwise(op: Op, z: Size) -> Vec<Sample> {
@@ -21,7 +21,6 @@ fn elementwise(op: Op, z: Size) -> Vec<Sample> {
         shapes.iter().map(sample).collect::<Vec<_>>()
     };
     match op {
-        Op::Add | Op::Mul => each(&[], 2),
         Op::AddScaled => each(&[("scale", (-0.75).into())], 2),
         Op::Scale => each(&[("scale", 1.5.into())], 1),
         Op::AddRow => vec![
@@ -74,18 +73,6 @@ fn columns(op: Op, z: Size) -> Vec<Sample> {
         ],
         _ => vec![],
     }
-}
-
-fn activations(op: Op, z: Size) -> Vec<Sample> {
-    let operands = match op {
-        Op::Relu | Op::Relu6 | Op::Gelu | Op::GeluTanh | Op::Silu | Op::Sigmoid | Op::Tanh => 1,
-        Op::ReluGrad | Op::Relu6Grad | Op::GeluGrad | Op::GeluTanhGrad | Op::SiluGrad => 2,
-        Op::SigmoidGrad | Op::TanhGrad | Op::Swiglu => 2,
-        Op::SwigluGrad => 3,
-        _ => return vec![],
-    };
-    let shapes: [&[u32]; 2] = [&[z.tokens(), z.k], &[z.rows, 1, z.t, z.n]];
-    shapes.map(|shape| one(op, z, &[], |m| (0..operands).map(|_| m.wide(shape)).collect())).into()
 }
 
 fn linear(op: Op, z: Size) -> Vec<Sample> {

@@ -1,11 +1,13 @@
 //! Samples of every op: shapes and attributes at which gradients and kernels are checked.
 //!
 //! [`samples`] are small, for finite differences; [`edges`] go to the sizes around a vector's and a tile's length.
-//! An op without samples fails the tests that walk the table, so a new row cannot be forgotten.
+//! Those of an op without attributes that takes and gives tensors of one type follow from its row. Another op without
+//! samples fails the tests that walk the table, so a new row cannot be forgotten.
 
 mod dense;
 mod image;
 mod int8;
+mod like;
 mod tokens;
 
 use crate::random::Random;
@@ -130,10 +132,11 @@ pub fn edges(op: Op) -> Vec<Sample> {
     EDGES.iter().flat_map(|&z| family(op, z)).collect()
 }
 
-/// All samples of an op at one size: the one list of them.
+/// All samples of an op at one size: those that a family lists, or else those that follow from its row.
 pub fn family(op: Op, z: Size) -> Vec<Sample> {
     let families = [dense::family, tokens::family, image::family, int8::family];
-    families.iter().flat_map(|family| family(op, z)).collect()
+    let listed: Vec<Sample> = families.iter().flat_map(|family| family(op, z)).collect();
+    if listed.is_empty() { like::family(op, z) } else { listed }
 }
 
 /// Writes the graph of a sample.
