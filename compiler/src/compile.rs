@@ -485,22 +485,32 @@ fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan
             if first.near_bytes() <= limit {
                 return Ok((first, choice(0, always)));
             }
-            let (mut best, _) = least.map_or_else(|| fixed(steps), Ok)?;
-            let (mut low, mut high) = ((0, first.near_bytes()), (steps, best.near_bytes()));
-            // Invariant: step `high` fits, step `low` does not.
-            for probes in 0.. {
-                let Some(middle) = between(low, high, limit, (rung, probes)) else { break };
-                let plan = at(middle, always)?;
-                let bytes = plan.near_bytes();
-                if bytes <= limit {
-                    (high, best) = ((middle, bytes), plan);
-                } else {
-                    low = (middle, bytes);
-                }
-            }
-            Ok((best, choice(high.0, always)))
+            let (best, _) = least.map_or_else(|| fixed(steps), Ok)?;
+            let (step, best) = lowest((0, first.near_bytes()), (steps, best), limit, rung, |step| at(step, always))?;
+            Ok((best, choice(step, always)))
         }
     }
+}
+
+/// The lowest step of the ladder that fits, with its plan: above `low`, which does not fit with its bytes, and at most
+/// `high`, which does.
+fn lowest(
+    mut low: (u32, u64),
+    high: (u32, Plan),
+    limit: u64,
+    rung: u32,
+    at: impl Fn(u32) -> Result<Plan, CompileError>,
+) -> Result<(u32, Plan), CompileError> {
+    let (mut step, mut best) = high;
+    for probes in 0.. {
+        let Some(middle) = between(low, (step, best.near_bytes()), limit, (rung, probes)) else { break };
+        let plan = at(middle)?;
+        match plan.near_bytes() {
+            bytes if bytes <= limit => (step, best) = (middle, plan),
+            bytes => low = (middle, bytes),
+        }
+    }
+    Ok((step, best))
 }
 
 /// Where to look next between a step of the ladder that does not fit and one that does, each with its bytes: at a rung

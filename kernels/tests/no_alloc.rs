@@ -52,8 +52,8 @@ fn products_allocate_nothing() {
             };
             for set in kernel_sets(compute) {
                 par.enter(|| {
-                    // On a busy machine a thread may sleep through many of these, and start what it needs once it wakes:
-                    // what a product itself takes it takes every time.
+                    // On a busy machine a thread may sleep through many of these, and start what it needs once it
+                    // wakes: what a product itself takes it takes every time.
                     let fewest = (0..32).map(|_| {
                         let before = ALLOCATIONS.load(Ordering::Relaxed);
                         gemm_on(set, &par, &g, &mut c, n, &mut scratch);
