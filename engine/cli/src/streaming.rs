@@ -162,19 +162,27 @@ fn frugal(settings: &Settings) -> Settings {
 }
 
 /// A plan that fits together with what it takes on the heap itself, which is known when it is there. A refusal counts
-/// all that it stands beside. `known` is the largest heap that a plan had before: plans of one search are alike.
+/// all that it stands beside. `known` is the largest heap that a plan had before, and is expected of this one: plans of
+/// one search are alike.
 fn fitting(asked: &Asked, window: Option<Window>, known: &Cell<u64>) -> Result<Compiled, CompileError> {
-    let moving = moving(asked, window);
-    let mut fixed: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving).collect();
+    let own: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving(asked, window)).collect();
+    let mut fixed = own.clone();
     raise(&mut fixed, known.get(), asked.phases);
     let bytes = |fixed: &[Fixed]| fixed.iter().map(|part| part.bytes).sum::<u64>();
+    let mut expected = bytes(&fixed) - bytes(&own);
     loop {
         let mut compiled = match compile_window(&Asked { fixed: &fixed, ..*asked }, window) {
             Ok(compiled) => compiled,
+            // It may be what was expected that is too much.
+            Err(CompileError::Budget { need, limit, .. }) if need - limit <= expected => {
+                (fixed, expected) = (own.clone(), 0);
+                continue;
+            }
             Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, .. }) => {
                 let limit = limit + bytes(&fixed) - bytes(asked.fixed);
-                raise(&mut fixed, heap, asked.phases);
-                let beside = bytes(&fixed) - bytes(asked.fixed);
+                let mut own = own;
+                raise(&mut own, heap, asked.phases);
+                let beside = bytes(&own) - bytes(asked.fixed);
                 let need = need + beside;
                 return Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, beside });
             }
