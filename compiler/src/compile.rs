@@ -434,7 +434,6 @@ fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan
     let Way { clip_by, embeddings, .. } = way;
     let (ready, panels) = updated(request, front, clip_by, way.panels);
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
-    let rung = ready.iter().map(|s| s.graph.blocks.len() as u32).max().unwrap_or(0).max(1);
     let can_spill = request.window.is_some() && !rotates(request) && request.spill != Some(false);
     let always = can_spill && request.spill == Some(true);
     let planned = |stages: Vec<Stage>, spills| back(request, &spilled(request, stages, spills), front, embeddings);
@@ -471,6 +470,7 @@ fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan
         Recompute::All => fixed(steps),
         Recompute::Step(step) => fixed(step.min(steps)),
         Recompute::Auto => {
+            let (mut low, mut high) = (0, steps);
             // A window is asked for where memory is short: then what takes least is looked at first.
             let is_short = request.window.is_some() && request.arena_bytes_max.is_some();
             let least = is_short.then(|| fixed(steps)).transpose()?;
@@ -485,50 +485,20 @@ fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan
             if first.near_bytes() <= limit {
                 return Ok((first, choice(0, always)));
             }
-            let (best, _) = least.map_or_else(|| fixed(steps), Ok)?;
-            let (step, best) = lowest((0, first.near_bytes()), (steps, best), limit, rung, |step| at(step, always))?;
-            Ok((best, choice(step, always)))
+            let (mut best, _) = least.map_or_else(|| fixed(steps), Ok)?;
+            // Invariant: step `high` fits, step `low` does not.
+            while high - low > 1 {
+                let middle = low + (high - low) / 2;
+                let plan = at(middle, always)?;
+                if plan.near_bytes() <= limit {
+                    (high, best) = (middle, plan);
+                } else {
+                    low = middle;
+                }
+            }
+            Ok((best, choice(high, always)))
         }
     }
-}
-
-/// The lowest step of the ladder that fits, with its plan: above `low`, which does not fit with its bytes, and at most
-/// `high`, which does.
-fn lowest(
-    mut low: (u32, u64),
-    high: (u32, Plan),
-    limit: u64,
-    rung: u32,
-    at: impl Fn(u32) -> Result<Plan, CompileError>,
-) -> Result<(u32, Plan), CompileError> {
-    let (mut step, mut best) = high;
-    for probes in 0.. {
-        let Some(middle) = between(low, (step, best.near_bytes()), limit, (rung, probes)) else { break };
-        let plan = at(middle)?;
-        match plan.near_bytes() {
-            bytes if bytes <= limit => (step, best) = (middle, plan),
-            bytes => low = (middle, bytes),
-        }
-    }
-    Ok((step, best))
-}
-
-/// Where to look next between a step of the ladder that does not fit and one that does, each with its bytes: at a rung
-/// between them; on one rung, whose steps save alike, where a straight line meets the limit, and in the middle every
-/// third time, since not all do. `None` when nothing is between.
-fn between(low: (u32, u64), high: (u32, u64), limit: u64, (rung, probes): (u32, u32)) -> Option<u32> {
-    let width = high.0 - low.0;
-    let middle = low.0 + width / 2;
-    let nearest = (middle + rung / 2) / rung * rung;
-    if low.0 < nearest && nearest < high.0 {
-        return Some(nearest);
-    }
-    let (over, saved) = (low.1.saturating_sub(limit), low.1.saturating_sub(high.1));
-    let ahead = match probes % 3 {
-        2 => width / 2,
-        _ => (u64::from(width) * over).div_ceil(saved.max(1)).min(u64::from(width)) as u32,
-    };
-    (width > 1).then(|| low.0 + ahead.clamp(1, width - 1))
 }
 
 /// Whether groups of blocks take turns in being trained.
@@ -650,35 +620,4 @@ fn bounded(request: &Request, plan: Plan) -> Result<Plan, CompileError> {
         heap: plan.heap_bytes(),
         beside: 0,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::between;
-
-    /// The first step that fits is found, however unevenly the rungs save, in a few looks.
-    #[test]
-    fn the_first_step_that_fits_is_found() {
-        let (rung, rungs) = (67, 5);
-        for saves in [[9, 1, 1, 1, 1], [1, 1, 1, 1, 40], [3, 3, 3, 3, 3], [0, 7, 0, 2, 5]] {
-            let bytes = |step: u32| {
-                let saved = (0..step).map(|s| saves[(s / rung) as usize]).sum::<u64>();
-                10_000 - saved
-            };
-            for limit in (bytes(rung * rungs)..bytes(0)).step_by(17) {
-                let (mut low, mut high) = ((0, bytes(0)), (rung * rungs, bytes(rung * rungs)));
-                let mut looks = 0;
-                while let Some(middle) = between(low, high, limit, (rung, looks)) {
-                    assert!(low.0 < middle && middle < high.0);
-                    match bytes(middle) <= limit {
-                        true => high = (middle, bytes(middle)),
-                        false => low = (middle, bytes(middle)),
-                    }
-                    looks += 1;
-                }
-                let first = (0..=rung * rungs).find(|&step| bytes(step) <= limit);
-                assert_eq!((Some(high.0), looks <= 9), (first, true), "{saves:?}, limit {limit}: {looks} looks");
-            }
-        }
-    }
 }
