@@ -95,7 +95,9 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
     };
     let attempt = |what: String, changed: Settings| {
         let groups = 0..planning::phases(model, &changed, wanted);
-        total(changed, groups).map(|bytes| format!("`{what}` fits in {}", show(bytes)))
+        let bytes =
+            total(changed.clone(), groups.clone()).filter(|_| is_planned(model, &changed, wanted, (fixed, groups)));
+        bytes.map(|bytes| format!("`{what}` fits in {}", show(bytes)))
     };
     let mut hints = Vec::new();
     // At best, what is not stored shrinks with the rows.
@@ -124,7 +126,13 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
     let whole = is_free.then(|| of(Some(settings.batch)));
     let ways = std::iter::once(of(settings.micro_batch)).chain(whole);
     let least = ways.filter_map(|settings| total(settings, phases.saturating_sub(2)..phases)).min();
-    hints.extend(least.map(|bytes| format!("these settings need `--memory {}`", mib_up(bytes))));
+    let is_enough = |mib: u64| {
+        let settings = Settings { memory: Some(mib << 20), ..settings.clone() };
+        is_planned(model, &settings, wanted, (fixed, phases.saturating_sub(2)..phases))
+    };
+    let least = least.map(|bytes| bytes.div_ceil(1 << 20));
+    let least = least.and_then(|least| (least..least + MORE_MIB).find(|&mib| is_enough(mib)));
+    hints.extend(least.map(|mib| format!("these settings need `--memory {mib}MiB`")));
     hints
 }
 
@@ -134,9 +142,17 @@ const SEQ_MIN: u32 = 16;
 /// Schemes to propose, those that change most first.
 const SMALLER_SCHEMES: [&str; 4] = ["last:4", "lora", "last:1", "bias"];
 
-fn mib_up(bytes: u64) -> String {
-    format!("{}MiB", bytes.div_ceil(1 << 20))
+/// Whether these groups of a `cycle` can be planned together: they keep to the window that the lowest one chose, which
+/// need not be the one that takes least of all. One plan alone takes what it needs.
+fn is_planned(model: &Model, settings: &Settings, wanted: Wanted, (fixed, groups): (&[Fixed], Range<u32>)) -> bool {
+    let recompute = if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute };
+    let settings = Settings { recompute, ..settings.clone() };
+    let has_groups = planning::phases(model, &settings, wanted) > 1;
+    !has_groups || planning::plan_groups(model, &settings, wanted, fixed, groups).is_ok()
 }
+
+/// By how many MiB what groups need together may be above what each needs.
+const MORE_MIB: u64 = 16;
 
 /// Opens a model named on the command line.
 ///

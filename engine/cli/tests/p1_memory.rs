@@ -173,7 +173,9 @@ impl Desk {
     }
 
     fn total_bytes(&self, flags: &[&str]) -> u64 {
-        self.plan(flags).ok().json()["total_bytes"].as_u64().expect("a size")
+        let planned = self.plan(flags);
+        assert_eq!(planned.code, Some(0), "{flags:?}: {planned:?}");
+        planned.json()["total_bytes"].as_u64().expect("a size")
     }
 }
 
