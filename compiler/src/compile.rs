@@ -74,6 +74,13 @@ pub enum Recompute {
     Step(u32),
 }
 
+impl Recompute {
+    /// What takes least memory, of what it leaves open.
+    pub fn least(self) -> Recompute {
+        if self == Recompute::Auto { Recompute::All } else { self }
+    }
+}
+
 /// Receives a stage's text: `(entry, stage, text)`.
 pub type Dump<'a> = &'a dyn Fn(&str, &str, &str);
 
@@ -394,8 +401,8 @@ fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choic
         None if !is_open => return with(false),
         None => {}
     }
-    let recompute = if request.recompute == Recompute::Auto { Recompute::All } else { request.recompute };
-    let least = Way { clip_by, recompute, embeddings: true, panels: request.panels.unwrap_or(true) };
+    let (recompute, panels) = (request.recompute.least(), request.panels.unwrap_or(true));
+    let least = Way { clip_by, recompute, embeddings: true, panels };
     fit_recomputation(request, front, least)?;
     let near = match with(false) {
         Err(CompileError::Budget { .. }) => None,

@@ -7,11 +7,11 @@ use crate::model::Model;
 use crate::planning::{self, Planned, Settings, Wanted};
 use crate::report;
 use crate::sizes::show;
-use crate::streaming::{Streaming, least_window};
+use crate::streaming::{Streaming, frugal, least_window};
 use std::ops::Range;
 use std::path::Path;
 use tinyforge::runner::DeviceChoice;
-use tinyforge_compiler::compile::{CompileError, Recompute};
+use tinyforge_compiler::compile::CompileError;
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::{DType, Fixed};
@@ -69,13 +69,10 @@ pub fn plan_phases(
 /// not tried, and what is tried is planned once, in the way that takes least.
 fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], refused: &CompileError) -> Vec<String> {
     let &CompileError::Budget { need, limit, stored, .. } = refused else { return Vec::new() };
-    let frugal = |settings: Settings| Settings {
+    let least_of = |settings: Settings| Settings {
         micro_batch: settings.micro_batch.or((wanted == Wanted::Train).then_some(1)),
-        recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
-        embeddings: settings.embeddings.or(Some(true)),
         spill: settings.spill.or(Some(true)),
-        panels: settings.panels.or(Some(true)),
-        ..settings
+        ..frugal(&settings)
     };
     let blocks = least_window(model, settings);
     let least = Streaming::Window(Window { blocks, prefetch: 1 });
@@ -87,7 +84,7 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
     };
     let total = |settings: Settings, groups: Range<u32>| {
         let with = |&window: &Streaming| {
-            let settings = Settings { window, ..frugal(settings.clone()) };
+            let settings = Settings { window, ..least_of(settings.clone()) };
             let plans = planning::plan_groups(model, &settings, wanted, fixed, groups.clone()).ok()?;
             plans.iter().map(|p| p.compiled.plan.total_bytes()).max()
         };
@@ -145,8 +142,7 @@ const SMALLER_SCHEMES: [&str; 4] = ["last:4", "lora", "last:1", "bias"];
 /// Whether these groups of a `cycle` can be planned together: they keep to the window that the lowest one chose, which
 /// need not be the one that takes least of all. One plan alone takes what it needs.
 fn is_planned(model: &Model, settings: &Settings, wanted: Wanted, (fixed, groups): (&[Fixed], Range<u32>)) -> bool {
-    let recompute = if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute };
-    let settings = Settings { recompute, ..settings.clone() };
+    let settings = Settings { recompute: settings.recompute.least(), ..settings.clone() };
     let has_groups = planning::phases(model, &settings, wanted) > 1;
     !has_groups || planning::plan_groups(model, &settings, wanted, fixed, groups).is_ok()
 }

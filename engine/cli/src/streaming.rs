@@ -6,7 +6,7 @@ use crate::planning::{Settings, Wanted, compile_window, needs, weight_bytes_min}
 use crate::profile;
 use std::cell::Cell;
 use tinyforge::far::{CHUNK_BYTES, MOVING_STACK_BYTES, MOVING_THREADS};
-use tinyforge_compiler::compile::{CompileError, Compiled, Recompute};
+use tinyforge_compiler::compile::{CompileError, Compiled};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_plan::Fixed;
 
@@ -152,9 +152,9 @@ fn widest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<(Compiled, O
 }
 
 /// The settings with which a plan takes least, of those that are left to the budget.
-fn frugal(settings: &Settings) -> Settings {
+pub(crate) fn frugal(settings: &Settings) -> Settings {
     Settings {
-        recompute: if settings.recompute == Recompute::Auto { Recompute::All } else { settings.recompute },
+        recompute: settings.recompute.least(),
         embeddings: settings.embeddings.or(Some(true)),
         panels: settings.panels.or(Some(true)),
         ..settings.clone()
