@@ -285,6 +285,10 @@ const STORED: &[(Op, usize)] = &[
     (Op::Embedding, 0),
     (Op::LinearCrossEntropy, 1),
     (Op::LinearCrossEntropyGrad, 1),
+    (Op::EmbeddingPart, 0),
+    (Op::LinearPart, 1),
+    (Op::LinearCrossEntropySums, 1),
+    (Op::LinearCrossEntropyGradH, 1),
 ];
 
 const STORAGES: [DType; 10] = [

@@ -72,13 +72,17 @@ pub enum StoredKind {
 /// zero between steps, and a plan that does all micro-batches in one run has none.
 pub const GRADIENT_SUM: &str = ".grad_sum";
 
-/// What stands between a state's name and a number, where the state of a large tensor is stored in parts: each a panel
-/// of the tensor's rows, counted from 0. In a checkpoint the parts are one tensor.
+/// What stands between a tensor's name and a number, where a large one is stored in parts: each a panel of its rows,
+/// counted from 0. In a checkpoint the parts are one tensor.
 pub const PART: &str = ".part.";
 
-/// The name of the whole tensor that a state is part of, and which part.
-pub fn part_of(state: &str) -> Option<(&str, u32)> {
-    let (whole, part) = state.rsplit_once(PART)?;
+/// Rows of a table of classes whose logits are summed apart, in order, so that a table can be stored in parts of any
+/// number of such segments: every kernel of a linear layer's cross-entropy takes its sums over classes so.
+pub const VOCAB_SEGMENT: u32 = 1024;
+
+/// The name of the whole tensor that a stored one is part of, and which part.
+pub fn part_of(name: &str) -> Option<(&str, u32)> {
+    let (whole, part) = name.rsplit_once(PART)?;
     Some((whole, part.parse().ok()?))
 }
 

@@ -83,6 +83,16 @@ fn linear(op: Op, z: Size) -> Vec<Sample> {
             one(op, z, &[], |m| vec![m.real(&[t, k]), m.real(&[n, k])]),
             one(op, z, &[], |m| vec![m.real(&[t, k]), m.real(&[n, k]), m.real(&[n])]),
         ],
+        Op::LinearPart => {
+            let make = |first: u32, onto: bool| {
+                one(op, z, &[("first_row", first.into()), ("vocab", (n + 3).into())], |m| {
+                    let mut args = vec![m.real(&[t, k]), m.real(&[n, k])];
+                    args.extend(onto.then(|| m.real(&[t, n + 3])));
+                    args
+                })
+            };
+            vec![make(0, false), make(2, false), make(3, true)]
+        }
         Op::LinearSub => vec![sub(z, false), sub(z, true)],
         Op::LinearAdd => {
             vec![one(op, z, &[alpha], |m| vec![m.real(&[t, k]), m.real(&[n, k]), m.real(&[t, n])])]

@@ -2,8 +2,10 @@
 
 use super::{Fill, Sample, Size, one};
 use tinyforge_compiler::ir::attrs::Attr;
+use tinyforge_compiler::ir::graph::Value;
 use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::ir::types::Type;
+use tinyforge_plan::VOCAB_SEGMENT;
 
 /// Samples of this family's ops.
 pub fn family(op: Op, z: Size) -> Vec<Sample> {
@@ -65,6 +67,17 @@ fn lookups(op: Op, z: Size) -> Vec<Sample> {
                 })
             };
             vec![make(false, false), make(true, false), make(true, true), panel(false), panel(true)]
+        }
+        Op::EmbeddingPart => {
+            let make = |first: u32, onto: bool| {
+                let attrs = [("first_row", first.into()), ("vocab", (v + 3).into())];
+                one(op, z, &attrs, |m| {
+                    let mut args = vec![m.real(&[v, d]), m.ints(t, Fill::Below(v + 3))];
+                    args.extend(onto.then(|| m.real(&[t, d])));
+                    args
+                })
+            };
+            vec![make(0, false), make(2, false), make(3, true)]
         }
         _ => vec![],
     }
@@ -231,7 +244,35 @@ fn heads(op: Op, z: Size) -> Vec<Sample> {
             args
         })
     };
+    // Parts of a table behind one whole segment of it.
+    let part = |before: bool, acc: bool| {
+        let first = if before { VOCAB_SEGMENT } else { 0 };
+        let of = |first: u32| [("seq", z.t.into()), ("first_row", first.into()), ("vocab", (VOCAB_SEGMENT + v).into())];
+        one(op, z, &of(first), |m| {
+            let mut args = vec![m.real(&[t, d]), m.real(&[v, d]), m.ints(t, Fill::Labels(VOCAB_SEGMENT + v))];
+            args.push(m.given(&[t], Fill::Positive));
+            let mut sums = before.then(|| {
+                let args = [args[0], m.real(&[VOCAB_SEGMENT, d]), args[2], args[3]];
+                m.node("sums", Op::LinearCrossEntropySums, &args, &of(0))[0]
+            });
+            if op == Op::LinearCrossEntropyGradH {
+                let args: Vec<Value> = args.iter().copied().chain(sums).collect();
+                sums = Some(m.node("all", Op::LinearCrossEntropySums, &args, &of(first))[0]);
+            }
+            args.extend(sums);
+            args.extend(acc.then(|| m.real(&[t, d])));
+            args
+        })
+    };
     match op {
+        Op::LinearCrossEntropySums => vec![part(false, false), part(true, false)],
+        Op::LinearCrossEntropyGradH => vec![part(false, false), part(true, false), part(true, true)],
+        Op::CrossEntropyOfSums => vec![one(op, z, &[], |m| {
+            let (h, w) = (m.real(&[t, d]), m.real(&[v, d]));
+            let args = [h, w, m.ints(t, Fill::Labels(v)), m.given(&[t], Fill::Positive)];
+            let attrs = [("seq", z.t.into()), ("vocab", v.into())];
+            vec![m.node("sums", Op::LinearCrossEntropySums, &args, &attrs)[0], args[3]]
+        })],
         Op::LinearCrossEntropy => vec![make(false, false, false)],
         Op::LinearCrossEntropyGrad => vec![
             make(false, false, false),

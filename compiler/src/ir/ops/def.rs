@@ -190,6 +190,15 @@ pub fn panel(rows: usize, a: &Attrs) -> Result<Range<usize>, String> {
     }
 }
 
+/// Checks that the rows of `w` are those from `first_row` on of a table of `vocab`, of which it gives the number.
+pub fn part(w: &Type, a: &Attrs) -> Result<u32, String> {
+    let (first, vocab) = (a.size("first_row"), a.size("vocab"));
+    match first.checked_add(w.rows() as usize) {
+        Some(end) if end <= vocab && u32::try_from(vocab).is_ok() => Ok(vocab as u32),
+        _ => Err(format!("{} rows from row {first} are no part of {vocab}", w.rows())),
+    }
+}
+
 /// What a gradient is written with: the saved values, the results' gradients, and a builder.
 pub struct Vjp<'a, 'g> {
     /// Appends the gradient's nodes.

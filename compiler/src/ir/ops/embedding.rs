@@ -1,6 +1,6 @@
 //! Row lookups and their gradient.
 
-use super::def::{Acc, OpDef, ROW, Saves, expect_indices, list_len, matrix, panel};
+use super::def::{Acc, OpDef, ROW, Saves, expect_indices, list_len, matrix, panel, part};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::int;
 use crate::ir::ops::Op;
@@ -27,6 +27,32 @@ pub const EMBEDDING: OpDef = OpDef {
         let attrs = [("vocab", vocab.into()), ("rows", rows.into())];
         vec![v.needs[0].then(|| v.push(0, Op::EmbeddingGrad, &[dy, index], &attrs)), None]
     }),
+    flops: super::def::no_flops,
+    ..ROW
+};
+
+/// The same from some rows of the table: `y[t] = w[index[t] - first_row]` where that is a row of `w`, else `onto[t]`,
+/// or 0. `w` is rows `first_row..first_row + P` of a table of `vocab`. Operands `w[P,D], index i32[T]`, each in
+/// `0..vocab`, and `onto[T,D]` or none. Made by `split_tables`.
+pub const EMBEDDING_PART: OpDef = OpDef {
+    name: "embedding_part",
+    arity: (2, 3),
+    attrs: &[int("first_row", 0), int("vocab", 1)],
+    infer: |x, a| {
+        let ((_, d), len) = (matrix(&x[0], "w")?, list_len(&x[1])?);
+        expect_indices("indices", &x[1], len)?;
+        part(&x[0], a)?;
+        accumulates(x, 2, Type::f32(&[len, d]))
+    },
+    eval: |x, y, a| {
+        start_from(x, 2, y);
+        for (t, &v) in x[1].data.iter().enumerate() {
+            if let Some(row) = (v as usize).checked_sub(a.size("first_row")).filter(|row| *row < x[0].rows()) {
+                y[0].row_mut(t).copy_from_slice(x[0].row(row));
+            }
+        }
+    },
+    in_place: &[(2, 0)],
     flops: super::def::no_flops,
     ..ROW
 };

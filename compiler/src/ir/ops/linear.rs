@@ -4,7 +4,7 @@
 //! block-quantised type; everything else is f32. `compute`: 0 multiplies in f32, 1 rounds both factors to bf16.
 //! Sums are f32. `rows`: packed rows that the tokens are, so that a device may multiply one at a time.
 
-use super::def::{Acc, OpDef, ROW, Saves, Tensor, Vjp, expect, matrix};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, Vjp, expect, matrix, part};
 use super::elementwise::{accumulates, start_from};
 use crate::ir::attrs::{Attrs, float, int};
 use crate::ir::graph::Value;
@@ -87,6 +87,32 @@ fn bias_grad(v: &mut Vjp, i: usize) -> Option<Option<Value>> {
     let wanted = *v.needs.get(i)?;
     Some(wanted.then(|| v.push(i, Op::SumRows, &[dy], &[("rows", rows.into())])))
 }
+
+/// The outputs that some rows of a weight give, in their columns: `y[t, first_row..first_row + P] = x wᵀ`, and
+/// `onto[t, ..]`, or 0, in the others. `w` is rows `first_row..first_row + P` of a weight of `vocab`. Operands
+/// `x[T,K], w[P,K]`, and `onto[T,vocab]` or none. Made by `split_tables`.
+pub const LINEAR_PART: OpDef = OpDef {
+    name: "linear_part",
+    arity: (2, 3),
+    attrs: &[int("compute", 0), int("first_row", 0), int("vocab", 1)],
+    infer: |x, a| {
+        let ty = product(x)?;
+        let vocab = part(&x[1], a)?;
+        accumulates(x, 2, Type::f32(&[ty.rows(), vocab]))
+    },
+    eval: |x, y, a| {
+        start_from(x, 2, y);
+        let first = a.size("first_row");
+        for t in 0..x[0].rows() {
+            for n in 0..x[1].rows() {
+                y[0].row_mut(t)[first + n] = x[0].row(t).iter().zip(x[1].row(n)).map(|(x, w)| x * w).sum();
+            }
+        }
+    },
+    in_place: &[(2, 0)],
+    flops: mul_flops,
+    ..ROW
+};
 
 /// `y = x wᵀ (+ b)` where only columns of `w` are trained: `xs` holds the inputs `x` of the trained columns, and
 /// the gradient of `w` is that of the chosen columns alone, `[N,J]`. `x` itself is not kept.

@@ -4,9 +4,9 @@
 //! Shapes: `T` tokens or samples, `V` classes, `D` features. A label below 0 is ignored. Weights are normalised
 //! by whoever fills them (`w / Σ w` over all of a step's tokens), so that micro-batches add up.
 
-use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, matrix, panel};
+use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, list_len, matrix, panel, part};
 use super::elementwise::{accumulates, like_first, start_from};
-use crate::ir::attrs::{Attrs, int};
+use crate::ir::attrs::{AttrDef, Attrs, int};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 
@@ -144,10 +144,20 @@ fn counts(label: f64, weight: f64) -> bool {
     label >= 0.0 && weight != 0.0
 }
 
+/// Of no logits the largest, the sum and the label's.
+const NO_SUMS: [f64; 3] = [f64::NEG_INFINITY, 0.0, 0.0];
+
+/// The same of more logits, one of which may be the label's.
+fn with_logits([max, sum, own]: [f64; 3], z: &[f64], label: Option<usize>) -> [f64; 3] {
+    let largest = z.iter().fold(max, |m, &x| m.max(x));
+    let before = if sum > 0.0 { sum * (max - largest).exp() } else { 0.0 };
+    let more: f64 = z.iter().map(|x| (x - largest).exp()).sum();
+    [largest, before + more, label.and_then(|at| z.get(at)).copied().unwrap_or(own)]
+}
+
 /// Loss and gradients of the same in one pass, for a loss whose own gradient is 1: results `loss[T], dh[T,D]`;
-/// when `grad_w`, `dw[V,D] = acc + dlogitsᵀ h`; and when `sums`, `sums[T,2]`, of each token's logits the largest `m`
-/// and `Σ_k exp(x[k] - m)`, both 0 where the token does not count. Operands `h, w, labels, weights`, and `acc[V,D]` or
-/// none.
+/// when `grad_w`, `dw[V,D] = acc + dlogitsᵀ h`; and when `sums`, the `sums[T,3]` of [`LINEAR_CROSS_ENTROPY_SUMS`].
+/// Operands `h, w, labels, weights`, and `acc[V,D]` or none.
 pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
     name: "linear_cross_entropy_grad",
     arity: (4, 5),
@@ -160,7 +170,7 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
         } else if x.len() > 4 {
             return Err("there is an accumulator, but no gradient of w to add to it".to_string());
         }
-        outs.extend(a.flag("sums").then(|| Type::f32(&[tokens, 2])));
+        outs.extend(a.flag("sums").then(|| Type::f32(&[tokens, 3])));
         Ok(outs)
     },
     eval: |x, y, a| {
@@ -171,8 +181,7 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
             let z = logits(&x[0], &x[1], t);
             y[0].data[t] = nll(&z, x[2].data[t]) * x[3].data[t];
             if let Some(sums) = y.last_mut().filter(|_| a.flag("sums") && counts(x[2].data[t], x[3].data[t])) {
-                let max = z.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
-                sums.row_mut(t).copy_from_slice(&[max, z.iter().map(|x| (x - max).exp()).sum()]);
+                sums.row_mut(t).copy_from_slice(&with_logits(NO_SUMS, &z, Some(x[2].data[t] as usize)));
             }
             let mut dz = vec![0.0; z.len()];
             logits_grad(&z, x[2].data[t], x[3].data[t], &mut dz);
@@ -192,14 +201,14 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
 
 /// The gradient of `w` alone, for a panel of its rows: `dw[v] = acc[v] + Σ_t dlogits[t, first_row + v] h[t]`, where
 /// `dlogits[t,k] = weights[t] (exp(h[t] · w[k] - m[t]) / z[t] - [k = labels[t]])`, 0 where the token does not count,
-/// and `m, z` are the `sums` of [`LINEAR_CROSS_ENTROPY_GRAD`]. Reads no other rows of `w`; `panel_rows` of 0 are all.
-/// Operands `h[T,D], w[V,D], labels i32[T], weights[T], sums[T,2]`, and `acc[panel_rows,D]` or none.
+/// and `m, z` are the first two of its `sums`. Reads no other rows of `w`; `panel_rows` of 0 are all.
+/// Operands `h[T,D], w[V,D], labels i32[T], weights[T], sums[T,3]`, and `acc[panel_rows,D]` or none.
 pub const LINEAR_CROSS_ENTROPY_GRAD_W: OpDef = OpDef {
     name: "linear_cross_entropy_grad_w",
     arity: (5, 6),
     attrs: &[int("compute", 0), int("seq", 1), int("first_row", 0), int("panel_rows", 0)],
     infer: |x, a| {
-        expect_shape("sums", &x[4], &[head(x, a)?, 2])?;
+        expect_shape("sums", &x[4], &[head(x, a)?, 3])?;
         let rows = panel(x[1].rows() as usize, a)?;
         accumulates(x, 5, Type::f32(&[rows.len() as u32, x[1].cols()]))
     },
@@ -219,6 +228,87 @@ pub const LINEAR_CROSS_ENTROPY_GRAD_W: OpDef = OpDef {
     in_place: &[(5, 0)],
     flops: |x, y, _| 4 * x[0].elems() * u64::from(y[0].rows()),
     acc: Some(Acc { arg: 5, out: 0, whole: false }),
+    ..ROW
+};
+
+/// Of each token's logits the largest `m`, the sum `z = Σ_k exp(x[k] - m)` and the label's, `sums[T,3]`; all 0 where
+/// the token does not count. `w` is rows `first_row..first_row + P` of a table of `vocab`, and `sums` are those of the
+/// rows before them. They are taken in segments of [`VOCAB_SEGMENT`](tinyforge_plan::VOCAB_SEGMENT) rows, in order:
+/// `z = z exp(m - m') + z' exp(m'' - m')`, `m'` the larger of both. Operands `h[T,D], w[P,D], labels i32[T],
+/// weights[T]`, and `sums[T,3]` or none. Made by `split_tables`.
+pub const LINEAR_CROSS_ENTROPY_SUMS: OpDef = OpDef {
+    name: "linear_cross_entropy_sums",
+    arity: (4, 5),
+    attrs: PART_ATTRS,
+    infer: |x, a| {
+        let tokens = head(x, a)?;
+        part(&x[1], a)?;
+        accumulates(x, 4, Type::f32(&[tokens, 3]))
+    },
+    eval: |x, y, a| {
+        for t in (0..x[0].rows()).filter(|&t| counts(x[2].data[t], x[3].data[t])) {
+            let before = match x.get(4) {
+                Some(sums) => [sums.row(t)[0], sums.row(t)[1], sums.row(t)[2]],
+                None => NO_SUMS,
+            };
+            let label = (x[2].data[t] as usize).checked_sub(a.size("first_row"));
+            y[0].row_mut(t).copy_from_slice(&with_logits(before, &logits(&x[0], &x[1], t), label));
+        }
+    },
+    in_place: &[(4, 0)],
+    flops: |x, _, _| 2 * x[0].elems() * u64::from(x[1].rows()),
+    ..ROW
+};
+
+const PART_ATTRS: &[AttrDef] =
+    &[int("compute", 0), int("seq", 1), int("first_row", 0), int("vocab", 1)];
+
+/// The loss that the sums of all logits give: `loss[t] = weights[t] (ln z[t] + m[t] - x[t])`, 0 where `z[t]` is 0.
+/// Operands `sums[T,3]` of [`LINEAR_CROSS_ENTROPY_SUMS`], `weights[T]`. Made by `split_tables`.
+pub const CROSS_ENTROPY_OF_SUMS: OpDef = OpDef {
+    name: "cross_entropy_of_sums",
+    arity: (2, 2),
+    infer: |x, _| {
+        let tokens = list_len(&x[1])?;
+        expect_shape("sums", &x[0], &[tokens, 3])?;
+        Ok(vec![Type::f32(&[tokens])])
+    },
+    eval: |x, y, _| {
+        for (t, loss) in y[0].data.iter_mut().enumerate().filter(|(t, _)| x[0].row(*t)[1] > 0.0) {
+            let [max, sum, own] = [0, 1, 2].map(|i| x[0].row(t)[i]);
+            *loss = x[1].data[t] * (sum.ln() + max - own);
+        }
+    },
+    flops: |_, y, _| 8 * y[0].elems(),
+    ..ROW
+};
+
+/// What some rows of `w` add to the gradient of `h`: `dh[t] = acc[t] + Σ_v dlogits[t, first_row + v] w[v]`, `dlogits`
+/// as for [`LINEAR_CROSS_ENTROPY_GRAD_W`] from the `sums` of all logits. Segments of
+/// [`VOCAB_SEGMENT`](tinyforge_plan::VOCAB_SEGMENT) rows are summed from 0 and then added, in order.
+/// Operands `h[T,D], w[P,D], labels i32[T], weights[T], sums[T,3]`, and `acc[T,D]` or none. Made by `split_tables`.
+pub const LINEAR_CROSS_ENTROPY_GRAD_H: OpDef = OpDef {
+    name: "linear_cross_entropy_grad_h",
+    arity: (5, 6),
+    attrs: PART_ATTRS,
+    infer: |x, a| {
+        expect_shape("sums", &x[4], &[head(x, a)?, 3])?;
+        part(&x[1], a)?;
+        accumulates(x, 5, x[0].clone())
+    },
+    eval: |x, y, a| {
+        start_from(x, 5, y);
+        for t in (0..x[0].rows()).filter(|&t| counts(x[2].data[t], x[3].data[t])) {
+            let label = (x[2].data[t] as usize).checked_sub(a.size("first_row"));
+            for (v, z) in logits(&x[0], &x[1], t).into_iter().enumerate() {
+                let one = if Some(v) == label { 1.0 } else { 0.0 };
+                let dz = x[3].data[t] * ((z - x[4].row(t)[0]).exp() / x[4].row(t)[1] - one);
+                x[1].row(v).iter().zip(y[0].row_mut(t)).for_each(|(w, dh)| *dh += dz * w);
+            }
+        }
+    },
+    in_place: &[(5, 0)],
+    flops: |x, _, _| 4 * x[0].elems() * u64::from(x[1].rows()),
     ..ROW
 };
 

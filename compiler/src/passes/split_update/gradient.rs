@@ -117,7 +117,7 @@ fn templates(graph: &mut Graph, found: &HashMap<Value, u32>) -> HashMap<Value, N
 /// Takes the gradient of the weight from the loss at node `at`; gives a node that makes it from the sums.
 fn take_grad_w(graph: &mut Graph, at: usize) -> Node {
     let node = graph.nodes[at].clone();
-    let ty = Type::f32(&[graph.ty(node.args[0]).rows(), 2]);
+    let ty = Type::f32(&[graph.ty(node.args[0]).rows(), 3]);
     let name = format!("{}.sums", graph.info(node.outs[0]).name);
     let name = Builder::new(graph).fresh(&name);
     let sums = graph.add_value(ValueInfo { name, ty, decl: None });
