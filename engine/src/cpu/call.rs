@@ -85,6 +85,15 @@ impl<'a> Call<'a> {
         (out, given)
     }
 
+    /// Result `o`, set to operand `onto` where the step has one, else to zeros.
+    pub(crate) fn started(&mut self, onto: usize, o: usize) -> &'a mut [f32] {
+        let (out, given) = self.accumulator(onto, o);
+        if !given {
+            out.fill(0.0);
+        }
+        out
+    }
+
     /// Operand `i` as a stored matrix.
     pub(crate) fn mat(&self, i: usize) -> Mat<'a> {
         let t = &self.step.args[i];

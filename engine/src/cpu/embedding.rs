@@ -9,6 +9,12 @@ pub(super) const KERNELS: &[Kernel] = &[
         let (w, tokens, y) = (c.mat(0), c.arg(1), c.out(0));
         k::embedding(c.par, &w, tokens, y).map_err(|e| c.error(e.to_string()))
     }),
+    plain("embedding_part", |c| {
+        let (w, tokens) = (c.mat(0), c.arg(1));
+        let part = (c.step.size("first_row"), c.step.size("vocab"));
+        let y = c.started(2, 0);
+        k::embedding_part(c.par, &w, tokens, part, y).map_err(|e| c.error(e.to_string()))
+    }),
     Kernel {
         name: "embedding_grad",
         run: embedding_grad,

@@ -6,6 +6,7 @@ use tinyforge_kernels::f32::dense::{Gemm, gemm, gemm_scratch_bytes};
 
 pub(super) const KERNELS: &[Kernel] = &[
     Kernel { name: "linear", run: |c| forward(c, 2), scratch: forward_scratch },
+    Kernel { name: "linear_part", run: part, scratch: forward_scratch },
     Kernel { name: "linear_sub", run: |c| forward(c, 3), scratch: forward_scratch },
     Kernel { name: "linear_add", run: linear_add, scratch: forward_scratch },
     Kernel { name: "linear_grad_x", run: grad_x, scratch: grad_x_scratch },
@@ -48,6 +49,14 @@ fn forward(c: &mut Call, bias: usize) -> Result<(), KernelError> {
     g.bias = (bias < c.step.args.len()).then(|| c.arg(bias));
     let (y, n, scratch) = (c.out(0), c.step.outs[0].cols(), c.scratch());
     gemm(c.par, &g, y, n, scratch);
+    Ok(())
+}
+
+/// Columns of the outputs, where the rows before them have left room.
+fn part(c: &mut Call) -> Result<(), KernelError> {
+    let (g, scratch) = (product(c), c.scratch());
+    let (first, cols) = (c.step.size("first_row"), c.step.outs[0].cols());
+    gemm(c.par, &g, &mut c.started(2, 0)[first..], cols, scratch);
     Ok(())
 }
 

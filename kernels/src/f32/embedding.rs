@@ -36,6 +36,31 @@ pub fn embedding(par: &Par, w: &Mat, tokens: &[i32], y: &mut [f32]) -> Result<()
     Ok(())
 }
 
+/// The rows of `y` whose token is a row of this part of a table of `vocab`: `y[t, :] = w[tokens[t] - first_row, :]`.
+/// The others stay what they are. Scratch: 0 bytes.
+///
+/// Errors: a token is negative or not below `vocab`; `y` is then as it was.
+pub fn embedding_part(
+    par: &Par,
+    w: &Mat,
+    tokens: &[i32],
+    (first_row, vocab): (usize, usize),
+    y: &mut [f32],
+) -> Result<(), OutOfRange> {
+    let cols = w.cols;
+    assert_eq!(y.len(), tokens.len() * cols, "a row for every token");
+    assert!(cols > 0 && w.stride >= cols && first_row + w.rows <= vocab, "rows of the table");
+    check("token", tokens, vocab, |_| false)?;
+    run_parts(par, tokens.len().div_ceil(TASK_TOKENS), Chunks::new(y, TASK_TOKENS * cols), |index, y: &mut [f32]| {
+        for (y, &token) in y.chunks_exact_mut(cols).zip(&tokens[index * TASK_TOKENS..]) {
+            if let Some(row) = (token as usize).checked_sub(first_row).filter(|row| *row < w.rows) {
+                read_row(w, row, y);
+            }
+        }
+    });
+    Ok(())
+}
+
 /// Row `row` of `w` in f32.
 fn read_row(w: &Mat, row: usize, y: &mut [f32]) {
     fn plain<T: Element>(x: &[T], y: &mut [f32]) {

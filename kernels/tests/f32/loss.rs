@@ -123,6 +123,18 @@ impl Fused {
         Fused { dims, h, w, labels, weights, dw0: values(5, vocab * width) }
     }
 
+    fn head<'a>(&'a self, w: &'a Mat<'a>) -> Head<'a> {
+        Head { h: &self.h, w, labels: &self.labels, weights: &self.weights }
+    }
+
+    /// Some rows of the weight.
+    fn part(&self, rows: std::ops::Range<usize>) -> (LinearCrossEntropy, Part, Mat<'_>) {
+        let (width, vocab) = (self.dims.width, self.dims.vocab);
+        let data = MatData::F32(&self.w[rows.start * width..rows.end * width]);
+        let w = Mat { data, rows: rows.len(), cols: width, stride: width };
+        (LinearCrossEntropy { vocab: rows.len(), ..self.dims }, Part { first: rows.start, vocab }, w)
+    }
+
     fn lens(&self) -> [usize; 3] {
         [self.labels.len(), self.h.len(), self.w.len()]
     }
@@ -135,8 +147,8 @@ impl Fused {
         let mut scratch = vec![0xff; linear_cross_entropy_scratch_bytes(&dims, par.threads())];
         let h = &self.h[tokens.start * dims.width..tokens.end * dims.width];
         let out = LinearCrossEntropyOut { loss, dh: Some(dh), dw: Some((dw, accumulate)), sums: None };
-        let (labels, weights) = (&self.labels[tokens.clone()], &self.weights[tokens]);
-        linear_cross_entropy(par, &dims, h, &w, labels, weights, out, &mut scratch).unwrap();
+        let head = Head { h, w: &w, labels: &self.labels[tokens.clone()], weights: &self.weights[tokens] };
+        linear_cross_entropy(par, &dims, &head, out, &mut scratch).unwrap();
     }
 }
 
@@ -229,8 +241,7 @@ fn loss_alone_is_the_same_loss() {
     let mut scratch = vec![0; linear_cross_entropy_scratch_bytes(&problem.dims, 1)];
     let mut alone = vec![f32::NAN; loss.len()];
     let out = LinearCrossEntropyOut { loss: &mut alone, dh: None, dw: None, sums: None };
-    linear_cross_entropy(&one(), &problem.dims, &problem.h, &w, &problem.labels, &problem.weights, out, &mut scratch)
-        .unwrap();
+    linear_cross_entropy(&one(), &problem.dims, &problem.head(&w), out, &mut scratch).unwrap();
     assert_same(&loss, &alone, "losses");
 }
 
@@ -245,14 +256,14 @@ fn panels_of_the_weight_gradient_are_rows_of_the_whole() {
             problem.dims.compute = compute;
             // A row of which nothing counts.
             problem.weights[..seq / 2].fill(0.0);
-            let Fused { dims, h, w, labels, weights, dw0 } = &problem;
+            let Fused { dims, w, dw0, .. } = &problem;
             let mat = Mat { data: MatData::F32(w), rows: vocab, cols: width, stride: width };
             let [mut loss, mut dh, _] = problem.lens().map(|len| vec![f32::NAN; len]);
-            let (mut sums, mut whole) = (vec![f32::NAN; 2 * loss.len()], dw0.clone());
+            let (mut sums, mut whole) = (vec![f32::NAN; SUMS * loss.len()], dw0.clone());
             let mut scratch = vec![0xff; linear_cross_entropy_scratch_bytes(dims, 1)];
             let dw = Some((&mut whole[..], accumulate));
             let out = LinearCrossEntropyOut { loss: &mut loss, dh: Some(&mut dh), dw, sums: Some(&mut sums) };
-            linear_cross_entropy(&one(), dims, h, &mat, labels, weights, out, &mut scratch).unwrap();
+            linear_cross_entropy(&one(), dims, &problem.head(&mat), out, &mut scratch).unwrap();
             for (height, threads) in [(1, 1), (17, 2), (64, 1), (vocab, 2)] {
                 let par = Par::new(threads, 1 << 20).unwrap();
                 let mut panels = dw0.clone();
@@ -260,8 +271,8 @@ fn panels_of_the_weight_gradient_are_rows_of_the_whole() {
                     let bytes = linear_cross_entropy_grad_w_scratch_bytes(dims, dw.len() / width, threads);
                     let (first, mut scratch) = (i * height, vec![0xff; bytes]);
                     let dw = (dw, accumulate);
-                    linear_cross_entropy_grad_w(&par, dims, h, &mat, labels, weights, &sums, first, dw, &mut scratch)
-                        .unwrap();
+                    let head = problem.head(&mat);
+                    linear_cross_entropy_grad_w(&par, dims, &head, &sums, first, dw, &mut scratch).unwrap();
                 }
                 let what = format!("{rows} x {seq}, {vocab} x {width} by {height}, {compute:?}, {accumulate}");
                 assert_same(&panels, &whole, &what);
@@ -274,17 +285,59 @@ fn panels_of_the_weight_gradient_are_rows_of_the_whole() {
 #[test]
 fn a_panel_reads_no_other_rows_of_the_weight() {
     let problem = Fused::new(1, 40, 8, 20);
-    let Fused { dims, h, w, labels, weights, .. } = &problem;
-    let sums = vec![1.0; 2 * labels.len()];
+    let Fused { dims, w, labels, .. } = &problem;
+    let sums = vec![1.0; SUMS * labels.len()];
     let run = |w: &[f32]| {
         let mat = Mat { data: MatData::F32(w), rows: 20, cols: 8, stride: 8 };
         let mut dw = vec![f32::NAN; 6 * 8];
         let mut scratch = vec![0; linear_cross_entropy_grad_w_scratch_bytes(dims, 6, 1)];
         let to = (&mut dw[..], false);
-        linear_cross_entropy_grad_w(&one(), dims, h, &mat, labels, weights, &sums, 7, to, &mut scratch).unwrap();
+        linear_cross_entropy_grad_w(&one(), dims, &problem.head(&mat), &sums, 7, to, &mut scratch).unwrap();
         dw
     };
     let mut spoiled = vec![f32::NAN; w.len()];
     spoiled[7 * 8..13 * 8].copy_from_slice(&w[7 * 8..13 * 8]);
     assert_same(&run(&spoiled), &run(w), "the panel");
+}
+
+/// A weight in parts of whole segments leads to the bits of the whole: sums, losses, and the gradient of the hidden
+/// states.
+#[test]
+fn parts_of_the_weight_are_the_whole() {
+    const VOCAB: usize = 2 * VOCAB_SEGMENT + 300;
+    for (rows, seq, width) in [(1, 1, 4), (2, CHUNK_TOKENS + 9, 8), (1, 40, 17)] {
+        for compute in [Compute::F32, Compute::BF16] {
+            let mut problem = Fused::new(rows, seq, width, VOCAB);
+            problem.dims.compute = compute;
+            let Fused { dims, w, weights, .. } = &problem;
+            let mat = Mat { data: MatData::F32(w), rows: VOCAB, cols: width, stride: width };
+            let [mut loss, mut dh, _] = problem.lens().map(|len| vec![f32::NAN; len]);
+            let mut sums = vec![f32::NAN; SUMS * loss.len()];
+            let mut scratch = vec![0xff; linear_cross_entropy_scratch_bytes(dims, 1)];
+            let out = LinearCrossEntropyOut { loss: &mut loss, dh: Some(&mut dh), dw: None, sums: Some(&mut sums) };
+            linear_cross_entropy(&one(), dims, &problem.head(&mat), out, &mut scratch).unwrap();
+            let cuts: [(&[usize], usize); 3] =
+                [(&[0, 1024, 2048, VOCAB], 1), (&[0, 2048, VOCAB], 2), (&[0, 1024, VOCAB], 1)];
+            for (cuts, threads) in cuts {
+                let par = Par::new(threads, 1 << 20).unwrap();
+                let parts = || cuts.windows(2).map(|cut| problem.part(cut[0]..cut[1]));
+                let [mut part_loss, mut part_dh] = [&loss, &dh].map(|x| vec![f32::NAN; x.len()]);
+                let mut part_sums = vec![f32::NAN; sums.len()];
+                for (dims, part, w) in parts() {
+                    let mut scratch = vec![0xff; linear_cross_entropy_sums_scratch_bytes(&dims, threads)];
+                    let (to, head) = ((&mut part_sums[..], part.first > 0), problem.head(&w));
+                    linear_cross_entropy_sums(&par, &dims, part, &head, to, &mut scratch).unwrap();
+                }
+                cross_entropy_of_sums(&part_sums, weights, &mut part_loss);
+                for (dims, part, w) in parts() {
+                    let mut scratch = vec![0xff; linear_cross_entropy_grad_h_scratch_bytes(&dims, threads)];
+                    let (to, head) = ((&mut part_dh[..], part.first > 0), problem.head(&w));
+                    linear_cross_entropy_grad_h(&par, &dims, part, &head, &part_sums, to, &mut scratch).unwrap();
+                }
+                assert_same(&part_sums, &sums, "sums");
+                assert_same(&part_loss, &loss, "losses");
+                assert_same(&part_dh, &dh, "hidden gradients");
+            }
+        }
+    }
 }
