@@ -17,10 +17,11 @@ use crate::passes::live::Life;
 use crate::passes::parameterize::{Parameters, Storage};
 use crate::passes::pipeline::{Pipeline, Stay, Window};
 use crate::passes::place::{Guest, Needs, Placement};
+use crate::passes::split_tables::Tables;
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
     differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, order, parameterize, pipeline, place,
-    prune, quantize, recompute, spill, split_update, update,
+    prune, quantize, recompute, spill, split_tables, split_update, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
@@ -81,6 +82,17 @@ impl Recompute {
     }
 }
 
+/// Where embeddings and heads larger than a block live, in the order in which each takes less memory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Embeddings {
+    /// In the near memory.
+    Near,
+    /// In the far memory, from where they come and go as blocks do.
+    Far,
+    /// There too, and what is not trained comes and goes in parts no larger than a block.
+    Parts,
+}
+
 /// Receives a stage's text: `(entry, stage, text)`.
 pub type Dump<'a> = &'a dyn Fn(&str, &str, &str);
 
@@ -108,9 +120,9 @@ pub struct Request<'a> {
     pub arena_bytes_max: Option<u64>,
     /// Blocks that the near memory holds at a time, the others living in the far one; `None` keeps all of them.
     pub window: Option<Window>,
-    /// Whether, with a window, embeddings and heads larger than a block come and go as blocks do; `None` does that only
-    /// where nothing else fits, or activations would go instead.
-    pub embeddings: Option<bool>,
+    /// Where, with a window, embeddings and heads larger than a block live; `None` takes the first that fits, or under
+    /// which no activations would have to go.
+    pub embeddings: Option<Embeddings>,
     /// Whether, with a window, activations live in the far memory between forward and backward; `None` does that only
     /// where nothing else fits.
     pub spill: Option<bool>,
@@ -167,8 +179,8 @@ pub struct Choice {
     pub recompute_step: u32,
     /// Steps of the ladder.
     pub recompute_steps: u32,
-    /// Whether embeddings and heads come and go as blocks do.
-    pub embeddings: bool,
+    /// Where embeddings and heads live.
+    pub embeddings: Embeddings,
     /// Whether activations live in the far memory between forward and backward.
     pub spills: bool,
     /// Whether large gradients are made by panels.
@@ -298,6 +310,8 @@ struct Front {
     parameters: Parameters,
     /// States that outlive their group's turn.
     kept: Vec<(String, Type)>,
+    /// Tables that can be stored in parts.
+    tables: Tables,
 }
 
 /// The passes before anything depends on the budget.
@@ -324,7 +338,15 @@ fn front(request: &Request) -> Result<Front, CompileError> {
         parameters = found;
         stages.push(stage);
     }
-    Ok(Front { stages, parameters, kept: kept_states(request)? })
+    let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
+    let is_open = |name: &str| split_tables::has_rows(&start_of(request, &parameters, name));
+    let tables = request.window.map(|_| split_tables::tables(&graphs, is_open)).unwrap_or_default();
+    Ok(Front { stages, parameters, kept: kept_states(request)?, tables })
+}
+
+/// What a tensor holds at first.
+fn start_of(request: &Request, parameters: &Parameters, name: &str) -> Source {
+    parameters.start_of(name).unwrap_or_else(|| (request.source)(name))
 }
 
 /// The states that all groups of a `cycle` have together, in one order for all of them; none where they are dropped.
@@ -349,10 +371,14 @@ fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
 }
 
 /// Emits updates: the entries, and those that updates need; and whether gradients are made by panels, if they are to.
-fn updated(request: &Request, front: &Front, clip_by: ClipBy, panels: bool) -> (Vec<Stage>, bool) {
+fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, bool) {
+    let Way { clip_by, panels, embeddings, .. } = *way;
     let (mut ready, mut splits) = (Vec::new(), false);
     for (entry, stage) in request.entries.iter().zip(&front.stages) {
         let mut stage = stage.clone();
+        if embeddings == Embeddings::Parts {
+            stage.pass(request, "split_tables", |g| split_tables::run(g, &front.tables));
+        }
         if let Role::Train { micro_batches } = entry.role {
             let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
             let finish = match finish {
@@ -384,43 +410,46 @@ fn updated(request: &Request, front: &Front, clip_by: ClipBy, panels: bool) -> (
 struct Way {
     clip_by: ClipBy,
     recompute: Recompute,
-    /// Whether embeddings and heads come and go as blocks do.
-    embeddings: bool,
+    /// Where embeddings and heads live.
+    embeddings: Embeddings,
     /// Whether large gradients are made by panels.
     panels: bool,
 }
 
-/// Finds the cheapest plan that fits, with embeddings near or far. What takes least is looked at first.
+/// Finds the cheapest plan that fits, wherever embeddings live. What takes least is looked at first.
 fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
     let graphs: Vec<&Graph> = front.stages.iter().map(|s| &s.graph).collect();
     let can_go = request.window.is_some() && pipeline::has_embeddings(&graphs);
-    let is_open = can_go && request.arena_bytes_max.is_some();
+    let lowest = match (can_go, front.tables.is_empty()) {
+        (false, _) => Embeddings::Near,
+        (true, true) => Embeddings::Far,
+        (true, false) => Embeddings::Parts,
+    };
     let with = |embeddings| fit_gradients(request, front, (clip_by, embeddings));
     match request.embeddings {
-        Some(embeddings) => return with(embeddings && can_go),
-        None if !is_open => return with(false),
+        Some(embeddings) => return with(embeddings.min(lowest)),
+        None if !can_go || request.arena_bytes_max.is_none() => return with(Embeddings::Near),
         None => {}
     }
     let (recompute, panels) = (request.recompute.least(), request.panels.unwrap_or(true));
-    let least = Way { clip_by, recompute, embeddings: true, panels };
-    fit_recomputation(request, front, least)?;
-    let near = match with(false) {
-        Err(CompileError::Budget { .. }) => None,
-        Ok(near) if !near.1.spills => return Ok(near),
-        near => Some(near?),
-    };
-    match (with(true), near) {
-        (Ok(far), Some(near)) if far.1.spills => Ok(near),
-        (Err(CompileError::Budget { .. }), Some(near)) => Ok(near),
-        (far, _) => far,
+    fit_recomputation(request, front, Way { clip_by, recompute, embeddings: lowest, panels })?;
+    let (mut spilling, mut refused) = (None, None);
+    for embeddings in [Embeddings::Near, Embeddings::Far, Embeddings::Parts].into_iter().filter(|e| *e <= lowest) {
+        match with(embeddings) {
+            Ok(found) if !found.1.spills => return Ok(found),
+            Ok(found) => spilling = spilling.or(Some(found)),
+            Err(error @ CompileError::Budget { .. }) => refused = Some(error),
+            Err(error) => return Err(error),
+        }
     }
+    spilling.ok_or_else(|| refused.expect("one place at least was looked at"))
 }
 
 /// Finds the cheapest plan that fits, with gradients whole or by panels. What takes least is looked at first.
 fn fit_gradients(
     request: &Request,
     front: &Front,
-    (clip_by, embeddings): (ClipBy, bool),
+    (clip_by, embeddings): (ClipBy, Embeddings),
 ) -> Result<(Plan, Choice), CompileError> {
     let is_open = request.window.is_some() && request.arena_bytes_max.is_some();
     let way = |panels| Way { clip_by, recompute: request.recompute, embeddings, panels };
@@ -438,8 +467,8 @@ fn fit_gradients(
 
 /// Finds the cheapest recomputation that fits.
 fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan, Choice), CompileError> {
-    let Way { clip_by, embeddings, .. } = way;
-    let (ready, panels) = updated(request, front, clip_by, way.panels);
+    let embeddings = way.embeddings;
+    let (ready, panels) = updated(request, front, &way);
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
     let can_spill = request.window.is_some() && !rotates(request) && request.spill != Some(false);
     let always = can_spill && request.spill == Some(true);
@@ -519,9 +548,10 @@ fn ladder_steps(graph: &Graph) -> u32 {
 }
 
 /// Copies, places, and the plan they lead to.
-fn back(request: &Request, stages: &[Stage], front: &Front, embeddings: bool) -> Result<Plan, CompileError> {
+fn back(request: &Request, stages: &[Stage], front: &Front, embeddings: Embeddings) -> Result<Plan, CompileError> {
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
-    let streamed = request.window.map(|window| pipeline::run(&graphs, window, rotates(request), embeddings));
+    let far = embeddings > Embeddings::Near;
+    let streamed = request.window.map(|window| pipeline::run(&graphs, window, rotates(request), far));
     let pipeline = streamed.unwrap_or_default();
     let stays = |i: usize| pipeline.stays.get(i).map_or(&[][..], Vec::as_slice);
     let sizes = parcel_bytes(&graphs, &pipeline, &request.target);
@@ -546,7 +576,11 @@ fn back(request: &Request, stages: &[Stage], front: &Front, embeddings: bool) ->
             guests,
         })
         .collect();
-    let source = |name: &str| front.parameters.start_of(name).unwrap_or_else(|| (request.source)(name));
+    let whole = |name: &str| start_of(request, &front.parameters, name);
+    let source = |name: &str| {
+        let ty = graphs.iter().find_map(|g| Some(g.ty(g.find(name)?)));
+        ty.map_or_else(|| whole(name), |ty| split_tables::source(name, ty, &front.tables, &whole))
+    };
     let Request { name, threads, files, target, .. } = request;
     let (kept, parcels) = (&front.kept, &pipeline.parcels);
     Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target, kept, parcels }))

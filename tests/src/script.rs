@@ -3,7 +3,7 @@
 //! | pass | arguments |
 //! |---|---|
 //! | `parameterize` | an update scheme: `last:1+head` |
-//! | `differentiate`, `fuse`, `fuse_update`, `spill`, `order`, `verify` | none |
+//! | `differentiate`, `fuse`, `fuse_update`, `split_tables`, `spill`, `order`, `verify` | none |
 //! | `split_update` | none, or `gradients`: those are made by panels too |
 //! | `fuse_rows` | none; scratch is a row of what `i8_bottleneck` reads, times 8 |
 //! | `fuse_channels` | none; scratch is two channels of what `i8_bottleneck_grad_update` makes |
@@ -20,7 +20,7 @@ use tinyforge_compiler::passes::parameterize::Storage;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::passes::{
     differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, live, order, parameterize, prune,
-    recompute, spill, split_update, update,
+    recompute, spill, split_tables, split_update, update,
 };
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::DType;
@@ -122,6 +122,10 @@ impl Stages {
                 let finish = self.finish.take().expect("`update` was told of several micro-batches");
                 let micro = micro.parse().expect("micro-batches are a number");
                 self.graph = layer_major::run(&self.graph, &finish, micro);
+            }
+            ("split_tables", []) => {
+                let tables = split_tables::tables(&[&self.graph], |_| true);
+                split_tables::run(&mut self.graph, &tables);
             }
             ("split_update", []) => self.both(|g| _ = split_update::run(g, false)),
             ("split_update", ["gradients"]) => self.both(|g| _ = split_update::run(g, true)),

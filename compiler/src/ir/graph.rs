@@ -187,6 +187,20 @@ impl Graph {
         self.blocks[block as usize].rsplit('.').next().is_some_and(|n| n.parse::<u32>().is_ok())
     }
 
+    /// What the weights of the largest numbered block come to, of which each counts `of` its type; 0 without one.
+    pub fn largest_block(&self, of: impl Fn(&Type) -> u64) -> u64 {
+        let mut sums = vec![0u64; self.blocks.len()];
+        let mut seen = vec![false; self.values.len()];
+        for node in self.nodes.iter().filter(|n| self.is_numbered(n.block)) {
+            for &v in &node.args {
+                if self.info(v).decl == Some(Kind::Weight) && !std::mem::replace(&mut seen[v.index()], true) {
+                    sums[node.block as usize] += of(self.ty(v));
+                }
+            }
+        }
+        sums.into_iter().max().unwrap_or(0)
+    }
+
     /// For every value the index of the node that defines it, if one does.
     pub fn definitions(&self) -> Vec<Option<u32>> {
         let mut defs = vec![None; self.values.len()];

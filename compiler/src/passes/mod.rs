@@ -16,5 +16,6 @@ pub mod prune;
 pub mod quantize;
 pub mod recompute;
 pub mod spill;
+pub mod split_tables;
 pub mod split_update;
 pub mod update;

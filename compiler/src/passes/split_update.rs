@@ -18,7 +18,7 @@ use tinyforge_plan::PART;
 
 /// Splits where there is something to gain; whether `gradients` are made by panels too, if any is large.
 pub fn run(graph: &mut Graph, gradients: bool) -> bool {
-    let largest = largest_block(graph);
+    let largest = graph.largest_block(Type::elems);
     for node in std::mem::take(&mut graph.nodes) {
         match panel_rows(graph, &node, largest, gradients) {
             Some(rows) => split(graph, node, rows),
@@ -28,20 +28,6 @@ pub fn run(graph: &mut Graph, gradients: bool) -> bool {
     let splits = gradients && gradient::run(graph, |ty| rows_of(ty, largest));
     graph.sweep(|info| info.decl == Some(Kind::Input));
     splits
-}
-
-/// Elements of the weights of the largest numbered block.
-fn largest_block(graph: &Graph) -> u64 {
-    let mut elems = vec![0u64; graph.blocks.len()];
-    let mut seen = vec![false; graph.values.len()];
-    for node in graph.nodes.iter().filter(|n| graph.is_numbered(n.block)) {
-        for &v in &node.args {
-            if graph.info(v).decl == Some(Kind::Weight) && !std::mem::replace(&mut seen[v.index()], true) {
-                elems[node.block as usize] += graph.ty(v).elems();
-            }
-        }
-    }
-    elems.into_iter().max().unwrap_or(0)
 }
 
 /// Rows of a panel of this update, if it is split.

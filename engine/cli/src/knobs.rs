@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use tinyforge::gpu::{self, Choice, GpuKernels};
 use tinyforge::runner::DeviceChoice;
 use tinyforge::train::schedule::{Decay, LrSchedule};
-use tinyforge_compiler::compile::Recompute;
+use tinyforge_compiler::compile::{Embeddings, Recompute};
 use tinyforge_compiler::optimizer::{RULES, rule_index};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
@@ -111,7 +111,7 @@ pub struct Knobs {
     #[arg(long)]
     pub prefetch: Option<u32>,
     /// Where embeddings and heads as large as a block live, with a window: near, far, from where they come and go as
-    /// blocks do, or auto [far where they do not fit]
+    /// blocks do, parts, where those not trained do so piece by piece, or auto [the first that fits]
     #[arg(long)]
     pub embeddings: Option<String>,
     /// Where activations rest from forward to backward, with a window: near, far or auto [far where nothing else fits]
@@ -285,7 +285,7 @@ impl Knobs {
             return Err(CommandError::request(why));
         }
         let window = self.window()?;
-        let embeddings = choice("--embeddings", self.embeddings.as_deref(), ["near", "far"])?;
+        let embeddings = self.embeddings()?;
         let spill = choice("--activations", self.activations.as_deref(), ["near", "far"])?;
         let panels = choice("--gradients", self.gradients.as_deref(), ["whole", "panels"])?;
         Ok(Settings {
@@ -332,6 +332,16 @@ impl Knobs {
         };
         let gpu = gpu::kernels(device).map_err(|e| CommandError::request(format!("--device {name}: {e}")))?;
         Ok((device, gpu))
+    }
+
+    fn embeddings(&self) -> Result<Option<Embeddings>, CommandError> {
+        match self.embeddings.as_deref().unwrap_or("auto") {
+            "auto" => Ok(None),
+            "near" => Ok(Some(Embeddings::Near)),
+            "far" => Ok(Some(Embeddings::Far)),
+            "parts" => Ok(Some(Embeddings::Parts)),
+            other => Err(CommandError::request(format!("--embeddings {other}: near, far, parts or auto"))),
+        }
     }
 
     fn window(&self) -> Result<Streaming, CommandError> {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::gpu::GpuKernels;
 use tinyforge::runner::{DeviceChoice, RunOptions};
-use tinyforge_compiler::compile::{self, CompileError, Compiled, Entry, Recompute, Request, Role};
+use tinyforge_compiler::compile::{self, CompileError, Compiled, Embeddings, Entry, Recompute, Request, Role};
 use tinyforge_compiler::import::decoder::{COMPUTE_BF16, COMPUTE_F32, Mode};
 use tinyforge_compiler::import::weight_map::Binding;
 use tinyforge_compiler::machine::Machine;
@@ -67,8 +67,8 @@ pub struct Settings {
     pub recompute: Recompute,
     /// What streams from disk.
     pub window: Streaming,
-    /// Whether large embeddings and heads come and go as blocks do; `None` leaves it to the budget.
-    pub embeddings: Option<bool>,
+    /// Where large embeddings and heads live; `None` leaves it to the budget.
+    pub embeddings: Option<Embeddings>,
     /// Whether activations go to the disk between forward and backward; `None` leaves it to the budget.
     pub spill: Option<bool>,
     /// Whether gradients larger than a block are made by panels of rows; `None` leaves it to the budget.

@@ -3,7 +3,7 @@
 use crate::planning::Planned;
 use crate::sizes::show;
 use std::fmt::Write;
-use tinyforge_compiler::compile::CompileError;
+use tinyforge_compiler::compile::{CompileError, Embeddings};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::passes::update::ClipBy;
 use tinyforge_plan::{Direction, Entry, Part, Plan, Stored, StoredKind};
@@ -47,8 +47,14 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
         let bytes = show(plan.stored_bytes(Stored::is_spilled));
         let _ = writeln!(out, "  activations: {}, {bytes}, rest on disk from forward to backward", spilled.count());
     }
-    if choice.embeddings && plan.arena_start() > 0 {
-        let _ = writeln!(out, "  embeddings: come and go as blocks do, and count as blocks of the window");
+    let how = match choice.embeddings {
+        _ if plan.arena_start() == 0 => None,
+        Embeddings::Near => None,
+        Embeddings::Far => Some("come and go as blocks do, and count as blocks of the window"),
+        Embeddings::Parts => Some("come and go in parts no larger than a block, each a block of the window"),
+    };
+    if let Some(how) = how {
+        let _ = writeln!(out, "  embeddings: {how}");
     }
     if choice.panels {
         let _ = writeln!(out, "  gradients: those larger than a block are made a panel of rows at a time");

@@ -6,7 +6,7 @@ use crate::planning::{Settings, Wanted, compile_window, needs, weight_bytes_min}
 use crate::profile;
 use std::cell::Cell;
 use tinyforge::far::{CHUNK_BYTES, MOVING_STACK_BYTES, MOVING_THREADS};
-use tinyforge_compiler::compile::{CompileError, Compiled};
+use tinyforge_compiler::compile::{CompileError, Compiled, Embeddings};
 use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_plan::Fixed;
 
@@ -155,7 +155,7 @@ fn widest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<(Compiled, O
 pub(crate) fn frugal(settings: &Settings) -> Settings {
     Settings {
         recompute: settings.recompute.least(),
-        embeddings: settings.embeddings.or(Some(true)),
+        embeddings: settings.embeddings.or(Some(Embeddings::Parts)),
         panels: settings.panels.or(Some(true)),
         ..settings.clone()
     }

@@ -10,7 +10,7 @@ use tinyforge::data::RowReader;
 use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::Wanted;
 use tinyforge_cli::request;
-use tinyforge_plan::StoredKind;
+use tinyforge_plan::{StoredKind, part_of};
 
 fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
     let knobs = knobs(pairs);
@@ -187,6 +187,36 @@ fn panels_of_gradients_do_not_matter() {
     none(found);
 }
 
+/// Embeddings and heads in parts, where both are one and where each is its own: tied and trained they stay whole.
+#[test]
+fn parts_of_tables_do_not_matter() {
+    let models = [("p2-parts", true), ("p2-parts-untied", false)]
+        .map(|(name, tied)| made_model(name, Llama { layers: 4, vocab: 2 * VOCAB + 300, tied, ..TIED }));
+    let parts = list(&[
+        &["window=\"1\""],
+        &["window=\"3\"", "prefetch=2", "threads=3", "recompute=\"all\""],
+        &["window=\"2\"", "micro_batch=2", "threads=2"],
+        &["window=\"1\"", "micro_batch=1", "activations=\"far\"", "recompute=\"all\""],
+    ]);
+    let parts: Vec<_> = parts.into_iter().map(|v| [v, vec!["embeddings=\"parts\"".to_string()]].concat()).collect();
+    let mut found = Vec::new();
+    for (_, model) in &models {
+        for base in [
+            &["scheme=\"lora\"", "seq=150"][..],
+            &["scheme=\"lora\"", "dtype=\"bf16\"", "clip=0.05", "clip_by=\"second\""],
+            &["scheme=\"last:2\"", "dtype=\"bf16\""],
+            &["scheme=\"last:1+head\"", "optimizer=\"sgd\""],
+            &["scheme=\"bias\""],
+            &["scheme=\"cycle:2\"", "cycle_steps=1"],
+        ] {
+            // Where groups take turns, activations stay near.
+            let parts = &parts[..if base[0].contains("cycle") { 3 } else { 4 }];
+            found.extend(differences(model, base, parts, 3));
+        }
+    }
+    none(found);
+}
+
 /// Sizes past the tiles and chunks of the kernels.
 #[test]
 fn larger_products_give_the_same() {
@@ -242,6 +272,13 @@ fn what_must_differ_does() {
     };
     let [near, far] = ["near", "far"].map(|place| near_weights(&format!("embeddings=\"{place}\"")));
     assert!(far < near / 4, "embeddings stay near: {far} bytes of {near}");
+    let (_scratch, model) = made_model("p2-differs-parts", Llama { vocab: 2 * VOCAB + 300, ..TIED });
+    let parts_of = |embeddings: &str| {
+        let knobs = knobs(&["scheme=\"lora\"", "window=\"1\"", &format!("embeddings=\"{embeddings}\"")]);
+        let trainer = trainer(&model, &knobs, 7);
+        trainer.runner().plan().stored.iter().filter(|s| part_of(&s.name).is_some()).count()
+    };
+    assert_eq!([parts_of("far"), parts_of("parts")], [0, 3]);
     let (rows, entries) = steps(&["micro_batch=1"]);
     assert_eq!((rows, entries.len()), (1, 3), "the updates are no entry of their own");
 }

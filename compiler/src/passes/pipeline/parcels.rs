@@ -12,7 +12,7 @@ const LARGE_PART: u64 = 2;
 
 /// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
 /// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
-/// blocks, the states that are stored in parts, and with `embeddings` their large weights. Also how many numbered
+/// blocks, what is stored in parts, and with `embeddings` their large weights. Also how many numbered
 /// blocks have parcels of weights.
 pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> (Vec<Parcel>, usize) {
     let is_resident = |user: &User, block: u64| match rotates {
@@ -24,12 +24,11 @@ pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> (Ve
     let largest = bytes_of.values().copied().max().unwrap_or(0);
     let mut parcels: Vec<Parcel> = Vec::new();
     let mut blocks = 0;
-    let moves = |u: &&User| {
-        u.is_of_numbered() || u.part().is_some() || u.is_spilled() || (embeddings && u.is_embedding(largest))
-    };
+    let moves =
+        |u: &&User| u.is_of_numbered() || u.is_part() || u.is_spilled() || (embeddings && u.is_embedding(largest));
     for user in users.iter().filter(moves) {
         let (name, _) = user.blocks[0];
-        let (block, holds) = match user.part() {
+        let (block, holds) = match user.state_part() {
             _ if user.is_spilled() => (user.name.trim_end_matches(SPILLED).to_string(), Holds::Activation),
             Some(part) => (format!("{name}, part {part}"), Holds::States),
             None if user.is_of_numbered() && is_resident(user, bytes_of[name]) => continue,
@@ -98,8 +97,13 @@ impl User<'_> {
         self.kind == Kind::State && self.name.ends_with(SPILLED)
     }
 
+    /// Whether it is a part of a tensor that is stored in parts.
+    fn is_part(&self) -> bool {
+        self.state_part().is_some() || (self.kind == Kind::Weight && part_of(self.name).is_some())
+    }
+
     /// The number of the part that it is, of a state that is stored in parts.
-    fn part(&self) -> Option<u32> {
+    fn state_part(&self) -> Option<u32> {
         part_of(self.name).filter(|_| self.kind == Kind::State).map(|(_, part)| part)
     }
 }
