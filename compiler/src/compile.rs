@@ -1,8 +1,8 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> fuse_update -> split_update -> order ->
-//! recompute -> order -> fuse_rows -> fuse_channels -> spill -> pipeline -> place -> lower
+//! parameterize -> differentiate -> prune -> fuse -> split_tables -> update -> layer_major -> fuse_update ->
+//! split_update -> order -> recompute -> order -> fuse_rows -> fuse_channels -> spill -> pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
