@@ -147,7 +147,8 @@ impl Splitter<'_> {
         self.b.at(node.block, Region::Forward);
         let attrs = Attrs::of(Op::CrossEntropyOfSums.def().attrs, &[]);
         let (op, block) = (Op::CrossEntropyOfSums, node.block);
-        let loss = Node { op, args: vec![sums, weights], outs: vec![node.outs[0]], attrs, block, region: Region::Forward };
+        let loss =
+            Node { op, args: vec![sums, weights], outs: vec![node.outs[0]], attrs, block, region: Region::Forward };
         self.b.graph.nodes.push(loss);
         if node.op == Op::LinearCrossEntropyGrad {
             let given = [h, labels, weights, sums];

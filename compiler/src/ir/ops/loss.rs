@@ -233,7 +233,7 @@ pub const LINEAR_CROSS_ENTROPY_GRAD_W: OpDef = OpDef {
 
 /// Of each token's logits the largest `m`, the sum `z = Σ_k exp(x[k] - m)` and the label's, `sums[T,3]`; all 0 where
 /// the token does not count. `w` is rows `first_row..first_row + P` of a table of `vocab`, and `sums` are those of the
-/// rows before them. They are taken in segments of [`VOCAB_SEGMENT`](tinyforge_plan::VOCAB_SEGMENT) rows, in order:
+/// rows before them. They are taken in segments of `VOCAB_SEGMENT` rows, in order:
 /// `z = z exp(m - m') + z' exp(m'' - m')`, `m'` the larger of both. Operands `h[T,D], w[P,D], labels i32[T],
 /// weights[T]`, and `sums[T,3]` or none. Made by `split_tables`.
 pub const LINEAR_CROSS_ENTROPY_SUMS: OpDef = OpDef {
@@ -260,8 +260,7 @@ pub const LINEAR_CROSS_ENTROPY_SUMS: OpDef = OpDef {
     ..ROW
 };
 
-const PART_ATTRS: &[AttrDef] =
-    &[int("compute", 0), int("seq", 1), int("first_row", 0), int("vocab", 1)];
+const PART_ATTRS: &[AttrDef] = &[int("compute", 0), int("seq", 1), int("first_row", 0), int("vocab", 1)];
 
 /// The loss that the sums of all logits give: `loss[t] = weights[t] (ln z[t] + m[t] - x[t])`, 0 where `z[t]` is 0.
 /// Operands `sums[T,3]` of [`LINEAR_CROSS_ENTROPY_SUMS`], `weights[T]`. Made by `split_tables`.
@@ -285,7 +284,7 @@ pub const CROSS_ENTROPY_OF_SUMS: OpDef = OpDef {
 
 /// What some rows of `w` add to the gradient of `h`: `dh[t] = acc[t] + Σ_v dlogits[t, first_row + v] w[v]`, `dlogits`
 /// as for [`LINEAR_CROSS_ENTROPY_GRAD_W`] from the `sums` of all logits. Segments of
-/// [`VOCAB_SEGMENT`](tinyforge_plan::VOCAB_SEGMENT) rows are summed from 0 and then added, in order.
+/// `VOCAB_SEGMENT` rows are summed from 0 and then added, in order.
 /// Operands `h[T,D], w[P,D], labels i32[T], weights[T], sums[T,3]`, and `acc[T,D]` or none. Made by `split_tables`.
 pub const LINEAR_CROSS_ENTROPY_GRAD_H: OpDef = OpDef {
     name: "linear_cross_entropy_grad_h",

@@ -394,7 +394,6 @@ pub fn linear_cross_entropy_grad_w_scratch_bytes(dims: &LinearCrossEntropy, pane
 /// not read.
 ///
 /// Errors: a label is not below `vocab`; `dw` is then as it was.
-#[expect(clippy::too_many_arguments, reason = "operands of one kernel")]
 pub fn linear_cross_entropy_grad_w(
     par: &Par,
     dims: &LinearCrossEntropy,
@@ -406,7 +405,10 @@ pub fn linear_cross_entropy_grad_w(
 ) -> Result<(), OutOfRange> {
     head.check(dims);
     assert!(head.w.rows == dims.vocab, "the weight's shape");
-    assert!(dw.len().is_multiple_of(dims.width) && sums.len() == SUMS * dims.tokens(), "whole rows, sums of all tokens");
+    assert!(
+        dw.len().is_multiple_of(dims.width) && sums.len() == SUMS * dims.tokens(),
+        "whole rows, sums of all tokens"
+    );
     check_labels(head.labels, head.weights, dims.vocab)?;
     let panel = dw.len() / dims.width;
     let w = head.w.rows_from(first_row, panel);
