@@ -1,14 +1,19 @@
 //! Texts continued through the cache against the same texts in whole rows; no file but the fixtures is needed.
 
 mod common;
+mod made;
 
 use common::{Folder, MODELS, as_gguf, difference, fill_row, fixtures, row_settings, runner};
 use std::ops::ControlFlow;
 use tinyforge::generate::{Ended, GenerateError, Generator, Request, Sampling};
 use tinyforge::runner::Runner;
 use tinyforge_cli::model::Model;
-use tinyforge_cli::planning::{PREFILL_TOKENS, Wanted};
+use tinyforge_cli::planning::{PREFILL_TOKENS, Settings, Wanted};
+use tinyforge_cli::streaming::Streaming;
+use tinyforge_compiler::compile::Embeddings;
+use tinyforge_compiler::passes::pipeline::Window;
 use tinyforge_compiler::scheme::Scheme;
+use tinyforge_plan::part_of;
 
 const CHUNK: usize = PREFILL_TOKENS as usize;
 
@@ -50,6 +55,33 @@ fn the_cache_gives_the_logits_of_the_whole_row() {
                 let off = difference(generator.feed(&ids[at..=at]).expect("feeds"), &wanted[at]);
                 assert!(off < 1e-5, "{name}: after a prompt of {len}, at {at}, logits differ by {off}");
             }
+        }
+    }
+}
+
+/// A table that is read in parts, with and without a cache, by blocks that stream.
+#[test]
+fn parts_of_a_table_give_the_same_logits() {
+    for tied in [false, true] {
+        let scratch = made::Scratch::new("generate-parts");
+        made::Llama { vocab: 2 * made::VOCAB + 300, tied, ..made::TIED }.write(scratch.path());
+        let model = Model::open(scratch.path()).expect("opens");
+        let ids = ids(&model, 20);
+        let windowed = |wanted, window| {
+            let window = Streaming::Window(Window { blocks: window, prefetch: 1 });
+            let embeddings = Some(Embeddings::Parts);
+            runner(&model, &Settings { window, embeddings, ..row_settings(Scheme::frozen(), 20) }, wanted)
+        };
+        let wanted = whole(&model, &ids);
+        let mut rows = windowed(Wanted::Logits, 2);
+        assert!(rows.plan().stored.iter().any(|s| part_of(&s.name).is_some()), "there are no parts");
+        fill_row(&mut rows, 0, &ids);
+        rows.run(0).expect("runs");
+        assert_eq!(rows.result::<f32>(0, "logits"), wanted.concat());
+        let (mut near, mut far) = (generating(&model, 20), windowed(Wanted::Generate, 1));
+        let [mut near, mut far] = [&mut near, &mut far].map(|r| Generator::new(r).expect("generates"));
+        for ids in [&ids[..12], &ids[12..13], &ids[13..14]] {
+            assert_eq!(far.feed(ids).expect("feeds"), near.feed(ids).expect("feeds"));
         }
     }
 }

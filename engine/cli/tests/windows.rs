@@ -2,7 +2,7 @@
 
 mod made;
 
-use made::{Llama, Scratch, TIED, knobs};
+use made::{Llama, Scratch, TIED, VOCAB, knobs};
 use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::Wanted;
 use tinyforge_cli::request;
@@ -10,18 +10,16 @@ use tinyforge_plan::check;
 
 const LAYERS: u32 = 6;
 
-fn model() -> (Scratch, Model) {
+fn model(vocab: u32) -> (Scratch, Model) {
     let scratch = Scratch::new("windows");
-    Llama { layers: LAYERS, ..TIED }.write(scratch.path());
+    Llama { layers: LAYERS, vocab, ..TIED }.write(scratch.path());
     let model = Model::open(scratch.path()).expect("opens");
     (scratch, model)
 }
 
 #[test]
 fn every_window_gives_a_plan_that_holds() {
-    let (_scratch, model) = model();
-    let mut faults = Vec::new();
-    for base in [
+    let bases = [
         &["scheme=\"full\""][..],
         &["scheme=\"full\"", "optimizer=\"sgd\"", "micro_batch=2"],
         &["scheme=\"full\"", "clip=0.05", "clip_by=\"keep\""],
@@ -42,7 +40,24 @@ fn every_window_gives_a_plan_that_holds() {
         &["scheme=\"bias\""],
         &["scheme=\"cycle:2\""],
         &["scheme=\"cycle:1\"", "optimizer=\"adamw8\"", "keep_state=true"],
-    ] {
+    ];
+    all_hold(&model(VOCAB).1, &bases);
+}
+
+#[test]
+fn every_window_with_tables_in_parts_gives_a_plan_that_holds() {
+    let bases = [
+        &["scheme=\"lora\"", "embeddings=\"parts\""][..],
+        &["scheme=\"lora\"", "embeddings=\"parts\"", "activations=\"far\"", "micro_batch=1"],
+        &["scheme=\"last:2\"", "embeddings=\"parts\"", "clip=0.05", "clip_by=\"second\""],
+        &["scheme=\"cycle:2\"", "embeddings=\"parts\"", "micro_batch=2"],
+    ];
+    all_hold(&model(3 * VOCAB).1, &bases);
+}
+
+fn all_hold(model: &Model, bases: &[&[&str]]) {
+    let mut faults = Vec::new();
+    for base in bases {
         for window in 1..=LAYERS {
             for prefetch in 1..=window.min(3) {
                 for recompute in ["nothing", "all"] {
@@ -53,7 +68,7 @@ fn every_window_gives_a_plan_that_holds() {
                     ];
                     let pairs: Vec<&str> = base.iter().copied().chain(more.iter().map(String::as_str)).collect();
                     let settings = knobs(&pairs).settings().expect("settings");
-                    let plans = request::plan_phases(&model, &settings, Wanted::Train, &[]).expect("plans");
+                    let plans = request::plan_phases(model, &settings, Wanted::Train, &[]).expect("plans");
                     let found = plans.iter().flat_map(|p| check::check(&p.compiled.plan));
                     faults.extend(found.take(1).map(|fault| format!("{pairs:?}: {fault}")));
                 }
