@@ -127,16 +127,20 @@ fn widest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<(Compiled, O
         Some(result) => return result,
     };
     // What does not fit with the least window fits with none; and what fits at all does when it takes least.
-    let frugal = frugal(settings);
-    let probe = |blocks: u32| fitting(&Asked { settings: &frugal, ..*asked }, of(blocks), heap);
-    match (probe(least), all) {
+    let mut frugal = frugal(settings);
+    let probe = |frugal: &Settings, blocks| fitting(&Asked { settings: frugal, ..*asked }, of(blocks), heap);
+    let narrowest = match (probe(&frugal, least), all) {
         (Err(error), Some(all)) if needs(&error) >= needs(&all) => return Err(all),
-        (result, _) => result.map(drop)?,
+        (result, _) => result?,
+    };
+    // Activations go only where they must, not for a wider window.
+    if !narrowest.choice.spills {
+        frugal.spill = Some(false);
     }
     let (mut fits, mut over) = (least, layers + u32::from(is_cut));
     while over - fits > 1 {
         let middle = fits + (over - fits) / 2;
-        match probe(middle) {
+        match probe(&frugal, middle) {
             Ok(_) => fits = middle,
             Err(error) if needs(&error).is_some() => over = middle,
             Err(error) => return Err(error),
