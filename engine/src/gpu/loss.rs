@@ -149,8 +149,8 @@ fn losses(tokens: usize, sums: Operand, weights: Operand) -> Launch {
     }
 }
 
-/// Of every chunk there are its logits, their sums and what they become, in scratch, then the gradients: of the weight a
-/// chunk is summed from zero, then added.
+/// Of every chunk there are its logits, their sums and what they become, in scratch, then the gradients: of the weight
+/// a chunk is summed from zero, then added.
 fn linear_cross_entropy(c: &Call) -> Result<Work, String> {
     let (tokens, vocab) = (c.rows(0), c.rows(1));
     let rows = Rows::of(c, 0..vocab, 0, vocab);
