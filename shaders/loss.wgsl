@@ -4,8 +4,8 @@
 // for t { m = max(x[t, :]); z = sum(exp(x[t, :] - m)); nll = ln z + m - x[t, labels[t]] }
 // ```
 // A token whose label is negative or whose weight is 0 counts for nothing: its loss and gradient are exact zeros. The
-// cross-entropy of a linear layer takes its logits from `linear.wgsl`, a chunk of tokens at a time; these give sums
-// and the sums losses and gradients.
+// cross-entropy of a linear layer takes its logits from `linear.wgsl`, a chunk of tokens at a time, and
+// losses and gradients from the sums of these.
 // Bound: bytes of the rows over memory bandwidth.
 
 struct Params {

@@ -67,9 +67,9 @@ fn whole(kept: Kept) -> Graph {
     let seq = ("seq", TOKENS.into());
     let mut b = Builder::new(&mut graph);
     let rows = b.push1("rows", Op::Embedding, &[w, tokens], &[]);
-    let logits = b.push1("logits", Op::Linear, &[h, w], std::slice::from_ref(&compute));
+    let logits = b.push1("logits", Op::Linear, &[h, w], &[compute]);
     let head = [h, w, labels, weights];
-    let forward = b.push1("forward", Op::LinearCrossEntropy, &head, &[compute.clone(), seq.clone()]);
+    let forward = b.push1("forward", Op::LinearCrossEntropy, &head, &[compute, seq]);
     let attrs = [compute, seq, ("sums", Attr::Int(1))];
     let grad = b.push("grad", Op::LinearCrossEntropyGrad, &head, &attrs);
     let names = ["rows", "logits", "forward", "loss", "dh", "sums"].map(str::to_string);
@@ -90,7 +90,7 @@ fn in_parts(kept: Kept, cuts: &[u32]) -> Graph {
     for (part, &w) in parts.iter().zip(&tables) {
         let mut attrs = Vec::from(place(part));
         rows = Some(b.push1("rows", Op::EmbeddingPart, &args(&[w, tokens], rows), &attrs));
-        attrs.push(compute.clone());
+        attrs.push(compute);
         logits = Some(b.push1("logits", Op::LinearPart, &args(&[h, w], logits), &attrs));
         attrs.push(("seq", TOKENS.into()));
         sums = Some(b.push1("sums", Op::LinearCrossEntropySums, &args(&[h, w, labels, weights], sums), &attrs));
@@ -99,7 +99,7 @@ fn in_parts(kept: Kept, cuts: &[u32]) -> Graph {
     let loss = b.push1("loss", Op::CrossEntropyOfSums, &[sums, weights], &[]);
     for (part, &w) in parts.iter().zip(&tables) {
         let mut attrs = Vec::from(place(part));
-        attrs.extend([compute.clone(), ("seq", TOKENS.into())]);
+        attrs.extend([compute, ("seq", TOKENS.into())]);
         dh = Some(b.push1("dh", Op::LinearCrossEntropyGradH, &args(&[h, w, labels, weights, sums], dh), &attrs));
     }
     let all = [("rows", rows), ("logits", logits), ("forward", Some(loss)), ("loss", Some(loss)), ("dh", dh)];

@@ -98,7 +98,8 @@ fn forward(c: &Call, bias: usize) -> Result<Work, String> {
     of_tokens(c, &Product { bias: (bias < c.args()).then_some(Operand::Arg(bias)), ..x_wt(c) })
 }
 
-/// Some columns of the result; the others are what operand 2 has there, or zeros.
+/// Some columns of the result; the others are what operand 2 has there, or zeros. Not by a library, whose sums follow
+/// from how many columns there are.
 fn part(c: &Call) -> Result<Work, String> {
     let columns = one(&Product { c_row: c.size("vocab"), c_first: c.size("first_row"), ..x_wt(c) }, None)?;
     let launches = start_from(c, 2).into_iter().chain(columns.launches).collect();
