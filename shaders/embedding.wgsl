@@ -11,14 +11,14 @@ struct Params {
     seq: u32,
     /// Whether each packed row's sum is added to the table on its own.
     running: u32,
-    /// The first row that the gradient is of, and how many.
+    /// The first row that is there, or that the gradient is of, and how many.
     first: u32,
     rows: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-/// `y[t, c] = w[tokens[t], c]`. Operands `tokens, w, y`.
+/// `y[t, c] = w[tokens[t] - first, c]`; of a token with another row it stays. Operands `tokens, w, y`.
 @compute @workgroup_size(256)
 fn embedding(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
     let i = index_of(g, n, l);
@@ -28,7 +28,7 @@ fn embedding(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: ve
         refuse(p.step);
         return;
     }
-    f2[i] = stored(token * p.cols + i % p.cols);
+    if (token >= p.first && token - p.first < p.rows) { f2[i] = stored((token - p.first) * p.cols + i % p.cols); }
 }
 
 /// Adds to `dw[v, :]` the rows of `dx` whose token is `first + v`, packed row by packed row: the tokens of a packed row

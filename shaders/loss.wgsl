@@ -4,7 +4,8 @@
 // for t { m = max(x[t, :]); z = sum(exp(x[t, :] - m)); nll = ln z + m - x[t, labels[t]] }
 // ```
 // A token whose label is negative or whose weight is 0 counts for nothing: its loss and gradient are exact zeros. The
-// cross-entropy of a linear layer takes its logits from `linear.wgsl`, a chunk of tokens at a time.
+// cross-entropy of a linear layer takes its logits from `linear.wgsl`, a chunk of tokens at a time, and
+// losses and gradients from the sums of these.
 // Bound: bytes of the rows over memory bandwidth.
 
 struct Params {
@@ -13,10 +14,11 @@ struct Params {
     rows: u32,
     first: u32,
     cols: u32,
-    /// Whether the rows stay what they are.
-    keeps: u32,
-    /// What column 0 is a logit of.
+    /// Whether sums are those of the columns before.
+    carries: u32,
+    /// What column 0 is a logit of, and how many there are in all.
     vocab_first: u32,
+    vocab: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -68,10 +70,10 @@ fn softmax_grad(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n:
     }
 }
 
-/// The label of row `r`; one past the columns stops the run and counts for nothing.
-fn label_of(r: u32) -> i32 {
+/// The label of row `r`; one that is not below `limit` stops the run and counts for nothing.
+fn label_of(r: u32, limit: u32) -> i32 {
     let label = bitcast<i32>(u1[p.first + r]);
-    if (label >= i32(p.cols)) {
+    if (label >= i32(limit)) {
         refuse(p.step);
         return -1;
     }
@@ -84,7 +86,7 @@ fn cross_entropy(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n
     let r = g.y * n.x + g.x;
     let m = max_and_sum(r, l);
     if (r < p.rows && l == 0u) {
-        let label = label_of(r);
+        let label = label_of(r, p.cols);
         let weight = f2[p.first + r];
         var loss = 0.0;
         if (label >= 0 && weight != 0.0) { loss = weight * (log(m.y) + m.x - f0[r * p.cols + u32(label)]); }
@@ -98,7 +100,7 @@ fn cross_entropy_grad(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgrou
     let r = g.y * n.x + g.x;
     let m = max_and_sum(r, l);
     if (r >= p.rows) { return; }
-    let label = label_of(r);
+    let label = label_of(r, p.cols);
     let weight = f2[r] * f3[r];
     for (var c = l; c < p.cols; c += 256u) {
         let i = r * p.cols + c;
@@ -111,42 +113,100 @@ fn cross_entropy_grad(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgrou
     }
 }
 
-/// Losses of rows of logits, which become their gradients unless they are kept. Operands `x, labels, weights, loss`.
-@compute @workgroup_size(256)
-fn head(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    let r = g.y * n.x + g.x;
-    let m = max_and_sum(r, l);
-    if (r >= p.rows) { return; }
-    let label = label_of(r);
-    let weight = f2[p.first + r];
-    let counts = label >= 0 && weight != 0.0;
-    if (l == 0u && !counts) { f3[p.first + r] = 0.0; }
-    for (var c = l; c < p.cols; c += 256u) {
-        let i = r * p.cols + c;
-        let x = f0[i];
-        if (counts && i32(c) == label) { f3[p.first + r] = weight * (log(m.y) + m.x - x); }
-        if (p.keeps == 0u) {
-            var dx = 0.0;
-            if (counts) {
-                dx = exp(x - m.x) * (weight / m.y);
-                if (i32(c) == label) { dx -= weight; }
-            }
-            f0[i] = dx;
-        }
+/// Logits that are summed apart, and the lanes that sum them.
+const SEGMENT: u32 = 1024u;
+const TEAM: u32 = 32u;
+
+/// What the teams of a workgroup found: the largest logit of a segment each, and the sum of `exp(x - largest)`.
+var<workgroup> found: array<vec2<f32>, 8>;
+
+/// The largest over a team's lanes, halved as in `lanes.wgsl`.
+fn max_of_team(l: u32, x: f32) -> f32 {
+    workgroupBarrier();
+    lanes[l] = x;
+    for (var width = TEAM / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if (l % TEAM < width) { lanes[l] = max(lanes[l], lanes[l + width]); }
     }
+    workgroupBarrier();
+    return lanes[l / TEAM * TEAM];
 }
 
-/// The largest of every row of logits, and the sum of `exp(x - largest)`; zeros where the token does not count.
+/// The sum over a team's lanes, in the same order.
+fn sum_of_team(l: u32, x: f32) -> f32 {
+    workgroupBarrier();
+    lanes[l] = x;
+    for (var width = TEAM / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if (l % TEAM < width) { lanes[l] += lanes[l + width]; }
+    }
+    workgroupBarrier();
+    return lanes[l / TEAM * TEAM];
+}
+
+/// Largest and sum of the logits of both.
+fn of_both(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
+    let largest = max(a.x, b.x);
+    return vec2<f32>(largest, fma(a.y, exp(a.x - largest), b.y * exp(b.x - largest)));
+}
+
+/// Of every row of logits the largest, the sum of `exp(x - largest)` and the label's, three numbers a token: segment
+/// after segment, each summed by a team from zero, so that logits may come in parts of whole segments. Where sums are
+/// carried on, those of the segments before are in their place. All are 0 where the token does not count.
+///
+/// ```text
+/// for segment { m' = max(x); z' = sum(exp(x - m')); (m, z) = (max(m, m'), z exp(m - max) + z' exp(m' - max)) }
+/// ```
 /// Operands `x, labels, weights, sums`.
 @compute @workgroup_size(256)
 fn row_sums(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
     let r = g.y * n.x + g.x;
-    let m = max_and_sum(r, l);
+    let at = 3u * (p.first + r);
+    var total = vec2<f32>(LOWEST, 0.0);
+    if (l == 0u && r < p.rows && p.carries != 0u) { total = vec2<f32>(f3[at], f3[at + 1u]); }
+    for (var first = 0u; first < p.cols; first += 8u * SEGMENT) {
+        let start = first + l / TEAM * SEGMENT;
+        let end = select(0u, min(start + SEGMENT, p.cols), r < p.rows);
+        var largest = LOWEST;
+        for (var c = start + l % TEAM; c < end; c += TEAM) { largest = max(largest, f0[r * p.cols + c]); }
+        largest = max_of_team(l, largest);
+        var sum = 0.0;
+        for (var c = start + l % TEAM; c < end; c += TEAM) { sum += exp(f0[r * p.cols + c] - largest); }
+        sum = sum_of_team(l, sum);
+        if (l % TEAM == 0u) { found[l / TEAM] = vec2<f32>(largest, sum); }
+        workgroupBarrier();
+        if (l == 0u) {
+            for (var s = 0u; s < min(8u, (p.cols - first + SEGMENT - 1u) / SEGMENT); s++) {
+                let is_first = p.carries == 0u && first + s == 0u;
+                if (is_first) { total = found[s]; } else { total = of_both(total, found[s]); }
+            }
+        }
+    }
     if (r >= p.rows || l > 0u) { return; }
-    let t = p.first + r;
-    let counts = bitcast<i32>(u1[t]) >= 0 && f2[t] != 0.0;
-    f3[2u * t] = select(0.0, m.x, counts);
-    f3[2u * t + 1u] = select(0.0, m.y, counts);
+    let label = label_of(r, p.vocab);
+    if (label < 0 || f2[p.first + r] == 0.0) {
+        total = vec2<f32>(0.0);
+        f3[at + 2u] = 0.0;
+    } else {
+        let own = u32(label) - p.vocab_first;
+        if (u32(label) >= p.vocab_first && own < p.cols) {
+            f3[at + 2u] = f0[r * p.cols + own];
+        } else if (p.carries == 0u) {
+            f3[at + 2u] = 0.0;
+        }
+    }
+    f3[at] = total.x;
+    f3[at + 1u] = total.y;
+}
+
+/// `loss[t] = weights[t] (ln z + m - x[t, labels[t]])` of such sums. Operands `sums, weights, loss`.
+@compute @workgroup_size(256)
+fn cross_entropy_of_sums(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let t = index_of(g, n, l);
+    if (t >= p.rows) { return; }
+    var loss = 0.0;
+    if (f0[3u * t + 1u] != 0.0) { loss = f1[t] * (log(f0[3u * t + 1u]) + f0[3u * t] - f0[3u * t + 2u]); }
+    f2[t] = loss;
 }
 
 /// Turns rows of a panel of logits into their gradients. Operands `x, labels, weights, sums`.
@@ -162,7 +222,7 @@ fn panel(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         let i = r * p.cols + c;
         var dx = 0.0;
         if (counts) {
-            dx = exp(f0[i] - f3[2u * t]) * (weight / f3[2u * t + 1u]);
+            dx = exp(f0[i] - f3[3u * t]) * (weight / f3[3u * t + 1u]);
             if (i32(p.vocab_first + c) == label) { dx -= weight; }
         }
         f0[i] = dx;

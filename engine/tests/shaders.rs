@@ -6,7 +6,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::collections::BTreeSet;
 use tinyforge::gpu::cuda;
 use tinyforge::gpu::wgpu::{FAMILIES, LANES, wgsl};
-use tinyforge_plan::DType;
+use tinyforge_plan::{DType, VOCAB_SEGMENT};
 
 /// Lanes of subgroups.
 const SUBGROUPS: [u32; 5] = [4, 8, 16, 32, 64];
@@ -107,6 +107,16 @@ fn kernels_have_siblings_in_cuda() {
     assert!(no_kernel.is_empty(), "shaders without a kernel of their name and size in kernels/cuda: {no_kernel:?}");
     let no_shader: Vec<&str> = kernels.difference(&shaders).map(|(_, name, _)| name.as_str()).collect();
     assert_eq!(no_shader, ALONE, "kernels without a shader of their name and size in shaders");
+}
+
+/// Classes are summed apart where tables may be cut.
+#[test]
+fn segments_are_those_of_plans() {
+    let segment = format!("SEGMENT: u32 = {VOCAB_SEGMENT}u;");
+    assert!(wgsl("loss", false).is_some_and(|text| text.contains(&segment)), "shaders/loss.wgsl has no `{segment}`");
+    let segment = format!("u32 SEGMENT = {VOCAB_SEGMENT};");
+    let text = cuda::FAMILIES.iter().find(|(stem, _)| *stem == "loss").map(|(_, text)| *text);
+    assert!(text.is_some_and(|text| text.contains(&segment)), "kernels/cuda/loss.cu has no `{segment}`");
 }
 
 /// The code blocks of a language in the walk through adding an op.

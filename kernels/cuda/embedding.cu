@@ -10,11 +10,11 @@ struct Params {
   u32 seq;
   /// Whether each packed row's sum is added to the table on its own.
   u32 running;
-  /// The first row that the gradient is of, and how many.
+  /// The first row that is there, or that the gradient is of, and how many.
   u32 first, rows;
 };
 
-/// `y[t, c] = w[tokens[t], c]`.
+/// `y[t, c] = w[tokens[t] - first, c]`; of a token with another row it stays.
 KERNEL(256) embedding(Params p, u32 *status, const u32 *tokens, const void *w, float *y) {
   u32 i = index_of();
   if (i >= p.tokens * p.cols) return;
@@ -23,7 +23,7 @@ KERNEL(256) embedding(Params p, u32 *status, const u32 *tokens, const void *w, f
     refuse(status, p.step);
     return;
   }
-  y[i] = stored(w, token * p.cols + i % p.cols);
+  if (token >= p.first && token - p.first < p.rows) y[i] = stored(w, (token - p.first) * p.cols + i % p.cols);
 }
 
 /// Adds to `dw[v, :]` the rows of `dx` whose token is `first + v`, packed row by packed row: the tokens of a packed row

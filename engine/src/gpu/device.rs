@@ -234,11 +234,13 @@ fn told(failure: Failure, entry: &Entry, host: Option<&mut Arena>) -> RunError {
 /// Ops that follow indices: the operand with the indices, what they name, and whether negative ones are skipped.
 const INDEXED: &[(&str, usize, &str, bool)] = &[
     ("embedding", 1, "token", false),
+    ("embedding_part", 1, "token", false),
     ("embedding_grad", 1, "token", false),
     ("cross_entropy", 1, "label", true),
     ("cross_entropy_grad", 1, "label", true),
     ("linear_cross_entropy", 2, "label", true),
     ("linear_cross_entropy_grad", 2, "label", true),
+    ("linear_cross_entropy_sums", 2, "label", true),
     ("kv_write", 2, "position", true),
     ("attention_cached", 3, "position", true),
 ];
@@ -246,7 +248,7 @@ const INDEXED: &[(&str, usize, &str, bool)] = &[
 /// Entries of the table that a step's indices point into.
 fn limit(step: &Step) -> usize {
     match step.kernel.as_str() {
-        "embedding_grad" => step.outs[0].rows(),
+        "embedding_part" | "embedding_grad" | "linear_cross_entropy_sums" => step.size("vocab"),
         "cross_entropy" | "cross_entropy_grad" => step.args[0].cols(),
         "embedding" | "kv_write" => step.args[0].rows(),
         _ => step.args[1].rows(),

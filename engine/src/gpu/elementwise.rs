@@ -80,6 +80,14 @@ pub(super) fn copy(from: Operand, to: Operand, words: usize) -> Launch {
     launch("copy", vec![from, to], Numbers { len: words, ..Numbers::default() }, words.div_ceil(GROUP))
 }
 
+/// Makes the first result what operand `i` is, or zeros where there is none; nothing where it is in place.
+pub(super) fn start_from(c: &Call, i: usize) -> Option<Launch> {
+    match i < c.args() {
+        true => (!c.is_in_place(i, 0)).then(|| copy(Operand::Arg(i), Operand::Out(0), c.out_elems(0))),
+        false => Some(clear(Operand::Out(0), c.out_elems(0))),
+    }
+}
+
 /// Stops the run where one of so many floats from `first` on is not finite.
 pub(super) fn check_finite(operand: Operand, first: usize, len: usize) -> Launch {
     launch("check_finite", vec![operand], Numbers { len, x_start: first, ..Numbers::default() }, len.div_ceil(GROUP))

@@ -1,6 +1,7 @@
 //! Linear layers, all of them the dense product.
 
 use super::call::Parts;
+use super::elementwise::start_from;
 use super::{Call, Factor, Kernel, Launch, Operand, Params, Row, Work, dense};
 use tinyforge_plan::DType;
 
@@ -9,6 +10,7 @@ const TILE: usize = 64;
 
 pub(super) const ROWS: &[Row] = &[
     Row { name: "linear", work: |c| forward(c, 2) },
+    Row { name: "linear_part", work: part },
     Row { name: "linear_sub", work: |c| forward(c, 3) },
     Row { name: "linear_add", work: |c| of_tokens(c, &Product { alpha: c.float("alpha"), acc: acc(c), ..x_wt(c) }) },
     Row { name: "linear_grad_x", work: grad_x },
@@ -94,6 +96,14 @@ fn x_wt(c: &Call) -> Product {
 
 fn forward(c: &Call, bias: usize) -> Result<Work, String> {
     of_tokens(c, &Product { bias: (bias < c.args()).then_some(Operand::Arg(bias)), ..x_wt(c) })
+}
+
+/// Some columns of the result; the others are what operand 2 has there, or zeros. Not by a library, whose sums follow
+/// from how many columns there are.
+fn part(c: &Call) -> Result<Work, String> {
+    let columns = one(&Product { c_row: c.size("vocab"), c_first: c.size("first_row"), ..x_wt(c) }, None)?;
+    let launches = start_from(c, 2).into_iter().chain(columns.launches).collect();
+    Ok(Work::of(launches, 0))
 }
 
 /// `dx = acc + alpha dy w`.
