@@ -273,7 +273,7 @@ pub const CROSS_ENTROPY_OF_SUMS: OpDef = OpDef {
         Ok(vec![Type::f32(&[tokens])])
     },
     eval: |x, y, _| {
-        for (t, loss) in y[0].data.iter_mut().enumerate().filter(|(t, _)| x[0].row(*t)[1] > 0.0) {
+        for (t, loss) in y[0].data.iter_mut().enumerate().filter(|(t, _)| x[0].row(*t)[1] != 0.0) {
             let [max, sum, own] = [0, 1, 2].map(|i| x[0].row(t)[i]);
             *loss = x[1].data[t] * (sum.ln() + max - own);
         }
@@ -283,8 +283,8 @@ pub const CROSS_ENTROPY_OF_SUMS: OpDef = OpDef {
 };
 
 /// What some rows of `w` add to the gradient of `h`: `dh[t] = acc[t] + Σ_v dlogits[t, first_row + v] w[v]`, `dlogits`
-/// as for [`LINEAR_CROSS_ENTROPY_GRAD_W`] from the `sums` of all logits. Segments of
-/// `VOCAB_SEGMENT` rows are summed from 0 and then added, in order.
+/// as for [`LINEAR_CROSS_ENTROPY_GRAD_W`] from the `sums` of all logits. The sum runs over the rows in order, and no
+/// chunk of it reaches over the end of a segment of `VOCAB_SEGMENT` rows.
 /// Operands `h[T,D], w[P,D], labels i32[T], weights[T], sums[T,3]`, and `acc[T,D]` or none. Made by `split_tables`.
 pub const LINEAR_CROSS_ENTROPY_GRAD_H: OpDef = OpDef {
     name: "linear_cross_entropy_grad_h",

@@ -1,7 +1,7 @@
 //! What every graphics card must show, whatever runs its kernels.
 
 use super::trace::{Trace, difference};
-use super::{Llama, MadeRows, Scratch, TIED, knobs};
+use super::{Llama, MadeRows, Scratch, TIED, VOCAB, knobs};
 use tinyforge::data::RowReader;
 use tinyforge_cli::knobs::Knobs;
 use tinyforge_cli::model::Model;
@@ -107,6 +107,13 @@ pub fn windows_do_not_change_the_result(device: &str, first: Train, again: Train
     {
         found.extend(differences(&model, &[base, &[device]].concat(), &ways, 3, (first, again)));
     }
+    // Tables that come and go in parts.
+    let (_scratch, model) = made_model(&format!("{}-parts", name(device)), Llama { vocab: 2 * VOCAB + 300, ..TIED });
+    let parts: [&[&str]; 2] = [
+        &["window=\"1\"", "embeddings=\"parts\""],
+        &["window=\"2\"", "embeddings=\"parts\"", "micro_batch=2"],
+    ];
+    found.extend(differences(&model, &["scheme=\"lora\"", device], &parts, 2, (first, again)));
     none(&found);
 }
 

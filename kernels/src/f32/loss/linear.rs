@@ -5,7 +5,7 @@
 //! dlogits = weights (exp(x - m) / z - onehot(label)); dh = dlogits w; dw = dlogits' h
 //! ```
 //! The vocabulary is taken in segments of [`VOCAB_SEGMENT`], in order: each has its own largest logit and sum, which
-//! are merged one after the other, and adds its own sum to `dh`. So a weight that is given in parts of whole segments,
+//! are merged one after the other, and no chunk of the sum in `dh` reaches over its end. So a weight that is given in parts of whole segments,
 //! one after the other, leads to the bits of the whole. Bound: its three dense products.
 
 use super::super::dense::{Compute, Gemm, Mat, MatData, gemm, gemm_scratch_bytes};
@@ -99,7 +99,7 @@ pub fn cross_entropy_of_sums(sums: &[f32], weights: &[f32], loss: &mut [f32]) {
 }
 
 fn loss_of([max, sum, own]: [f32; SUMS], weight: f32) -> f32 {
-    if sum > 0.0 { weight * (libm::logf(sum) + max - own) } else { 0.0 }
+    if sum == 0.0 { 0.0 } else { weight * (libm::logf(sum) + max - own) }
 }
 
 /// Shapes and options of [`linear_cross_entropy`].
