@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::decoder_config::{DecoderConfig, Family, NormKind};
 use super::source::{Catalog, TensorRef};
+use tinyforge_plan::DType;
 
 /// One parameter of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +118,12 @@ impl WeightMap {
     /// All bindings, embedding first, then block by block, then norm and head.
     pub fn iter(&self) -> impl Iterator<Item = &Binding> {
         self.bindings.iter()
+    }
+
+    /// Stores matrices whose rows are whole blocks of this type in it.
+    pub fn store_matrices(&mut self, dtype: DType) {
+        let is_suited = |b: &&mut Binding| b.shape.len() == 2 && b.shape[1].is_multiple_of(dtype.block_elems());
+        self.bindings.iter_mut().filter(is_suited).for_each(|b| b.tensor.dtype = dtype);
     }
 
     /// Number of parameters.

@@ -234,8 +234,11 @@ impl Machine {
     /// What a kernel reaches in a call of this size: the nearest row's efficiency, between its points by the logarithm
     /// of the size, beyond them that of the last. `None` where the kernel was not measured.
     pub fn efficiency(&self, call: &Call, ideal_s: f64) -> Option<f64> {
+        let is_quantised = |row: &KernelRate| DType::from_name(&row.weights).is_some_and(DType::is_quantised);
         let likeness = |row: &&KernelRate| {
-            (row.limit == call.limit, row.factors == call.factors.name(), row.weights == call.weights.name())
+            let is_alike = is_quantised(row) == call.weights.is_quantised();
+            let is_same = [row.limit == call.limit, row.factors == call.factors.name()];
+            (is_same, is_alike, row.weights == call.weights.name())
         };
         let row = self.kernels.iter().filter(|row| row.kernel == call.kernel).max_by_key(likeness)?;
         Some(row.at(ideal_s))

@@ -120,12 +120,15 @@ impl Model {
         Model::described(path, read_config(path)?, dtype, Start::Absent)
     }
 
-    /// A model of a configuration whose parameters start from the run's seed.
+    /// A model of a configuration whose parameters start from the run's seed; or, where its matrices are to be stored
+    /// in `blocks` of quantised elements, those from zero.
     ///
     /// # Errors
     /// Its sizes are beyond what a file can hold.
-    pub fn from_config(name: &Path, config: DecoderConfig) -> Result<Model, ModelError> {
-        Model::described(name, config, DType::F32, Start::Seed)
+    pub fn from_config(name: &Path, config: DecoderConfig, blocks: Option<DType>) -> Result<Model, ModelError> {
+        let mut model = Model::described(name, config, DType::F32, Start::Seed)?;
+        blocks.into_iter().for_each(|dtype| model.weights.store_matrices(dtype));
+        Ok(model)
     }
 
     /// A model whose tensors lie where a checkpoint of one file would have them.
@@ -177,10 +180,12 @@ impl Model {
         if name == decoder::INV_FREQ {
             return Source::Table(self.config.rope.as_ref().map(|r| r.inv_freq.clone()).unwrap_or_default());
         }
+        let binding = self.weights.get(name);
         if self.start == Start::Seed {
-            return initial(name, &self.config);
+            let is_quantised = binding.is_some_and(|b| b.tensor.dtype.is_quantised());
+            return if is_quantised { Source::Zero } else { initial(name, &self.config) };
         }
-        match self.weights.get(name) {
+        match binding {
             Some(Binding { tensor, transpose, .. }) => {
                 Source::File { file: tensor.file, offset: tensor.offset, dtype: tensor.dtype, transpose: *transpose }
             }

@@ -92,14 +92,16 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn survives_kills(desk: &Desk, kills: u32) -> u32 {
     let (wanted, whole) = desk.undisturbed();
     let stream = Stream { seed: 99, step: 0, tensor: 0 };
-    let (mut killed, mut round, mut deepest, mut works) = (0, 0, 0, 0);
+    let (mut killed, mut round, mut started, mut deepest, mut works) = (0, 0, 0, 0, 0);
     while killed < kills {
         let out = desk.out(&format!("killed{round}"));
         round += 1;
         loop {
             let mut child = program(desk.go_on(&out)).spawn().expect("the program starts");
-            // Any moment from the start of the process to a little after its usual end.
-            std::thread::sleep(whole.mul_f32(1.1 * stream.uniform(killed.into())));
+            // Any moment from the start of the process to a little after its usual end, another one every time: the run
+            // that was not disturbed may have been a slow one.
+            std::thread::sleep(whole.mul_f32(1.1 * stream.uniform(started)));
+            started += 1;
             let ended = child.try_wait().expect("a child");
             if ended.is_none() {
                 child.kill().expect("a signal");

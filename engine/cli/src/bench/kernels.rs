@@ -23,14 +23,21 @@ struct Sample {
     scheme: &'static str,
     dtype: &'static str,
     batch: u32,
+    /// Blocks of quantised elements that its matrices are stored in.
+    blocks: Option<DType>,
 }
 
 const fn llama(hidden: u32, ff: u32, seq: u32, scheme: &'static str, dtype: &'static str, batch: u32) -> Sample {
-    Sample { family: "llama", hidden, ff, seq, scheme, dtype, batch }
+    Sample { family: "llama", hidden, ff, seq, scheme, dtype, batch, blocks: None }
 }
 
-/// Sizes a factor of a few apart, each way of training, both number types.
-const SAMPLES: [Sample; 11] = [
+/// The same with frozen weights in blocks.
+const fn quantised(hidden: u32, ff: u32, seq: u32, dtype: &'static str, blocks: DType) -> Sample {
+    Sample { blocks: Some(blocks), ..llama(hidden, ff, seq, "lora", dtype, 1) }
+}
+
+/// Sizes a factor of a few apart, each way of training, both number types, and blocks that are decoded for a product.
+const SAMPLES: [Sample; 14] = [
     llama(256, 704, 128, "full", "f32", 2),
     llama(256, 704, 128, "lora", "f32", 1),
     llama(256, 704, 128, "full", "bf16", 2),
@@ -41,7 +48,10 @@ const SAMPLES: [Sample; 11] = [
     llama(576, 1536, 512, "lora", "bf16", 1),
     llama(1536, 4096, 256, "lora", "f32", 1),
     llama(1536, 4096, 256, "lora", "bf16", 1),
-    Sample { family: "gpt2", hidden: 384, ff: 1536, seq: 256, scheme: "full", dtype: "f32", batch: 1 },
+    quantised(576, 1536, 512, "f32", DType::Q4_1),
+    quantised(576, 1536, 512, "bf16", DType::Q4_1),
+    quantised(1536, 4096, 256, "bf16", DType::Q8_0),
+    Sample { family: "gpt2", ..llama(384, 1536, 256, "full", "f32", 1) },
 ];
 
 /// Tokens that every sample knows at least, and those whose weights lie beyond every cache: then logits do, too.
@@ -119,7 +129,7 @@ fn run(
     calls: &mut Vec<(cost::Work, f64)>,
 ) -> Result<(), CommandError> {
     let config = hf::config(sample.config(weight_bytes).as_bytes()).map_err(CommandError::run)?;
-    let model = Model::from_config(Path::new("sample"), config)?;
+    let model = Model::from_config(Path::new("sample"), config, sample.blocks)?;
     let knobs = Knobs {
         scheme: Some(sample.scheme.to_string()),
         dtype: Some(sample.dtype.to_string()),
@@ -195,8 +205,9 @@ impl Sample {
             return BLOCKS_MIN;
         }
         let (hidden, ff) = (u64::from(self.hidden), u64::from(self.ff));
-        let elem_bytes = if self.dtype == "bf16" { 2 } else { 4 };
-        ((weight_bytes / (elem_bytes * hidden * (3 * hidden + 3 * ff))) as u32).max(BLOCKS_MIN)
+        let stored = self.blocks.unwrap_or(if self.dtype == "bf16" { DType::BF16 } else { DType::F32 });
+        let block_bytes = hidden * (3 * hidden + 3 * ff) / stored.block_elems() * stored.block_bytes();
+        ((weight_bytes / block_bytes) as u32).max(BLOCKS_MIN)
     }
 
     fn config(&self, weight_bytes: u64) -> String {

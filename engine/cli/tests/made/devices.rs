@@ -109,10 +109,8 @@ pub fn windows_do_not_change_the_result(device: &str, first: Train, again: Train
     }
     // Tables that come and go in parts.
     let (_scratch, model) = made_model(&format!("{}-parts", name(device)), Llama { vocab: 2 * VOCAB + 300, ..TIED });
-    let parts: [&[&str]; 2] = [
-        &["window=\"1\"", "embeddings=\"parts\""],
-        &["window=\"2\"", "embeddings=\"parts\"", "micro_batch=2"],
-    ];
+    let parts: [&[&str]; 2] =
+        [&["window=\"1\"", "embeddings=\"parts\""], &["window=\"2\"", "embeddings=\"parts\"", "micro_batch=2"]];
     found.extend(differences(&model, &["scheme=\"lora\"", device], &parts, 2, (first, again)));
     none(&found);
 }
