@@ -36,8 +36,6 @@ pub struct Measured {
     pub adamw_bytes_per_second: f64,
     /// The disk.
     pub disk: DiskRates,
-    /// FLOP/s of a product in the middle of what else the machine did, while kernels were measured: f32, bf16.
-    pub pulse: [f64; 2],
 }
 
 /// Times that give the same rates from run to run on an idle machine.
@@ -83,29 +81,6 @@ pub fn measure(options: &Options, note: &mut dyn FnMut(&str)) -> Result<Measured
         link.latency_s = disk.latency_s;
     }
     note("kernels");
-    let before = pulse(&all);
     kernels::measure(&mut machine, options.threads, 3 * rate_time)?;
-    let pulse = middle(before, pulse(&all));
-    Ok(Measured { machine, one_thread, adamw_bytes_per_second: adamw, disk, pulse })
-}
-
-/// FLOP/s of a product as it goes just now: f32, bf16.
-pub fn pulse(par: &Par) -> [f64; 2] {
-    [Compute::F32, Compute::BF16].map(|compute| rates::pulse(par, compute))
-}
-
-/// What lies between two pulses.
-pub fn middle(a: [f64; 2], b: [f64; 2]) -> [f64; 2] {
-    [0, 1].map(|i| (a[i] + b[i]) / 2.0)
-}
-
-impl Measured {
-    /// The machine as it is at another pulse: its kernels as much faster or slower as the product is.
-    pub fn at(&self, pulse: [f64; 2]) -> Machine {
-        let mut machine = self.machine.clone();
-        let [f32, bf16] = [0, 1].map(|i| pulse[i] / self.pulse[i]);
-        machine.rates.f32 = machine.rates.f32.map(|rate| rate * f32);
-        machine.rates.bf16 = machine.rates.bf16.map(|rate| rate * bf16);
-        machine
-    }
+    Ok(Measured { machine, one_thread, adamw_bytes_per_second: adamw, disk })
 }

@@ -11,8 +11,6 @@ const PRODUCT: usize = 1536;
 const ELEMS: usize = 64 << 20;
 /// Runs at least.
 const RUNS_MIN: u32 = 2;
-/// Runs of which the middle one is a pulse.
-const PULSE_RUNS: usize = 3;
 
 /// Seconds of the fastest of several runs.
 fn best(limit: Duration, mut run: impl FnMut()) -> f64 {
@@ -28,31 +26,8 @@ fn best(limit: Duration, mut run: impl FnMut()) -> f64 {
     best
 }
 
-/// Median seconds of several runs.
-fn median(runs: usize, mut run: impl FnMut()) -> f64 {
-    let mut times: Vec<f64> = (0..runs)
-        .map(|_| {
-            let start = Instant::now();
-            run();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[runs / 2]
-}
-
-/// FLOP/s of the same product as it goes just now, whatever else the machine does: the median of a few.
-pub fn pulse(par: &Par, compute: Compute) -> f64 {
-    timed_product(par, compute, |run| median(PULSE_RUNS, run))
-}
-
 /// FLOP/s of our best product of two large matrices.
 pub fn product(par: &Par, compute: Compute, limit: Duration) -> f64 {
-    timed_product(par, compute, |run| best(limit, run))
-}
-
-/// FLOP/s of a product of two large matrices, of which `time` says how many seconds it takes.
-fn timed_product(par: &Par, compute: Compute, time: impl FnOnce(&mut (dyn FnMut() + Send)) -> f64 + Send) -> f64 {
     let n = PRODUCT;
     let values: Vec<f32> = (0..n * n).map(|i| (i % 1009) as f32 / 504.0 - 1.0).collect();
     let (mut c, mut scratch) = (vec![0.0; n * n], vec![0; gemm_scratch_bytes(n, n, n, compute, par.threads())]);
@@ -68,7 +43,7 @@ fn timed_product(par: &Par, compute: Compute, time: impl FnOnce(&mut (dyn FnMut(
         accumulate: false,
         k_segment: None,
     };
-    let seconds = par.enter(|| time(&mut || gemm(par, &g, &mut c, n, &mut scratch)));
+    let seconds = par.enter(|| best(limit, || gemm(par, &g, &mut c, n, &mut scratch)));
     2.0 * (n as f64).powi(3) / seconds
 }
 

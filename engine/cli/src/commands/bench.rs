@@ -98,7 +98,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CommandError> {
     let text = measured.machine.print();
     write_atomic(&out, |file| file.write_all(text.as_bytes()))?;
     println!("written: {}", out.display());
-    let compared = args.model.as_ref().map(|model| compare(model, &knobs, &measured)).transpose()?;
+    let compared = args.model.as_ref().map(|model| compare(model, &knobs, &measured.machine)).transpose()?;
     if args.common.json {
         let rates = &measured.machine.rates;
         println!(
@@ -196,7 +196,7 @@ fn print_kernels(measured: &one_by_one::Measured, bounds: &str) {
 }
 
 fn print(measured: &Measured) {
-    let Measured { machine, one_thread, adamw_bytes_per_second, disk, .. } = measured;
+    let Measured { machine, one_thread, adamw_bytes_per_second, disk } = measured;
     let giga = |rate: f64| rate / 1e9;
     println!("{}", machine.figures);
     println!("{:<28} {:>10} {:>14}", "", "one thread", format!("{} threads", machine.threads.unwrap_or(1)));
@@ -249,23 +249,15 @@ impl RowReader for RandomRows {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Trains some steps and prints their median time beside the predicted one. What else runs on a machine changes by the
-/// minute: so a product is timed between the steps, and each step has a prediction for the machine as it was around it.
-fn compare(path: &Path, knobs: &Knobs, bench: &Measured) -> Result<serde_json::Value, CommandError> {
-    let machine = &bench.machine;
+/// Trains some steps and prints their median time beside the predicted one.
+fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::Value, CommandError> {
     let settings = Settings { machine: Some(machine.clone()), ..knobs.settings()? };
     let model = request::open(path, knobs)?;
     let tokenizer_bytes = model.tokenizer().map_or(0, |t| t.estimated_bytes() as u64);
     let fixed = request::fixed_parts(&model, &settings, tokenizer_bytes);
     let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
     let first = &plans[..1];
-    let cost_on = |machine: &Machine| profile::step_cost(machine, first, settings.batch).map_err(CommandError::run);
-    let cost = cost_on(machine)?;
+    let cost = profile::step_cost(machine, first, settings.batch).map_err(CommandError::run)?;
     let options = TrainOptions {
         batch: settings.batch as usize,
         micro_rows: plans[0].micro_rows as usize,
@@ -283,31 +275,24 @@ fn compare(path: &Path, knobs: &Knobs, bench: &Measured) -> Result<serde_json::V
     let rows = RandomRows { seq: settings.seq as usize, vocab: model.config.vocab };
     let pool = runner.threads();
     let mut trainer = Trainer::new(runner, options, rows.rows());
-    let (mut times, mut predictions) = (Vec::new(), Vec::new());
-    pool.enter(|| trainer.step(&rows))?;
-    let mut before = crate::bench::pulse(&pool);
-    for _ in 0..STEPS {
+    let mut times = Vec::new();
+    for _ in 0..=STEPS {
         let started = std::time::Instant::now();
         pool.enter(|| trainer.step(&rows))?;
         times.push(started.elapsed().as_secs_f64());
-        let after = crate::bench::pulse(&pool);
-        predictions.push(cost_on(&bench.at(crate::bench::middle(before, after)))?.prediction_s);
-        before = after;
     }
     crate::debug::print_beside(trainer.runner(), machine);
     let copies = trainer.runner().moved().filter(|(_, moved, _)| !moved.is_zero());
     let copies = copies.map(|(_, moved, bytes)| bytes as f64 / moved.as_secs_f64());
-    let [measured, predicted] = [times, predictions].map(median);
-    let (of_profile, bound) = (cost.prediction_s, cost.bound.seconds());
-    let off = |predicted: f64| 100.0 * (predicted / measured - 1.0);
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    let (measured, predicted, bound) = (times[STEPS / 2], cost.prediction_s, cost.bound.seconds());
     println!(
-        "{} {}: a step takes {measured:.3} s (median of {STEPS}), predicted {predicted:.3} s ({:+.1} %) for the machine \
-         as it was beside the steps, {of_profile:.3} s ({:+.1} %) as the profile has it; bound {bound:.3} s by {}, \
-         efficiency {:.2}",
+        "{} {}: a step takes {measured:.3} s (median of {STEPS}), predicted {predicted:.3} s ({:+.1} %), bound {bound:.3} s \
+         by {}, efficiency {:.2}",
         path.display(),
         settings.scheme,
-        off(predicted),
-        off(of_profile),
+        100.0 * (predicted / measured - 1.0),
         cost.bound.resource(),
         bound / measured
     );
@@ -316,7 +301,7 @@ fn compare(path: &Path, knobs: &Knobs, bench: &Measured) -> Result<serde_json::V
         println!("window {blocks} of {}, copies at {:.2} GB/s", model.config.layers, rate / 1e9);
     }
     Ok(serde_json::json!({
-        "measured_s": measured, "predicted_s": predicted, "predicted_by_profile_s": of_profile, "bound_s": bound, "efficiency": bound / measured,
+        "measured_s": measured, "predicted_s": predicted, "bound_s": bound, "efficiency": bound / measured,
         "tokens": settings.batch * settings.seq, "copies_bytes_per_second": copies,
     }))
 }
