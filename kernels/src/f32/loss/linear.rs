@@ -5,8 +5,8 @@
 //! dlogits = weights (exp(x - m) / z - onehot(label)); dh = dlogits w; dw = dlogits' h
 //! ```
 //! The vocabulary is taken in segments of [`VOCAB_SEGMENT`], in order: each has its own largest logit and sum, which
-//! are merged one after the other, and no chunk of the sum in `dh` reaches over its end. So a weight that is given in parts of whole segments,
-//! one after the other, leads to the bits of the whole. Bound: its three dense products.
+//! are merged one after the other, and no chunk of the sum in `dh` reaches over its end. So a weight that is given in
+//! parts of whole segments, one after the other, leads to the bits of the whole. Bound: its three dense products.
 
 use super::super::dense::{Compute, Gemm, Mat, MatData, gemm, gemm_scratch_bytes};
 use super::super::index::OutOfRange;
