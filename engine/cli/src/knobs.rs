@@ -285,9 +285,9 @@ impl Knobs {
             return Err(CommandError::request(why));
         }
         let window = self.window()?;
-        let embeddings = self.embeddings()?;
-        let spill = choice("--activations", self.activations.as_deref(), ["near", "far"])?;
-        let panels = choice("--gradients", self.gradients.as_deref(), ["whole", "panels"])?;
+        let embeddings = choice("--embeddings", self.embeddings.as_deref(), &PLACES)?;
+        let spill = choice("--activations", self.activations.as_deref(), &[("near", false), ("far", true)])?;
+        let panels = choice("--gradients", self.gradients.as_deref(), &[("whole", false), ("panels", true)])?;
         Ok(Settings {
             keep_states: self.keep_states(&scheme, &optimizer)?,
             scheme,
@@ -332,16 +332,6 @@ impl Knobs {
         };
         let gpu = gpu::kernels(device).map_err(|e| CommandError::request(format!("--device {name}: {e}")))?;
         Ok((device, gpu))
-    }
-
-    fn embeddings(&self) -> Result<Option<Embeddings>, CommandError> {
-        match self.embeddings.as_deref().unwrap_or("auto") {
-            "auto" => Ok(None),
-            "near" => Ok(Some(Embeddings::Near)),
-            "far" => Ok(Some(Embeddings::Far)),
-            "parts" => Ok(Some(Embeddings::Parts)),
-            other => Err(CommandError::request(format!("--embeddings {other}: near, far, parts or auto"))),
-        }
     }
 
     fn window(&self) -> Result<Streaming, CommandError> {
@@ -446,14 +436,21 @@ fn positive(name: &str, value: u32) -> Result<u32, CommandError> {
     Err(CommandError::request(format!("--{name} is {value}, must be between 1 and {MOST}")))
 }
 
-/// Whether a flag names the second of two ways; `None` where it is left to the planner.
-fn choice(flag: &str, named: Option<&str>, [no, yes]: [&str; 2]) -> Result<Option<bool>, CommandError> {
-    match named.unwrap_or("auto") {
-        "auto" => Ok(None),
-        name if name == no => Ok(Some(false)),
-        name if name == yes => Ok(Some(true)),
-        other => Err(CommandError::request(format!("{flag} {other}: {no}, {yes} or auto"))),
+/// Where embeddings and heads can live.
+const PLACES: [(&str, Embeddings); 3] =
+    [("near", Embeddings::Near), ("far", Embeddings::Far), ("parts", Embeddings::Parts)];
+
+/// Which of these ways a flag names; `None` where it is left to the planner.
+fn choice<T: Copy>(flag: &str, named: Option<&str>, known: &[(&str, T)]) -> Result<Option<T>, CommandError> {
+    let named = named.unwrap_or("auto");
+    if named == "auto" {
+        return Ok(None);
     }
+    let found = known.iter().find(|(name, _)| *name == named).map(|(_, value)| *value);
+    found.map(Some).ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        CommandError::request(format!("{flag} {named}: {} or auto", names.join(", ")))
+    })
 }
 
 fn within(name: &str, value: f64, least: f64, most: f64) -> Result<f64, CommandError> {

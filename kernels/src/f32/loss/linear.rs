@@ -13,7 +13,7 @@ use super::super::index::OutOfRange;
 use super::super::parts::{Chunks, run_parts};
 use super::super::scratch::{Scratch, piece_bytes};
 use super::super::simd::{self, Kernel, Simd};
-use super::{check_labels, counts, max_and_sum, scaled_exp};
+use super::{check_labels, counts, into_grad, max_and_sum, token_loss};
 use crate::par::Par;
 use core::ops::Range;
 
@@ -50,7 +50,8 @@ impl Kernel for RowSums<'_> {
             });
         }
         let [max, sum, own] = sums.unwrap_or([f32::NEG_INFINITY, 0.0, 0.0]);
-        [max, sum, at_label(self.x, self.first, self.label).copied().unwrap_or(own)]
+        let label = place_of(self.label, self.first).and_then(|at| self.x.get(at));
+        [max, sum, label.copied().unwrap_or(own)]
     }
 }
 
@@ -59,9 +60,9 @@ fn shrunk(m: f32, larger: f32) -> f32 {
     if m == larger { 1.0 } else { libm::expf(m - larger) }
 }
 
-/// The label's logit, of logits from number `first` on.
-fn at_label(x: &[f32], first: usize, label: i32) -> Option<&f32> {
-    x.get(usize::try_from(label).ok()?.checked_sub(first)?)
+/// Where a label is among logits from number `first` on.
+fn place_of(label: i32, first: usize) -> Option<usize> {
+    usize::try_from(label).ok()?.checked_sub(first)
 }
 
 /// Turns logits from number `first` on into their gradient, of a row whose sums are known.
@@ -82,10 +83,7 @@ impl Kernel for PartGrad<'_> {
             return self.x.fill(0.0);
         }
         let [max, sum, _] = self.sums;
-        scaled_exp(s, self.x, max, self.weight / sum);
-        if let Some(x) = (self.label as usize).checked_sub(self.first).and_then(|at| self.x.get_mut(at)) {
-            *x -= self.weight;
-        }
+        into_grad(s, self.x, [max, sum], self.weight, place_of(self.label, self.first));
     }
 }
 
@@ -94,12 +92,8 @@ impl Kernel for PartGrad<'_> {
 pub fn cross_entropy_of_sums(sums: &[f32], weights: &[f32], loss: &mut [f32]) {
     assert!(sums.len() == SUMS * loss.len() && weights.len() == loss.len(), "sums and a weight for every token");
     for ((loss, sums), weight) in loss.iter_mut().zip(sums.as_chunks::<SUMS>().0).zip(weights) {
-        *loss = loss_of(*sums, *weight);
+        *loss = if sums[1] == 0.0 { 0.0 } else { token_loss(*sums, *weight) };
     }
-}
-
-fn loss_of([max, sum, own]: [f32; SUMS], weight: f32) -> f32 {
-    if sum == 0.0 { 0.0 } else { weight * (libm::logf(sum) + max - own) }
 }
 
 /// Shapes and options of [`linear_cross_entropy`].

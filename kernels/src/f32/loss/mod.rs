@@ -202,7 +202,8 @@ pub fn cross_entropy(
     each_row(par, 1, loss, |t, loss| {
         let x = &x[t * vocab..(t + 1) * vocab];
         loss[0] = if counts(labels[t], weights[t]) {
-            token_loss(x, labels[t], weights[t], simd::dispatch(MaxAndSum { x }))
+            let (max, sum) = simd::dispatch(MaxAndSum { x });
+            token_loss([max, sum, x[labels[t] as usize]], weights[t])
         } else {
             0.0
         };
@@ -215,8 +216,19 @@ fn vocab_of(elems: usize, tokens: usize) -> usize {
     elems / tokens.max(1)
 }
 
-fn token_loss(x: &[f32], label: i32, weight: f32, (max, sum): (f32, f32)) -> f32 {
-    weight * (libm::logf(sum) + max - x[label as usize])
+/// The loss of a token whose largest logit, sum of `exp(x - largest)` and label's logit these are.
+fn token_loss([max, sum, own]: [f32; 3], weight: f32) -> f32 {
+    weight * (libm::logf(sum) + max - own)
+}
+
+/// Turns logits of a token that counts into their gradient, from the largest and the sum of all; the label's is at this
+/// place, if it is among them.
+#[inline(always)]
+fn into_grad<S: Simd>(s: S, x: &mut [f32], [max, sum]: [f32; 2], weight: f32, label: Option<usize>) {
+    scaled_exp(s, x, max, weight / sum);
+    if let Some(x) = label.and_then(|at| x.get_mut(at)) {
+        *x -= weight;
+    }
 }
 
 /// `dx[t, i] = weights[t] (softmax(x[t, :])[i] - [i == labels[t]])`, shapes as in [`cross_entropy`]. `x == None`: `dx`
@@ -255,8 +267,7 @@ impl Kernel for TokenGrad<'_> {
             return self.x.fill(0.0);
         }
         let (max, sum) = max_and_sum(s, self.x);
-        scaled_exp(s, self.x, max, self.weight / sum);
-        self.x[self.label as usize] -= self.weight;
+        into_grad(s, self.x, [max, sum], self.weight, Some(self.label as usize));
     }
 }
 
