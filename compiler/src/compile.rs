@@ -340,7 +340,7 @@ fn front(request: &Request) -> Result<Front, CompileError> {
     }
     let graphs: Vec<&Graph> = stages.iter().map(|s| &s.graph).collect();
     let is_open = |name: &str| split_tables::has_rows(&start_of(request, &parameters, name));
-    let tables = request.window.map(|_| split_tables::tables(&graphs, is_open)).unwrap_or_default();
+    let tables = request.window.map(|w| split_tables::tables(&graphs, w.parts, is_open)).unwrap_or_default();
     Ok(Front { stages, parameters, kept: kept_states(request)?, tables })
 }
 
@@ -391,8 +391,8 @@ fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, bool) {
             };
             stage.pass(request, "fuse_update", fuse_update::run);
             // Where groups take turns, their states stay near.
-            if request.window.is_some() && !rotates(request) {
-                splits |= stage.pass(request, "split_update", |g| split_update::run(g, panels));
+            if let Some(window) = request.window.filter(|_| !rotates(request)) {
+                splits |= stage.pass(request, "split_update", |g| split_update::run(g, window.parts, panels));
             }
             // Updates must stand where they will run before it is known where a recomputed value is first read.
             stage.pass(request, "order", order::run);
@@ -419,7 +419,7 @@ struct Way {
 /// Finds the cheapest plan that fits, wherever embeddings live. What takes least is looked at first.
 fn fit(request: &Request, front: &Front, clip_by: ClipBy) -> Result<(Plan, Choice), CompileError> {
     let graphs: Vec<&Graph> = front.stages.iter().map(|s| &s.graph).collect();
-    let can_go = request.window.is_some() && pipeline::has_embeddings(&graphs);
+    let can_go = request.window.is_some_and(|w| pipeline::has_embeddings(&graphs, w.parts));
     let lowest = match (can_go, front.tables.is_empty()) {
         (false, _) => Embeddings::Near,
         (true, true) => Embeddings::Far,

@@ -40,7 +40,7 @@ fn plan(scheme: &str, window: u32) -> Plan {
     let compiled = compile(&Request {
         scheme: Scheme::parse(scheme).expect("a scheme"),
         optimizer: Optimizer::plain("adamw"),
-        window: Some(Window { blocks: window, prefetch: 1 }),
+        window: Some(Window::whole(window, 1)),
         ..Request::plain(
             "small <b> & \"wide\"",
             vec![entry("train", Role::Train { micro_batches: 1 }), entry("eval", Role::Forward)],

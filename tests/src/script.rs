@@ -124,11 +124,11 @@ impl Stages {
                 self.graph = layer_major::run(&self.graph, &finish, micro);
             }
             ("split_tables", []) => {
-                let tables = split_tables::tables(&[&self.graph], |_| true);
+                let tables = split_tables::tables(&[&self.graph], 1, |_| true);
                 split_tables::run(&mut self.graph, &tables);
             }
-            ("split_update", []) => self.both(|g| _ = split_update::run(g, false)),
-            ("split_update", ["gradients"]) => self.both(|g| _ = split_update::run(g, true)),
+            ("split_update", []) => self.both(|g| _ = split_update::run(g, 1, false)),
+            ("split_update", ["gradients"]) => self.both(|g| _ = split_update::run(g, 1, true)),
             ("spill", []) => spill::run(&mut self.graph),
             ("recompute", [step]) => {
                 let step = if *step == "all" { u32::MAX } else { step.parse().expect("a step is a number or `all`") };

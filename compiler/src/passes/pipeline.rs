@@ -7,9 +7,11 @@
 //! needed last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs
 //! fewer. Steps repeat: what stays at the end of one is there when the next begins. Where they are asked to, embeddings
 //! and heads come and go as blocks do. The optimizer's states, and the activations that `spill` sent away, have places
-//! of their own.
+//! of their own. A block that is too large to be near as a whole comes and goes in parts, each of some of its tensors:
+//! a part then is what a block is otherwise.
 
 mod parcels;
+mod parts;
 mod slots;
 
 use crate::ir::graph::{Graph, Node, Region};
@@ -24,10 +26,19 @@ use std::ops::Range;
 /// How much of the model the near memory holds at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Window {
-    /// Blocks that stay at one time (`k`), at least 1.
+    /// Blocks, or parts of blocks, that stay at one time (`k`), at least 1.
     pub blocks: u32,
-    /// Blocks that one event of the link moves (`k'`), from 1 to `blocks`.
+    /// Of these so many as one event of the link moves (`k'`), from 1 to `blocks`.
     pub prefetch: u32,
+    /// Parts that a block comes and goes in, at least 1; a block of fewer tensors has fewer.
+    pub parts: u32,
+}
+
+impl Window {
+    /// A window of whole blocks.
+    pub fn whole(blocks: u32, prefetch: u32) -> Window {
+        Window { blocks, prefetch, parts: 1 }
+    }
 }
 
 /// What is in a parcel.
@@ -96,7 +107,7 @@ pub struct Pipeline {
 /// blocks take turns in being trained (`rotates`), all weights of blocks live in the far memory and all states in the
 /// near one, whatever group it is. With `embeddings`, weights as large as blocks are blocks of their own.
 pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -> Pipeline {
-    let (mut parcels, blocks) = parcels(graphs, rotates, embeddings);
+    let (mut parcels, blocks) = parcels(graphs, window.parts, rotates, embeddings);
     if blocks <= window.blocks as usize {
         parcels.retain(|p| p.holds == Holds::Activation);
     }
@@ -110,7 +121,7 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -
     let states_near = near_states(&parcels, window);
     remove(&mut parcels, &states_near);
     let mut weights = window;
-    let mut states = Window { blocks: window.blocks.clamp(1, 2), prefetch: 1 };
+    let mut states = Window::whole(window.blocks.clamp(1, 2), 1);
     // What is changed and never leaves has no use for a place elsewhere. With fewer blocks to come and go, more may
     // stay.
     for (holds, places) in [(Holds::Weights, &mut weights), (Holds::States, &mut states)] {
@@ -137,7 +148,7 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -
 }
 
 /// Activations that stay at one time: one that is read, and one on its way.
-const ACTIVATIONS: Window = Window { blocks: 2, prefetch: 1 };
+const ACTIVATIONS: Window = Window { blocks: 2, prefetch: 1, parts: 1 };
 
 fn remove(parcels: &mut Vec<Parcel>, gone: &[u32]) {
     let mut next = 0;
@@ -331,7 +342,7 @@ mod tests {
     }
 
     fn on_demand(blocks: u32) -> Window {
-        Window { blocks, prefetch: 0 }
+        Window::whole(blocks, 0)
     }
 
     /// Misses of a window that always drops what was used longest ago, and of one that drops what came first.
@@ -363,7 +374,7 @@ mod tests {
                 let visits = zigzag(blocks, 0, false);
                 let found = loads(&visits, on_demand(window), |_| false);
                 assert_eq!(found as u32, 2 * (blocks - window), "{blocks} blocks, window {window}");
-                let ahead = loads(&visits, Window { blocks: window, prefetch: 1 }, |_| false);
+                let ahead = loads(&visits, Window::whole(window, 1), |_| false);
                 assert!(ahead <= found + 2, "{blocks} blocks, window {window}: {ahead} when a place is kept ahead");
             }
         }
@@ -421,7 +432,7 @@ mod tests {
                 for (prefetch, changes, from) in ways {
                     let visits = zigzag(blocks, 0, changes);
                     let nodes = visits.len() as u32;
-                    let stays = stays(&visits, Window { blocks: window, prefetch }, nodes, from);
+                    let stays = stays(&visits, Window::whole(window, prefetch), nodes, from);
                     for node in 0..nodes {
                         let here = |l: &[u32; 2]| (l[0]..=l[1]).contains(&node);
                         let count = stays.iter().flat_map(|s| &s.lives).filter(|l| here(l)).count();

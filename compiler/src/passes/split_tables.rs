@@ -1,8 +1,8 @@
 //! Embeddings and heads in parts, so that one larger than a block need not be near as a whole.
 //!
 //! Before: losses are fused. After: a table that no node changes, that no numbered block reads and that is larger than
-//! the largest of those, is stored in parts of its rows, in order: whole segments of the vocabulary, no more of them
-//! than make up that block, and one at least. Who read the table reads its parts one after the other, each in a block
+//! the largest of those, or than a part of it, is stored in parts of its rows, in order: whole segments of the
+//! vocabulary, no more of them than make up that, and one at least. Who read the table reads its parts one after the other, each in a block
 //! of its own. A lookup finds a token's row in one of them; logits, where they are a result, are written part by part;
 //! and the loss takes its sums over the vocabulary from all parts before its gradient goes through them again: the
 //! logits are computed twice. The bits stay the same, since whole tables are summed by the same segments.
@@ -17,10 +17,10 @@ use tinyforge_plan::{PART, Source, VOCAB_SEGMENT, part_of};
 /// Tables that can be stored in parts, and how many rows a part has; the last one may have fewer.
 pub type Tables = BTreeMap<String, u32>;
 
-/// The tables that can be stored in parts in all graphs, which have the same weights; `is_open` says of a name whether
-/// any part of its file can be read alone.
-pub fn tables(graphs: &[&Graph], is_open: impl Fn(&str) -> bool) -> Tables {
-    let largest = graphs.iter().map(|g| g.largest_block(Type::bytes)).max().unwrap_or(0);
+/// The tables that can be stored in parts in all graphs, which have the same weights, where blocks come in so many parts
+/// themselves; `is_open` says of a name whether any part of its file can be read alone.
+pub fn tables(graphs: &[&Graph], block_parts: u32, is_open: impl Fn(&str) -> bool) -> Tables {
+    let largest = graphs.iter().map(|g| g.largest_block(Type::bytes)).max().unwrap_or(0) / u64::from(block_parts);
     let mut found = Tables::new();
     for graph in graphs {
         for w in graph.declared(Kind::Weight) {

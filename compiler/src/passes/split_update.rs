@@ -16,9 +16,10 @@ use crate::ir::types::Type;
 use crate::optimizer::{BLOCK_8BIT, RULES};
 use tinyforge_plan::PART;
 
-/// Splits where there is something to gain; whether `gradients` are made by panels too, if any is large.
-pub fn run(graph: &mut Graph, gradients: bool) -> bool {
-    let largest = graph.largest_block(Type::elems);
+/// Splits where there is something to gain; whether `gradients` are made by panels too, if any is large. Where blocks
+/// come in parts, `block_parts` of each, no panel is larger than a part.
+pub fn run(graph: &mut Graph, block_parts: u32, gradients: bool) -> bool {
+    let largest = graph.largest_block(Type::elems) / u64::from(block_parts);
     for node in std::mem::take(&mut graph.nodes) {
         match panel_rows(graph, &node, largest, gradients) {
             Some(rows) => split(graph, node, rows),

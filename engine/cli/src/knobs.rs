@@ -110,6 +110,10 @@ pub struct Knobs {
     /// Blocks that come in together, at most the window [1]
     #[arg(long)]
     pub prefetch: Option<u32>,
+    /// Parts that a block comes and goes in, with a window, which then counts parts [1, or more where a block is too
+    /// much]
+    #[arg(long)]
+    pub block_parts: Option<u32>,
     /// Where embeddings and heads as large as a block live, with a window: near, far, from where they come and go as
     /// blocks do, parts, where those not trained do so piece by piece, or auto [the first that fits]
     #[arg(long)]
@@ -336,8 +340,13 @@ impl Knobs {
 
     fn window(&self) -> Result<Streaming, CommandError> {
         let prefetch = positive("prefetch", self.prefetch.unwrap_or(1))?;
+        let parts = self.block_parts;
+        if parts.is_some_and(|n| !(1..=PARTS_MOST).contains(&n)) {
+            let why = format!("--block-parts is {}, must be between 1 and {PARTS_MOST}", parts.unwrap_or(0));
+            return Err(CommandError::request(why));
+        }
         let window = match self.window.as_deref().unwrap_or("auto") {
-            "auto" => return Ok(Streaming::Auto { prefetch }),
+            "auto" => return Ok(Streaming::Auto { prefetch, parts }),
             "all" => return Ok(Streaming::Never),
             text => text.parse().ok().filter(|&n: &u32| n > 0),
         };
@@ -348,7 +357,7 @@ impl Knobs {
         if prefetch > blocks {
             return Err(CommandError::request(format!("--prefetch {prefetch} is more than --window {blocks}")));
         }
-        Ok(Streaming::Window(Window { blocks, prefetch }))
+        Ok(Streaming::Window(Window { blocks, prefetch, parts: parts.unwrap_or(1) }))
     }
 
     fn keep_states(&self, scheme: &Scheme, optimizer: &Optimizer) -> Result<bool, CommandError> {
@@ -421,6 +430,9 @@ impl Knobs {
 
 /// What leaves the choice of a device to the machine.
 pub const AUTO: &str = "auto";
+
+/// Parts of a block, far above the tensors that one has.
+const PARTS_MOST: u32 = 64;
 
 /// Tokens of a step that can be counted everywhere.
 const TOKENS_MAX: u64 = i32::MAX as u64;

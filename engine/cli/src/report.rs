@@ -51,7 +51,7 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
         _ if plan.arena_start() == 0 => None,
         Embeddings::Near => None,
         Embeddings::Far => Some("come and go as blocks do, and count as blocks of the window"),
-        Embeddings::Parts => Some("come and go in parts no larger than a block, each a block of the window"),
+        Embeddings::Parts => Some("come and go in parts no larger than those of the window"),
     };
     if let Some(how) = how {
         let _ = writeln!(out, "  embeddings: {how}");
@@ -114,15 +114,22 @@ fn entries(out: &mut String, plan: &Plan) {
     }
 }
 
+/// A window in words.
+pub fn schedule(window: Option<&Window>) -> String {
+    match window {
+        Some(Window { blocks, prefetch, parts: 1 }) => format!("window {blocks}, prefetch {prefetch}"),
+        Some(Window { blocks, prefetch, parts }) => {
+            format!("window {blocks} (parts of blocks, {parts} each), prefetch {prefetch}")
+        }
+        None => "all blocks in memory".to_string(),
+    }
+}
+
 /// Which blocks stream, and what else was considered.
 fn windows(out: &mut String, planned: &Planned) {
-    let name = |window: &Option<Window>| match window {
-        Some(window) => format!("window {}, prefetch {}", window.blocks, window.prefetch),
-        None => "all blocks in memory".to_string(),
-    };
-    let _ = writeln!(out, "  schedule: {}", name(&planned.window));
+    let _ = writeln!(out, "  schedule: {}", schedule(planned.window.as_ref()));
     for (window, seconds) in &planned.considered {
-        let _ = writeln!(out, "    {}: predicted {seconds:.3} s a step", name(window));
+        let _ = writeln!(out, "    {}: predicted {seconds:.3} s a step", schedule(window.as_ref()));
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::Model;
 use crate::planning::{self, Planned, Settings, Wanted};
 use crate::report;
 use crate::sizes::show;
-use crate::streaming::{Streaming, frugal, least_window};
+use crate::streaming::{Streaming, frugal, least_parts, least_window};
 use std::ops::Range;
 use std::path::Path;
 use tinyforge::runner::DeviceChoice;
@@ -75,7 +75,8 @@ fn hints(model: &Model, settings: &Settings, wanted: Wanted, fixed: &[Fixed], re
         ..frugal(&settings)
     };
     let blocks = least_window(model, settings);
-    let least = Streaming::Window(Window { blocks, prefetch: 1 });
+    let parts = if blocks == 1 { least_parts(settings.window) } else { 1 };
+    let least = Streaming::Window(Window { blocks, prefetch: 1, parts });
     // A model that does not stream is small enough to be planned in both ways.
     let ways: &[Streaming] = match settings.window {
         Streaming::Auto { .. } if blocks == 1 => &[least],

@@ -322,7 +322,7 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
     let mut config = record.config.clone();
     (config.out, config.overwrite, config.checkpoint_every, config.threads) = (None, None, None, None);
     (config.memory, config.micro_batch, config.recompute, config.clip_by) = (None, None, None, None);
-    (config.window, config.prefetch, config.profile) = (None, None, None);
+    (config.window, config.prefetch, config.block_parts, config.profile) = (None, None, None, None);
     (config.embeddings, config.activations, config.gradients) = (None, None, None);
     let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
     Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))

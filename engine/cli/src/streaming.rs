@@ -5,6 +5,7 @@ use crate::model::Model;
 use crate::planning::{Settings, Wanted, compile_window, needs, weight_bytes_min};
 use crate::profile;
 use std::cell::Cell;
+use std::ops::Range;
 use tinyforge::far::{CHUNK_BYTES, MOVING_STACK_BYTES, MOVING_THREADS};
 use tinyforge_compiler::compile::{CompileError, Compiled, Embeddings};
 use tinyforge_compiler::passes::pipeline::Window;
@@ -19,8 +20,11 @@ pub enum Streaming {
     Auto {
         /// Blocks that come in together.
         prefetch: u32,
+        /// Parts that a block comes in; `None` takes several where a block is too much, or they are predicted to be
+        /// faster.
+        parts: Option<u32>,
     },
-    /// All but so many blocks.
+    /// All but so many blocks, or parts of them.
     Window(Window),
 }
 
@@ -56,7 +60,7 @@ const MOVING_BYTES: u64 = (MOVING_THREADS * (CHUNK_BYTES + MOVING_STACK_BYTES) +
 
 /// The fixed part that a window adds; not to a card's memory, whose copies pass through the process's.
 pub(crate) fn moving(asked: &Asked, window: Option<Window>) -> Option<Fixed> {
-    let streams = window.is_some_and(|w| w.blocks < asked.model.config.layers as u32);
+    let streams = window.is_some_and(|w| w.blocks < asked.model.config.layers as u32 * w.parts);
     (streams && asked.settings.gpu.is_none()).then(|| Fixed { name: "transfers".to_string(), bytes: MOVING_BYTES })
 }
 
@@ -70,74 +74,138 @@ pub(crate) fn plan(asked: &Asked) -> Result<Streamed, CompileError> {
     match asked.settings.window {
         Streaming::Never => one(None),
         Streaming::Window(window) => one(Some(window)),
-        Streaming::Auto { prefetch } => cheapest(asked, prefetch, &heap),
+        Streaming::Auto { prefetch, parts } => cheapest(asked, (prefetch, parts), &heap),
+    }
+}
+
+/// A plan with its window.
+type Found = (Compiled, Option<Window>);
+
+/// The most parts that a block is cut in unasked: fewer make up most of a block, more are smaller than its largest tensor.
+const PARTS: u32 = 4;
+/// Of windows of so many blocks one of parts may be faster: less of it waits.
+const FEW_BLOCKS: u32 = 2;
+
+/// The parts of a block that take least, where blocks stream.
+pub fn least_parts(streaming: Streaming) -> u32 {
+    match streaming {
+        Streaming::Never => 1,
+        Streaming::Auto { parts, .. } => parts.unwrap_or(PARTS),
+        Streaming::Window(window) => window.parts,
     }
 }
 
 /// Of the plans that fit the one that is predicted to be fastest; without a profile the one that streams least.
-fn cheapest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<Streamed, CompileError> {
-    let layers = asked.model.config.layers as u32;
-    let widest = widest(asked, prefetch, heap)?;
-    let blocks = widest.1.map_or(layers, |w| w.blocks);
+fn cheapest(asked: &Asked, (prefetch, parts): (u32, Option<u32>), heap: &Cell<u64>) -> Result<Streamed, CompileError> {
+    let can_cut = parts.is_none() && least_window(asked.model, asked.settings) == 1;
+    let first = match most(asked, (prefetch, parts.unwrap_or(1)), heap) {
+        // Where a block is too much, parts of one may not be.
+        Err(whole) if can_cut && needs(&whole).is_some() => match widest(asked, (prefetch, PARTS), heap) {
+            Err(cut) if needs(&cut) >= needs(&whole) => Err(whole),
+            result => result,
+        },
+        result => result,
+    }?;
     let is_train = asked.wanted == Wanted::Train;
-    let Some(machine) = asked.settings.machine.as_ref().filter(|_| is_train && can_gain(asked, &widest.0)) else {
-        return Ok(Streamed { compiled: widest.0, window: widest.1, considered: Vec::new() });
+    let Some(machine) = asked.settings.machine.as_ref().filter(|_| is_train) else {
+        let is_alone = can_cut && first.1.is_some_and(|w| w.blocks == 1 && w.parts == 1);
+        let (compiled, window) = if is_alone { beside(asked, first, prefetch, heap)? } else { first };
+        return Ok(Streamed { compiled, window, considered: Vec::new() });
     };
-    // A narrower window leaves room to recompute less.
-    let mut narrower: Vec<u32> = [3 * blocks / 4, blocks / 2, blocks / 4].into_iter().filter(|b| *b > 0).collect();
-    narrower.dedup();
-    let mut plans = vec![widest];
-    for blocks in narrower {
-        let window = Some(Window { blocks, prefetch: prefetch.min(blocks) });
-        match fitting(asked, window, heap) {
-            Ok(compiled) => plans.push((compiled, window)),
+    let cuts = if can_cut { cuts(first.1) } else { 0..0 };
+    let others = narrower(asked, &first, prefetch)
+        .into_iter()
+        .map(|w| fitting(asked, Some(w), heap).map(|plan| (plan, Some(w))));
+    let mut plans: Vec<Found> = Vec::new();
+    for other in others.chain(cuts.map(|parts| widest(asked, (prefetch, parts), heap))) {
+        match other {
+            Ok(found) => plans.push(found),
             Err(error) if needs(&error).is_some() => {}
             Err(error) => return Err(error),
         }
     }
+    plans.insert(0, first);
     let seconds = |compiled: &Compiled| {
         let cost = profile::plan_cost(machine, &compiled.plan, asked.rows, asked.settings.batch);
         cost.map_or(f64::INFINITY, |cost| cost.prediction_s)
     };
     let considered: Vec<_> = plans.iter().map(|(compiled, window)| (*window, seconds(compiled))).collect();
     let best = (0..plans.len()).min_by(|&a, &b| considered[a].1.total_cmp(&considered[b].1)).unwrap_or(0);
+    let considered = if considered.len() > 1 { considered } else { Vec::new() };
     let (compiled, window) = plans.swap_remove(best);
     Ok(Streamed { compiled, window, considered })
 }
 
-/// Whether another window may be faster: where something is recomputed, and blocks can stream.
-fn can_gain(asked: &Asked, widest: &Compiled) -> bool {
-    widest.choice.recompute_step > 0 && least_window(asked.model, asked.settings) < asked.model.config.layers as u32
+/// A window of parts where there is room for several beside one another, in place of a block that nothing comes in
+/// beside.
+fn beside(asked: &Asked, block: Found, prefetch: u32, heap: &Cell<u64>) -> Result<Found, CompileError> {
+    match widest(asked, (prefetch, PARTS), heap) {
+        Ok(found) if found.1.is_some_and(|w| w.blocks > 1) && found.0.choice.spills <= block.0.choice.spills => {
+            Ok(found)
+        }
+        Err(error) if needs(&error).is_none() => Err(error),
+        _ => Ok(block),
+    }
 }
 
-/// All blocks in memory where that fits, else the widest window that does.
-fn widest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<(Compiled, Option<Window>), CompileError> {
-    let &Asked { model, settings, wanted, rows, .. } = asked;
-    let layers = model.config.layers as u32;
-    let attempt = |window: Option<Window>| fitting(asked, window, heap).map(|compiled| (compiled, window));
-    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks) });
-    let least = least_window(model, settings);
-    // A window that holds all blocks still visits each once for all micro-batches, and sums gradients block by block.
-    let is_cut = wanted == Wanted::Train && rows < settings.batch;
+/// Narrower windows, which leave room to recompute less, where something is recomputed and blocks can stream.
+fn narrower(asked: &Asked, (compiled, window): &Found, prefetch: u32) -> Vec<Window> {
+    let layers = asked.model.config.layers as u32;
+    let can_gain = compiled.choice.recompute_step > 0 && least_window(asked.model, asked.settings) < layers;
+    let widest = window.unwrap_or(Window::whole(layers, prefetch));
+    let blocks = if can_gain { widest.blocks } else { 0 };
+    let mut fewer: Vec<u32> = [3 * blocks / 4, blocks / 2, blocks / 4].into_iter().filter(|b| *b > 0).collect();
+    fewer.dedup();
+    fewer.into_iter().map(|blocks| Window { blocks, prefetch: prefetch.min(blocks), ..widest }).collect()
+}
+
+/// In how many parts blocks may come with gain, where this was found first.
+fn cuts(first: Option<Window>) -> Range<u32> {
+    match first {
+        Some(Window { blocks, parts: 1, .. }) if blocks <= FEW_BLOCKS => 2..PARTS + 1,
+        Some(Window { parts, .. }) => 2..parts,
+        None => 0..0,
+    }
+}
+
+/// All blocks in memory where that fits, else the widest window that does, of blocks in so many parts.
+fn most(asked: &Asked, (prefetch, parts): (u32, u32), heap: &Cell<u64>) -> Result<Found, CompileError> {
+    let &Asked { model, settings, .. } = asked;
+    let streams = least_window(model, settings) < model.config.layers as u32;
     // Weights alone may be too much.
-    let is_hopeless = least < layers && settings.memory.is_some_and(|limit| weight_bytes_min(model, settings) > limit);
-    let all = match (!is_hopeless).then(|| attempt(None)) {
-        Some(Err(error)) if needs(&error).is_some() && (least < layers || is_cut) => Some(error),
+    let is_hopeless = streams && settings.memory.is_some_and(|limit| weight_bytes_min(model, settings) > limit);
+    let all = match (!is_hopeless).then(|| fitting(asked, None, heap)) {
+        Some(Err(error)) if needs(&error).is_some() && (streams || is_cut(asked)) => Some(error),
         None => None,
-        Some(result) => return result,
+        Some(result) => return result.map(|compiled| (compiled, None)),
     };
+    match (widest(asked, (prefetch, parts), heap), all) {
+        (Err(error), Some(all)) if needs(&error) >= needs(&all) => Err(all),
+        (result, _) => result,
+    }
+}
+
+/// Whether a step has several micro-batches. Then a window that holds all blocks still visits each once for all of
+/// them, and sums gradients block by block.
+fn is_cut(asked: &Asked) -> bool {
+    asked.wanted == Wanted::Train && asked.rows < asked.settings.batch
+}
+
+/// The widest window that fits, of blocks in so many parts.
+fn widest(asked: &Asked, (prefetch, parts): (u32, u32), heap: &Cell<u64>) -> Result<Found, CompileError> {
+    let &Asked { model, settings, .. } = asked;
+    let layers = model.config.layers as u32;
+    let of = |blocks: u32| Some(Window { blocks, prefetch: prefetch.min(blocks), parts });
+    let least = if least_window(model, settings) < layers { 1 } else { layers * parts };
     // What does not fit with the least window fits with none; and what fits at all does when it takes least.
     let mut frugal = frugal(settings);
     let probe = |frugal: &Settings, blocks| fitting(&Asked { settings: frugal, ..*asked }, of(blocks), heap);
-    let narrowest = match (probe(&frugal, least), all) {
-        (Err(error), Some(all)) if needs(&error) >= needs(&all) => return Err(all),
-        (result, _) => result?,
-    };
+    let narrowest = probe(&frugal, least)?;
     // Activations go only where they must, not for a wider window.
     if !narrowest.choice.spills {
         frugal.spill = Some(false);
     }
-    let (mut fits, mut over) = (least, layers + u32::from(is_cut));
+    let (mut fits, mut over) = (least, layers * parts + u32::from(is_cut(asked)));
     while over - fits > 1 {
         let middle = fits + (over - fits) / 2;
         match probe(&frugal, middle) {
@@ -148,9 +216,9 @@ fn widest(asked: &Asked, prefetch: u32, heap: &Cell<u64>) -> Result<(Compiled, O
     }
     // What a plan takes itself may differ a little where less is computed again.
     loop {
-        match attempt(of(fits)) {
+        match fitting(asked, of(fits), heap) {
             Err(error) if needs(&error).is_some() && fits > least => fits -= 1,
-            result => return result,
+            result => return result.map(|compiled| (compiled, of(fits))),
         }
     }
 }

@@ -68,7 +68,7 @@ fn parts_of_a_table_give_the_same_logits() {
         let model = Model::open(scratch.path()).expect("opens");
         let ids = ids(&model, 20);
         let windowed = |wanted, window| {
-            let window = Streaming::Window(Window { blocks: window, prefetch: 1 });
+            let window = Streaming::Window(Window::whole(window, 1));
             let embeddings = Some(Embeddings::Parts);
             runner(&model, &Settings { window, embeddings, ..row_settings(Scheme::frozen(), 20) }, wanted)
         };

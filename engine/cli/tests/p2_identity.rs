@@ -139,6 +139,9 @@ fn windows_do_not_matter() {
         &["window=\"6\"", "gradients=\"panels\"", "micro_batch=2", "recompute=\"all\""],
         &["window=\"1\"", "embeddings=\"far\"", "threads=2"],
         &["window=\"3\"", "embeddings=\"far\"", "prefetch=2", "micro_batch=2", "recompute=\"all\""],
+        &["window=\"1\"", "block_parts=4", "threads=2"],
+        &["window=\"3\"", "block_parts=3", "recompute=\"all\"", "micro_batch=1"],
+        &["window=\"5\"", "block_parts=4", "prefetch=2", "gradients=\"panels\"", "embeddings=\"far\""],
     ]);
     for base in [
         &["scheme=\"full\""][..],

@@ -55,6 +55,21 @@ fn every_window_with_tables_in_parts_gives_a_plan_that_holds() {
     all_hold(&model(3 * VOCAB).1, &bases);
 }
 
+#[test]
+fn every_window_of_blocks_in_parts_gives_a_plan_that_holds() {
+    let bases = [
+        &["scheme=\"full\"", "block_parts=2"][..],
+        &["scheme=\"full\"", "block_parts=3", "gradients=\"panels\"", "activations=\"far\"", "micro_batch=2"],
+        &["scheme=\"full\"", "block_parts=4", "embeddings=\"far\"", "clip=0.05", "clip_by=\"second\""],
+        &["scheme=\"last:2\"", "block_parts=4", "optimizer=\"adamw8\"", "micro_batch=1"],
+        &["scheme=\"lora\"", "block_parts=4", "embeddings=\"parts\"", "micro_batch=2"],
+        &["scheme=\"sparse\"", "block_parts=3"],
+        &["scheme=\"bias\"", "block_parts=64"],
+        &["scheme=\"cycle:2\"", "block_parts=3", "micro_batch=2"],
+    ];
+    all_hold(&model(3 * VOCAB).1, &bases);
+}
+
 fn all_hold(model: &Model, bases: &[&[&str]]) {
     let mut faults = Vec::new();
     for base in bases {

@@ -1,5 +1,6 @@
 //! What lives in the far memory: the stored tensors that one block alone reads, in parcels.
 
+use super::parts::parts;
 use super::{Holds, Parcel};
 use crate::ir::graph::{Graph, Kind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,18 +11,21 @@ const SMALL_PART: u64 = 64;
 /// An embedding that takes at least one part in so many of the largest block is worth a place of its own.
 const LARGE_PART: u64 = 2;
 
-/// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs. Small ones that are
-/// changed are left out, and so are their states; where groups take turns, small ones are not, but all states. Of other
-/// blocks, what is stored in parts, and with `embeddings` their large weights. Also how many numbered
-/// blocks have parcels of weights.
-pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> (Vec<Parcel>, usize) {
+/// The parcels of numbered blocks: stored tensors that one block alone reads, in all graphs, in so many parts a block.
+/// Small ones that are changed are left out, and so are their states; where groups take turns, small ones are not, but
+/// all states. Of other blocks, what is stored in parts, and with `embeddings` their large weights. Also how many
+/// parcels of weights numbered blocks have.
+pub(super) fn parcels(graphs: &[&Graph], cut: u32, rotates: bool, embeddings: bool) -> (Vec<Parcel>, usize) {
     let is_resident = |user: &User, block: u64| match rotates {
         true => user.kind == Kind::State,
         false => user.changes && user.bytes * SMALL_PART <= block,
     };
     let users = users(graphs);
     let bytes_of = block_bytes(&users);
-    let largest = bytes_of.values().copied().max().unwrap_or(0);
+    let largest = bytes_of.values().copied().max().unwrap_or(0) / u64::from(cut);
+    let comes = |user: &&User| user.is_of_numbered() && !is_resident(user, bytes_of[user.blocks[0].0]);
+    let coming: Vec<&User> = users.iter().filter(comes).collect();
+    let part_of_block = parts(graphs, &coming, cut);
     let mut parcels: Vec<Parcel> = Vec::new();
     let mut blocks = 0;
     let moves =
@@ -31,9 +35,12 @@ pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> (Ve
         let (block, holds) = match user.state_part() {
             _ if user.is_spilled() => (user.name.trim_end_matches(SPILLED).to_string(), Holds::Activation),
             Some(part) => (format!("{name}, part {part}"), Holds::States),
-            None if user.is_of_numbered() && is_resident(user, bytes_of[name]) => continue,
-            None if user.kind == Kind::State => (name.to_string(), Holds::States),
-            None => (name.to_string(), Holds::Weights),
+            None if user.is_of_numbered() && !comes(&user) => continue,
+            None => {
+                let block = part_of_block.get(user.name).map(|part| format!("{name}, part {part}"));
+                let holds = if user.kind == Kind::State { Holds::States } else { Holds::Weights };
+                (block.unwrap_or_else(|| name.to_string()), holds)
+            }
         };
         let found = parcels.iter().position(|p| p.block == block && p.holds == holds);
         let at = found.unwrap_or_else(|| {
@@ -53,10 +60,11 @@ pub(super) fn parcels(graphs: &[&Graph], rotates: bool, embeddings: bool) -> (Ve
     (parcels, blocks)
 }
 
-/// Whether there are weights outside of numbered blocks that are large enough to come and go: embeddings, heads.
-pub fn has_embeddings(graphs: &[&Graph]) -> bool {
+/// Whether there are weights outside of numbered blocks that are large enough to come and go as blocks in so many parts
+/// do: embeddings, heads.
+pub fn has_embeddings(graphs: &[&Graph], cut: u32) -> bool {
     let users = users(graphs);
-    let largest = block_bytes(&users).values().copied().max().unwrap_or(0);
+    let largest = block_bytes(&users).values().copied().max().unwrap_or(0) / u64::from(cut);
     users.iter().any(|u| u.is_embedding(largest))
 }
 
@@ -64,19 +72,18 @@ pub fn has_embeddings(graphs: &[&Graph]) -> bool {
 fn block_bytes<'a>(users: &[User<'a>]) -> BTreeMap<&'a str, u64> {
     let mut bytes_of: BTreeMap<&str, u64> = BTreeMap::new();
     for user in users.iter().filter(|u| u.is_of_numbered()) {
-        let own = if user.kind == Kind::State { 0 } else { user.bytes };
-        *bytes_of.entry(user.blocks[0].0).or_default() += own;
+        *bytes_of.entry(user.blocks[0].0).or_default() += user.copy_bytes();
     }
     bytes_of
 }
 
 /// A stored tensor and who reads it.
-struct User<'a> {
-    name: &'a str,
+pub(super) struct User<'a> {
+    pub(super) name: &'a str,
     kind: Kind,
     bytes: u64,
     /// Names, and whether they are numbered.
-    blocks: Vec<(&'a str, bool)>,
+    pub(super) blocks: Vec<(&'a str, bool)>,
     changes: bool,
 }
 
@@ -84,6 +91,11 @@ impl User<'_> {
     /// Whether one numbered block alone reads it.
     fn is_of_numbered(&self) -> bool {
         matches!(self.blocks[..], [(_, true)])
+    }
+
+    /// What it takes of its block's copy.
+    pub(super) fn copy_bytes(&self) -> u64 {
+        if self.kind == Kind::State { 0 } else { self.bytes }
     }
 
     /// Whether it is a large weight that no numbered block reads: an embedding, or a head.

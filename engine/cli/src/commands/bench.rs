@@ -6,7 +6,7 @@ use crate::bench::{self, Measured, Options};
 use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::planning::{Settings, Wanted};
-use crate::{profile, request};
+use crate::{profile, report, request};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tinyforge::data::{DataError, RowBuf, RowReader};
@@ -297,8 +297,8 @@ fn compare(path: &Path, knobs: &Knobs, machine: &Machine) -> Result<serde_json::
         bound / measured
     );
     if let Some(rate) = copies {
-        let blocks = plans[0].window.map_or(0, |window| window.blocks);
-        println!("window {blocks} of {}, copies at {:.2} GB/s", model.config.layers, rate / 1e9);
+        let (layers, schedule) = (model.config.layers, report::schedule(plans[0].window.as_ref()));
+        println!("{schedule} of {layers} blocks, copies at {:.2} GB/s", rate / 1e9);
     }
     Ok(serde_json::json!({
         "measured_s": measured, "predicted_s": predicted, "bound_s": bound, "efficiency": bound / measured,
