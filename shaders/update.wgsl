@@ -16,6 +16,8 @@ struct Params {
     first: u32,
     grad_first: u32,
     state_first: u32,
+    /// The row that the weight that is there begins with.
+    weight_row: u32,
     /// Columns of the whole weight, and trained ones.
     cols: u32,
     trained: u32,
@@ -60,11 +62,12 @@ fn bits16(i: u32) -> u32 {
     return (words[part / 2u] >> (16u * (part % 2u))) & 0xffffu;
 }
 
-/// The place of trained element `i` in the whole weight.
+/// The place of trained element `i` in the weight that is there.
 fn place_of(i: u32) -> u32 {
     let col = i % p.trained;
-    if (p.has_index == 0u) { return i / p.trained * p.cols + col; }
-    return i / p.trained * p.cols + min(u5[col], p.cols - 1u);
+    let row = i / p.trained - p.weight_row;
+    if (p.has_index == 0u) { return row * p.cols + col; }
+    return row * p.cols + min(u5[col], p.cols - 1u);
 }
 
 fn weight_at(place: u32) -> f32 {

@@ -1,8 +1,8 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> split_tables -> update -> layer_major -> fuse_update ->
-//! split_update -> order -> recompute -> order -> fuse_rows -> fuse_channels -> spill -> pipeline -> place -> lower
+//! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> fuse_update -> split_update ->
+//! split_tables -> order -> recompute -> order -> fuse_rows -> fuse_channels -> spill -> pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -89,7 +89,7 @@ pub enum Embeddings {
     Near,
     /// In the far memory, from where they come and go as blocks do.
     Far,
-    /// There too, and what is not trained comes and goes in parts no larger than a block.
+    /// There too, in parts no larger than a block; what is trained, where its gradients are made by panels.
     Parts,
 }
 
@@ -374,11 +374,10 @@ fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
 fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, bool) {
     let Way { clip_by, panels, embeddings, .. } = *way;
     let (mut ready, mut splits) = (Vec::new(), false);
+    let none = Tables::new();
+    let tables = if embeddings == Embeddings::Parts { &front.tables } else { &none };
     for (entry, stage) in request.entries.iter().zip(&front.stages) {
         let mut stage = stage.clone();
-        if embeddings == Embeddings::Parts {
-            stage.pass(request, "split_tables", |g| split_tables::run(g, &front.tables));
-        }
         if let Role::Train { micro_batches } = entry.role {
             let finish = stage.pass(request, "update", |g| update::run(g, &request.optimizer, clip_by, micro_batches));
             let finish = match finish {
@@ -392,14 +391,23 @@ fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, bool) {
             stage.pass(request, "fuse_update", fuse_update::run);
             // Where groups take turns, their states stay near.
             if let Some(window) = request.window.filter(|_| !rotates(request)) {
-                splits |= stage.pass(request, "split_update", |g| split_update::run(g, window.parts, panels));
+                let panels = split_update::Panels { gradients: panels, block_parts: window.parts, tables };
+                splits |= stage.pass(request, "split_update", |g| split_update::run(g, &panels));
             }
-            // Updates must stand where they will run before it is known where a recomputed value is first read.
-            stage.pass(request, "order", order::run);
             ready.push(stage);
             ready.extend(finish.map(|graph| Stage { name: "update".to_string(), graph }));
         } else {
             ready.push(stage);
+        }
+    }
+    let tables = split_tables::splittable(&ready.iter().map(|s| &s.graph).collect::<Vec<_>>(), tables);
+    for stage in &mut ready {
+        if !tables.is_empty() {
+            stage.pass(request, "split_tables", |g| split_tables::run(g, &tables));
+        }
+        // Updates must stand where they will run before it is known where a recomputed value is first read.
+        if request.entries.iter().any(|e| e.name == stage.name && e.role != Role::Forward) {
+            stage.pass(request, "order", order::run);
         }
     }
     (ready, splits)

@@ -11,6 +11,8 @@ struct Params {
   /// Elements of this panel, and the flat index of its first one among the trained elements, in the gradient that is
   /// there, and among the elements that the states are of.
   u32 len, first, grad_first, state_first;
+  /// The row that the weight that is there begins with.
+  u32 weight_row;
   /// Columns of the whole weight, and trained ones.
   u32 cols, trained;
   u32 has_clip, has_index, has_momentum;
@@ -47,11 +49,11 @@ __device__ inline u32 bits16(const Params &p, const u32 *rng, u32 i) {
   return (word >> (16 * (part % 2))) & 0xffffu;
 }
 
-/// The place of trained element `i` in the whole weight.
+/// The place of trained element `i` in the weight that is there.
 __device__ inline u32 place_of(const Params &p, const u32 *index, u32 i) {
-  u32 col = i % p.trained;
-  if (p.has_index == 0) return i / p.trained * p.cols + col;
-  return i / p.trained * p.cols + min(index[col], p.cols - 1);
+  u32 col = i % p.trained, row = i / p.trained - p.weight_row;
+  if (p.has_index == 0) return row * p.cols + col;
+  return row * p.cols + min(index[col], p.cols - 1);
 }
 
 __device__ inline float weight_at(const void *w, u32 place) {

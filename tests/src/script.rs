@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `parameterize` | an update scheme: `last:1+head` |
 //! | `differentiate`, `fuse`, `fuse_update`, `split_tables`, `spill`, `order`, `verify` | none |
-//! | `split_update` | none, or `gradients`: those are made by panels too |
+//! | `split_update` | none, or `gradients`: by panels too; and `tables`: those that `split_tables` cuts, by its parts |
 //! | `fuse_rows` | none; scratch is a row of what `i8_bottleneck` reads, times 8 |
 //! | `fuse_channels` | none; scratch is two channels of what `i8_bottleneck_grad_update` makes |
 //! | `prune` | names of trained tensors; none takes what `parameterize` found |
@@ -17,6 +17,8 @@ use tinyforge_compiler::ir::graph::Graph;
 use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::optimizer::rule_index;
 use tinyforge_compiler::passes::parameterize::Storage;
+use tinyforge_compiler::passes::split_tables::Tables;
+use tinyforge_compiler::passes::split_update::Panels;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::passes::{
     differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, live, order, parameterize, prune,
@@ -124,11 +126,12 @@ impl Stages {
                 self.graph = layer_major::run(&self.graph, &finish, micro);
             }
             ("split_tables", []) => {
-                let tables = split_tables::tables(&[&self.graph], 1, |_| true);
+                let tables = split_tables::splittable(&[&self.graph], &self.tables());
                 split_tables::run(&mut self.graph, &tables);
             }
-            ("split_update", []) => self.both(|g| _ = split_update::run(g, 1, false)),
-            ("split_update", ["gradients"]) => self.both(|g| _ = split_update::run(g, 1, true)),
+            ("split_update", []) => self.split_update(false, false),
+            ("split_update", ["gradients"]) => self.split_update(true, false),
+            ("split_update", ["gradients", "tables"]) => self.split_update(true, true),
             ("spill", []) => spill::run(&mut self.graph),
             ("recompute", [step]) => {
                 let step = if *step == "all" { u32::MAX } else { step.parse().expect("a step is a number or `all`") };
@@ -142,6 +145,17 @@ impl Stages {
             _ => panic!("there is no pass `{}` that takes {:?}", call.pass, call.args),
         }
         Ok(())
+    }
+
+    /// Tables that can be stored in parts, whatever is trained.
+    fn tables(&self) -> Tables {
+        split_tables::tables(&[&self.graph], 1, |_| true)
+    }
+
+    fn split_update(&mut self, gradients: bool, in_parts: bool) {
+        let tables = if in_parts { self.tables() } else { Tables::new() };
+        let panels = Panels { gradients, block_parts: 1, tables: &tables };
+        self.both(|g| _ = split_update::run(g, &panels));
     }
 
     fn update(&mut self, rule: &str, settings: &[&str]) {

@@ -414,6 +414,15 @@ impl Plan {
         self.stored.iter().find(|s| s.name == name)
     }
 
+    /// The stored tensor of this name, or, where it is stored in parts, those in order; nothing where there is none.
+    pub fn parts_of(&self, name: &str) -> Vec<&Stored> {
+        let part =
+            |s: &&Stored| if s.name == name { Some(0) } else { Some(part_of(&s.name).filter(|p| p.0 == name)?.1) };
+        let mut parts: Vec<&Stored> = self.stored.iter().filter(|s| part(s).is_some()).collect();
+        parts.sort_by_key(part);
+        parts
+    }
+
     /// First address past all memories.
     pub fn end_byte(&self) -> u64 {
         self.spaces.last().map_or(0, Space::end)

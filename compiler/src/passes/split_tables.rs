@@ -1,11 +1,13 @@
 //! Embeddings and heads in parts, so that one larger than a block need not be near as a whole.
 //!
-//! Before: losses are fused. After: a table that no node changes, that no numbered block reads and that is larger than
-//! the largest of those, or than a part of it, is stored in parts of its rows, in order: whole segments of the
-//! vocabulary, no more of them than make up that, and one at least. Who read the table reads its parts one after the other, each in a block
-//! of its own. A lookup finds a token's row in one of them; logits, where they are a result, are written part by part;
-//! and the loss takes its sums over the vocabulary from all parts before its gradient goes through them again: the
-//! logits are computed twice. The bits stay the same, since whole tables are summed by the same segments.
+//! Before: losses are fused, and a table that is trained is updated by panels of rows, from gradients of such panels.
+//! After: a table that no numbered block reads and that is larger than the largest of those, or than a part of it, is
+//! stored in parts of its rows, in order: whole segments of the vocabulary, no more of them than make up that, and one
+//! at least. Who read the table reads its parts one after the other, each in a block of its own. A lookup finds a
+//! token's row in one of them; logits, where they are a result, are written part by part; and the loss takes its sums
+//! over the vocabulary from all parts before its gradient goes through them again: the logits are computed twice. What
+//! is about a panel alone reads or changes the part that it is. The bits stay the same, since whole tables are summed
+//! by the same segments.
 
 use crate::ir::attrs::{Attr, Attrs};
 use crate::ir::graph::{Builder, Graph, Kind, Node, Region, Value};
@@ -17,8 +19,8 @@ use tinyforge_plan::{PART, Source, VOCAB_SEGMENT, part_of};
 /// Tables that can be stored in parts, and how many rows a part has; the last one may have fewer.
 pub type Tables = BTreeMap<String, u32>;
 
-/// The tables that can be stored in parts in all graphs, which have the same weights, where blocks come in so many parts
-/// themselves; `is_open` says of a name whether any part of its file can be read alone.
+/// The tables that can be stored in parts in all graphs, which have the same weights, where blocks come in so many
+/// parts themselves; `is_open` says of a name whether any part of its file can be read alone.
 pub fn tables(graphs: &[&Graph], block_parts: u32, is_open: impl Fn(&str) -> bool) -> Tables {
     let largest = graphs.iter().map(|g| g.largest_block(Type::bytes)).max().unwrap_or(0) / u64::from(block_parts);
     let mut found = Tables::new();
@@ -32,13 +34,50 @@ pub fn tables(graphs: &[&Graph], block_parts: u32, is_open: impl Fn(&str) -> boo
     }
     for graph in graphs {
         for node in &graph.nodes {
-            let table = table_of(node).filter(|_| !graph.is_numbered(node.block));
+            let table = table_of(node).or(panel_of(node)).filter(|_| !graph.is_numbered(node.block));
             for (_, &arg) in node.args.iter().enumerate().filter(|(i, _)| Some(*i) != table) {
                 found.remove(&graph.info(arg).name);
             }
         }
     }
     found
+}
+
+/// Of these tables those that can still be stored in parts now that updates are there: no node needs one as a whole.
+pub fn splittable(graphs: &[&Graph], tables: &Tables) -> Tables {
+    let mut found = tables.clone();
+    for graph in graphs {
+        for node in &graph.nodes {
+            for (i, &arg) in node.args.iter().enumerate() {
+                let info = graph.info(arg);
+                let Some(&rows) = found.get(&info.name) else { continue };
+                let gives_whole = node.op == Op::LinearCrossEntropyGrad && node.attrs.flag("grad_w");
+                let takes_parts = table_of(node) == Some(i) && !gives_whole;
+                if !takes_parts && !is_about_part(node, i, rows, info.ty.rows()) {
+                    found.remove(&info.name);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Which operand of a node can be one part of a table.
+fn panel_of(node: &Node) -> Option<usize> {
+    match node.op {
+        Op::Update => Some(0),
+        Op::LinearCrossEntropyGradW => Some(1),
+        _ => None,
+    }
+}
+
+/// Whether a node is about one part alone of the table, of `vocab` rows, that is its operand `at`.
+fn is_about_part(node: &Node, at: usize, rows: u32, vocab: u32) -> bool {
+    if panel_of(node) != Some(at) {
+        return false;
+    }
+    let [first, count] = ["first_row", "panel_rows"].map(|name| node.attrs.size(name) as u32);
+    first < vocab && first.is_multiple_of(rows) && count == rows.min(vocab - first)
 }
 
 /// Rows of a part of a table that is larger than the largest block.
@@ -55,7 +94,7 @@ fn table_of(node: &Node) -> Option<usize> {
         Op::Embedding => Some(0),
         Op::Linear if node.args.len() == 2 => Some(1),
         Op::LinearCrossEntropy => Some(1),
-        Op::LinearCrossEntropyGrad if node.outs.len() == 2 => Some(1),
+        Op::LinearCrossEntropyGrad => Some(1),
         _ => None,
     }
 }
@@ -85,9 +124,11 @@ pub fn run(graph: &mut Graph, tables: &Tables) {
     let nodes = std::mem::take(&mut graph.nodes);
     let mut splitter = Splitter { b: Builder::new(graph), parts: BTreeMap::new() };
     for node in nodes {
-        let rows = table_of(&node).and_then(|at| tables.get(&splitter.b.graph.info(node.args[at]).name));
-        match rows.copied() {
-            Some(rows) => splitter.split(&node, rows),
+        let rows_of = |at: &usize| tables.get(&splitter.b.graph.info(node.args[*at]).name).copied();
+        let read = (0..node.args.len()).find_map(|at| Some((at, rows_of(&at)?)));
+        match read {
+            Some((at, rows)) if table_of(&node) == Some(at) => splitter.split(&node, rows),
+            Some((at, rows)) => splitter.take_part(node, at, rows),
             None => splitter.b.graph.nodes.push(node),
         }
     }
@@ -139,11 +180,22 @@ impl Splitter<'_> {
         }
     }
 
+    /// A node that is about one part of the table, its operand `at`.
+    fn take_part(&mut self, mut node: Node, at: usize, rows: u32) {
+        let (table, first) = (node.args[at], node.attrs.size("first_row") as u32);
+        if node.op == Op::LinearCrossEntropyGradW {
+            node.attrs.set("vocab", self.b.graph.ty(table).rows().into());
+        }
+        node.args[at] = self.parts(table, rows)[(first / rows) as usize].weight;
+        self.b.graph.nodes.push(node);
+    }
+
     /// The loss from the sums of all parts, and its gradient part by part.
     fn loss(&mut self, chain: &Chain) {
         let node = chain.node;
-        let [h, _, labels, weights] = node.args[..] else { unreachable!("a loss without sums and gradients of w") };
-        let sums = self.chain(chain, (Op::LinearCrossEntropySums, Region::Forward), &[h, labels, weights], None);
+        let [h, _, labels, weights] = node.args[..] else { unreachable!("a loss without gradients of w to add to") };
+        let given = (node.outs.len() > 2).then_some(2);
+        let sums = self.chain(chain, (Op::LinearCrossEntropySums, Region::Forward), &[h, labels, weights], given);
         self.b.at(node.block, Region::Forward);
         let attrs = Attrs::of(Op::CrossEntropyOfSums.def().attrs, &[]);
         let (op, block) = (Op::CrossEntropyOfSums, node.block);

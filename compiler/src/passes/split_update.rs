@@ -3,9 +3,10 @@
 //!
 //! Before: updates are emitted. After: an update outside of numbered blocks whose tensor is larger than any of theirs
 //! is one update a panel of rows, in order, each with states of its own; no panel is larger than the largest numbered
-//! block. The states of a panel are rows of the whole ones, so a checkpoint holds the same either way. Where asked for,
-//! every panel's gradient is made right before it is read, from what a loss and a lookup read; for a norm it is made
-//! as well, once more.
+//! block, or a part of it where blocks come in parts, and those of a table that is to be stored in parts are its parts.
+//! The states of a panel are rows of the whole ones, so a checkpoint holds the same either way. Where asked for, every
+//! panel's gradient is made right before it is read, from what a loss and a lookup read; for a norm it is made as well,
+//! once more.
 
 mod gradient;
 
@@ -14,28 +15,46 @@ use crate::ir::graph::{Graph, Kind, Node, ValueInfo};
 use crate::ir::ops::Op;
 use crate::ir::types::Type;
 use crate::optimizer::{BLOCK_8BIT, RULES};
+use std::collections::BTreeMap;
 use tinyforge_plan::PART;
 
-/// Splits where there is something to gain; whether `gradients` are made by panels too, if any is large. Where blocks
-/// come in parts, `block_parts` of each, no panel is larger than a part.
-pub fn run(graph: &mut Graph, block_parts: u32, gradients: bool) -> bool {
-    let largest = graph.largest_block(Type::elems) / u64::from(block_parts);
+/// How large panels are.
+pub struct Panels<'a> {
+    /// Whether gradients are made by panels too, if any is large.
+    pub gradients: bool,
+    /// Parts that a block comes in, if it does: no panel is larger than one of them.
+    pub block_parts: u32,
+    /// Tables that are to be stored in parts of so many rows, which panels then are.
+    pub tables: &'a BTreeMap<String, u32>,
+}
+
+/// Splits where there is something to gain; whether gradients are made by panels.
+pub fn run(graph: &mut Graph, panels: &Panels) -> bool {
+    let largest = graph.largest_block(Type::elems) / u64::from(panels.block_parts);
+    let in_parts: Vec<(Vec<u32>, u32)> = (panels.tables.iter())
+        .filter_map(|(name, &rows)| Some((graph.ty(graph.find(name)?).shape.clone(), rows)))
+        .collect();
+    // A gradient is cut as what it is of, which has its shape.
+    let rows_of = |ty: &Type| {
+        let part = in_parts.iter().find(|(shape, _)| *shape == ty.shape).map(|&(_, rows)| rows);
+        part.or_else(|| rows_of(ty, largest))
+    };
     for node in std::mem::take(&mut graph.nodes) {
-        match panel_rows(graph, &node, largest, gradients) {
+        match Some(&node).filter(|node| gains(graph, node, panels.gradients)).and_then(|n| rows_of(graph.ty(n.args[0])))
+        {
             Some(rows) => split(graph, node, rows),
             None => graph.nodes.push(node),
         }
     }
-    let splits = gradients && gradient::run(graph, |ty| rows_of(ty, largest));
+    let splits = panels.gradients && gradient::run(graph, rows_of);
     graph.sweep(|info| info.decl == Some(Kind::Input));
     splits
 }
 
-/// Rows of a panel of this update, if it is split.
-fn panel_rows(graph: &Graph, node: &Node, largest: u64, gradients: bool) -> Option<u32> {
+/// Whether there is something to gain by panels of this node's update.
+fn gains(graph: &Graph, node: &Node, gradients: bool) -> bool {
     let gains = node.op == Op::Update && (gradients || node.attrs.size("states") > 0) && node.attrs.size("sub") == 0;
-    let is_alone = gains && !graph.is_numbered(node.block);
-    is_alone.then(|| rows_of(graph.ty(node.args[0]), largest)).flatten()
+    gains && !graph.is_numbered(node.block)
 }
 
 /// Rows of a panel of a tensor that is larger than the largest block: whole blocks of 8-bit states, whatever the width.

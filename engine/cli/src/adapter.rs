@@ -16,7 +16,7 @@ use tinyforge_compiler::import::safetensors;
 use tinyforge_compiler::import::source::{Catalog, NewTensor};
 use tinyforge_compiler::import::weight_map::{RowOrder, interleaved_row_sources, plain_row_sources};
 use tinyforge_compiler::scheme::{Lora, Scheme, SchemeKind};
-use tinyforge_plan::{DType, StoredKind, Tensor};
+use tinyforge_plan::{DType, StoredKind, Tensor, part_of};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -156,12 +156,17 @@ fn stored_row_sources(model: &Model, param: &str) -> Option<Vec<usize>> {
 }
 
 fn put(runner: &mut Runner, name: &str, values: &[f32]) -> Result<(), CommandError> {
-    let tensor = runner.plan().find(name).map(|s| s.tensor.clone());
-    let tensor = tensor.filter(|t| t.elems() == values.len() as u64);
-    let tensor =
-        tensor.ok_or_else(|| CommandError::request(format!("the plan has no room for `{name}` of the adapter")))?;
-    let dtype = tensor.dtype;
-    runner.change(&tensor, |bytes| store(name, dtype, values, bytes))?
+    let parts: Vec<Tensor> = runner.plan().parts_of(name).iter().map(|s| s.tensor.clone()).collect();
+    if parts.iter().map(Tensor::elems).sum::<u64>() != values.len() as u64 {
+        return Err(CommandError::request(format!("the plan has no room for `{name}` of the adapter")));
+    }
+    let mut left = values;
+    for tensor in parts {
+        let (own, behind) = left.split_at(tensor.elems() as usize);
+        left = behind;
+        runner.change(&tensor, |bytes| store(name, tensor.dtype, own, bytes))??;
+    }
+    Ok(())
 }
 
 /// Numbers in a tensor's storage.
@@ -185,10 +190,10 @@ fn store(name: &str, dtype: DType, values: &[f32], bytes: &mut [u8]) -> Result<(
     Ok(())
 }
 
-/// A stored tensor on its way to a file.
+/// A stored tensor on its way to a file, in one or several parts.
 struct Out {
     name: String,
-    tensor: Tensor,
+    parts: Vec<Tensor>,
     /// For every row of the file, the stored row.
     sources: Option<Vec<usize>>,
 }
@@ -204,18 +209,23 @@ pub fn save(runner: &mut Runner, model: &Model, folder: &Path, scheme: &Scheme) 
     };
     let (mut list, mut targets, mut whole) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for stored in runner.plan().stored.iter().filter(|s| s.kind == StoredKind::Weight) {
-        let tensor = stored.tensor.clone();
+        let parts = vec![stored.tensor.clone()];
         if let Some((module, side)) = peft::parse_tensor_name(&stored.name) {
             let param = format!("{module}.weight");
             let sources = (side == Side::B).then(|| file_row_sources(model, &param)).flatten();
-            list.push(Out { name: peft::tensor_name(module, side), tensor, sources });
+            list.push(Out { name: peft::tensor_name(module, side), parts, sources });
             targets.insert(component(module).to_string());
         } else if stored.changes {
-            let module = stored.name.rsplit_once('.').map_or(stored.name.as_str(), |(module, _)| module);
-            whole.insert(module.to_string());
-            list.push(Out { name: format!("base_model.model.{}", stored.name), tensor, sources: None });
+            let (param, part) = part_of(&stored.name).unwrap_or((&stored.name, 0));
+            whole.insert(param.rsplit_once('.').map_or(param, |(module, _)| module).to_string());
+            if part == 0 {
+                let parts = runner.plan().parts_of(param).iter().map(|s| s.tensor.clone()).collect();
+                list.push(Out { name: format!("base_model.model.{param}"), parts, sources: None });
+            }
         }
     }
+    // Plans list their tensors in one order or another.
+    list.sort_by(|a, b| a.name.cmp(&b.name));
     let config = AdapterConfig {
         rank: lora.rank as usize,
         alpha: lora.alpha,
@@ -242,21 +252,27 @@ fn file_row_sources(model: &Model, param: &str) -> Option<Vec<usize>> {
 }
 
 fn write_tensors(runner: &mut Runner, path: &Path, list: &[Out]) -> Result<(), CommandError> {
-    let shape = |t: &Tensor| t.shape.iter().map(|&d| u64::from(d)).collect::<Vec<_>>();
+    let shape = |parts: &[Tensor]| {
+        let mut shape: Vec<u64> = parts[0].shape.iter().map(|&d| u64::from(d)).collect();
+        shape[0] = parts.iter().map(|t| u64::from(t.shape[0])).sum();
+        shape
+    };
     let new: Vec<NewTensor> =
-        list.iter().map(|o| NewTensor::new(o.name.clone(), o.tensor.dtype, &shape(&o.tensor))).collect();
+        list.iter().map(|o| NewTensor::new(o.name.clone(), o.parts[0].dtype, &shape(&o.parts))).collect();
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let layout = safetensors::layout(&new, &metadata).map_err(CommandError::run)?;
     write_atomic(path, |out| {
         out.write_all(&layout.header)?;
         for place in &layout.tensors {
             let from = list.iter().find(|o| o.name == place.name).expect("laid out from the list");
-            let bytes = runner.fetch(&from.tensor).map_err(std::io::Error::other)?;
-            match &from.sources {
-                None => out.write_all(bytes)?,
-                Some(sources) => {
-                    let row_bytes = bytes.len() / from.tensor.rows().max(1);
-                    sources.iter().try_for_each(|&r| out.write_all(&bytes[r * row_bytes..(r + 1) * row_bytes]))?;
+            for tensor in &from.parts {
+                let bytes = runner.fetch(tensor).map_err(std::io::Error::other)?;
+                match &from.sources {
+                    None => out.write_all(bytes)?,
+                    Some(sources) => {
+                        let row_bytes = bytes.len() / tensor.rows().max(1);
+                        sources.iter().try_for_each(|&r| out.write_all(&bytes[r * row_bytes..(r + 1) * row_bytes]))?;
+                    }
                 }
             }
         }

@@ -54,12 +54,12 @@ fn written_dtype(stored: DType) -> DType {
 pub fn save_model(model: &Model, runner: &mut Runner, folder: &Path) -> Result<(), CommandError> {
     let mut list = Vec::new();
     for binding in model.weights.iter() {
-        let tensor = &runner.plan().find(&binding.name).expect("a plan stores all parameters").tensor;
+        let dtype = runner.plan().parts_of(&binding.name).first().expect("a plan stores all parameters").tensor.dtype;
         let mut shape = binding.shape.clone();
         if is_transposed(model, binding) {
             shape.reverse();
         }
-        list.push(NewTensor::new(binding.name.clone(), written_dtype(tensor.dtype), &shape));
+        list.push(NewTensor::new(binding.name.clone(), written_dtype(dtype), &shape));
     }
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let layout = safetensors::layout(&list, &metadata).map_err(CommandError::run)?;
@@ -69,9 +69,12 @@ pub fn save_model(model: &Model, runner: &mut Runner, folder: &Path) -> Result<(
         out.write_all(&layout.header)?;
         for place in &layout.tensors {
             let binding = model.weights.get(&place.name).expect("listed from the map");
-            let tensor = runner.plan().find(&place.name).expect("a plan stores all parameters").tensor.clone();
-            let bytes = runner.fetch(&tensor).map_err(std::io::Error::other)?;
-            write_tensor(out, &tensor, bytes, is_transposed(model, binding), row_sources(binding))?;
+            let parts: Vec<Tensor> = runner.plan().parts_of(&place.name).iter().map(|s| s.tensor.clone()).collect();
+            // What is stored in parts is written as it is.
+            for tensor in parts {
+                let bytes = runner.fetch(&tensor).map_err(std::io::Error::other)?;
+                write_tensor(out, &tensor, bytes, is_transposed(model, binding), row_sources(binding))?;
+            }
         }
         Ok(())
     })?;

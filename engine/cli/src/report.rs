@@ -64,18 +64,19 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
         let _ = writeln!(out, "  clipping: by {how}");
     }
     let trained = &planned.compiled.parameters.trained;
-    let elems: u64 = trained.iter().filter_map(|n| plan.find(n)).map(|s| trained_elems(plan, &s.name)).sum();
+    let elems: u64 = trained.iter().map(|name| trained_elems(plan, name)).sum();
     let _ = writeln!(out, "  trained: {} tensors, {elems} elements", trained.len());
     out
 }
 
 /// Elements of a stored weight that are trained: all, or its chosen columns.
 fn trained_elems(plan: &Plan, name: &str) -> u64 {
-    let Some(weight) = plan.find(name) else { return 0 };
-    match plan.find(&format!("{name}.index")) {
+    let index = plan.find(&format!("{name}.index"));
+    let of = |weight: &Stored| match index {
         Some(index) => weight.tensor.rows() as u64 * index.tensor.elems(),
         None => weight.tensor.elems(),
-    }
+    };
+    plan.parts_of(name).into_iter().map(of).sum()
 }
 
 fn entries(out: &mut String, plan: &Plan) {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use tinyforge::far::{CHUNK_BYTES, MOVING_STACK_BYTES, MOVING_THREADS};
 use tinyforge_compiler::compile::{CompileError, Compiled, Embeddings};
 use tinyforge_compiler::passes::pipeline::Window;
-use tinyforge_plan::Fixed;
+use tinyforge_plan::{Fixed, Plan, Stored};
 
 /// What streams from disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +81,7 @@ pub(crate) fn plan(asked: &Asked) -> Result<Streamed, CompileError> {
 /// A plan with its window.
 type Found = (Compiled, Option<Window>);
 
-/// The most parts that a block is cut in unasked: fewer make up most of a block, more are smaller than its largest tensor.
+/// The most parts that a block is cut in unasked: with more, the largest would still be its largest matrix.
 const PARTS: u32 = 4;
 /// Of windows of so many blocks one of parts may be faster: less of it waits.
 const FEW_BLOCKS: u32 = 2;
@@ -206,6 +206,7 @@ fn widest(asked: &Asked, (prefetch, parts): (u32, u32), heap: &Cell<u64>) -> Res
         frugal.spill = Some(false);
     }
     let (mut fits, mut over) = (least, layers * parts + u32::from(is_cut(asked)));
+    over = over.min(least.saturating_add(places(asked, &narrowest.plan, parts)));
     while over - fits > 1 {
         let middle = fits + (over - fits) / 2;
         match probe(&frugal, middle) {
@@ -221,6 +222,20 @@ fn widest(asked: &Asked, (prefetch, parts): (u32, u32), heap: &Cell<u64>) -> Res
             result => return result.map(|compiled| (compiled, of(fits))),
         }
     }
+}
+
+/// At least as many blocks, or parts of them, as the budget has room for beside what stays near in this plan.
+fn places(asked: &Asked, plan: &Plan, parts: u32) -> u32 {
+    let Some(limit) = asked.settings.memory else { return u32::MAX };
+    let of_blocks = asked.model.weights.iter().filter(|binding| binding.block.is_some());
+    let stored: Vec<&Stored> =
+        of_blocks.filter_map(|b| plan.find(&b.name)).filter(|s| plan.is_far(&s.tensor)).collect();
+    let streamed: u64 = stored.iter().map(|s| s.tensor.bytes()).sum();
+    let near = plan.stored_bytes(|s| !plan.is_far(&s.tensor)) + plan.fixed_bytes();
+    let each = streamed / (asked.model.config.layers as u64 * u64::from(parts)).max(1);
+    // Parts are not of one size: as many more as make up a block.
+    let count = limit.saturating_sub(near) / each.max(1) + 1 + u64::from(parts);
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// The settings with which a plan takes least, of those that are left to the budget.
@@ -245,16 +260,16 @@ fn fitting(asked: &Asked, window: Option<Window>, known: &Cell<u64>) -> Result<C
     loop {
         let mut compiled = match compile_window(&Asked { fixed: &fixed, ..*asked }, window) {
             Ok(compiled) => compiled,
-            // It may be what was expected that is too much.
-            Err(CompileError::Budget { need, limit, .. }) if need - limit <= expected => {
-                (fixed, expected) = (own.clone(), 0);
-                continue;
-            }
             Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, .. }) => {
+                let mut exact = own.clone();
+                raise(&mut exact, heap, asked.phases);
+                // It may be what was expected that is too much.
+                if need - limit <= expected && need + bytes(&exact) <= limit + bytes(&fixed) {
+                    (fixed, expected) = (exact, 0);
+                    continue;
+                }
                 let limit = limit + bytes(&fixed) - bytes(asked.fixed);
-                let mut own = own;
-                raise(&mut own, heap, asked.phases);
-                let beside = bytes(&own) - bytes(asked.fixed);
+                let beside = bytes(&exact) - bytes(asked.fixed);
                 let need = need + beside;
                 return Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, beside });
             }

@@ -5,12 +5,13 @@ mod made;
 
 use made::trace::{Trace, difference};
 use made::{Llama, MadeRows, SMALL, Scratch, TIED, VOCAB, knobs, trainer};
+use std::collections::BTreeSet;
 use std::path::Path;
 use tinyforge::data::RowReader;
 use tinyforge_cli::model::Model;
 use tinyforge_cli::planning::Wanted;
 use tinyforge_cli::request;
-use tinyforge_plan::{StoredKind, part_of};
+use tinyforge_plan::{Stored, StoredKind, part_of};
 
 fn trace(model: &Model, pairs: &[&str], steps: usize) -> Trace {
     let knobs = knobs(pairs);
@@ -190,7 +191,8 @@ fn panels_of_gradients_do_not_matter() {
     none(found);
 }
 
-/// Embeddings and heads in parts, where both are one and where each is its own: tied and trained they stay whole.
+/// Embeddings and heads in parts, where both are one and where each is its own; trained ones with their gradients and
+/// states, by whatever rule, with a norm of all gradients and without.
 #[test]
 fn parts_of_tables_do_not_matter() {
     let models = [("p2-parts", true), ("p2-parts-untied", false)]
@@ -199,9 +201,11 @@ fn parts_of_tables_do_not_matter() {
         &["window=\"1\""],
         &["window=\"3\"", "prefetch=2", "threads=3", "recompute=\"all\""],
         &["window=\"2\"", "micro_batch=2", "threads=2"],
+        &["window=\"2\"", "block_parts=2", "threads=2"],
         &["window=\"1\"", "micro_batch=1", "activations=\"far\"", "recompute=\"all\""],
     ]);
-    let parts: Vec<_> = parts.into_iter().map(|v| [v, vec!["embeddings=\"parts\"".to_string()]].concat()).collect();
+    let more = ["embeddings=\"parts\"", "gradients=\"panels\""].map(str::to_string);
+    let parts: Vec<_> = parts.into_iter().map(|v| [&v[..], &more[..]].concat()).collect();
     let mut found = Vec::new();
     for (_, model) in &models {
         for base in [
@@ -209,11 +213,15 @@ fn parts_of_tables_do_not_matter() {
             &["scheme=\"lora\"", "dtype=\"bf16\"", "clip=0.05", "clip_by=\"second\""],
             &["scheme=\"last:2\"", "dtype=\"bf16\""],
             &["scheme=\"last:1+head\"", "optimizer=\"sgd\""],
+            &["scheme=\"full\"", "clip=0.05", "seq=150"],
+            &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""],
+            &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"sgd\"", "clip=0.05", "clip_by=\"second\""],
+            &["scheme=\"lora+head+embed\"", "dtype=\"bf16\""],
             &["scheme=\"bias\""],
             &["scheme=\"cycle:2\"", "cycle_steps=1"],
         ] {
             // Where groups take turns, activations stay near.
-            let parts = &parts[..if base[0].contains("cycle") { 3 } else { 4 }];
+            let parts = &parts[..if base[0].contains("cycle") { 4 } else { 5 }];
             found.extend(differences(model, base, parts, 3));
         }
     }
@@ -276,12 +284,21 @@ fn what_must_differ_does() {
     let [near, far] = ["near", "far"].map(|place| near_weights(&format!("embeddings=\"{place}\"")));
     assert!(far < near / 4, "embeddings stay near: {far} bytes of {near}");
     let (_scratch, model) = made_model("p2-differs-parts", Llama { vocab: 2 * VOCAB + 300, ..TIED });
-    let parts_of = |embeddings: &str| {
-        let knobs = knobs(&["scheme=\"lora\"", "window=\"1\"", &format!("embeddings=\"{embeddings}\"")]);
-        let trainer = trainer(&model, &knobs, 7);
-        trainer.runner().plan().stored.iter().filter(|s| part_of(&s.name).is_some()).count()
+    let parts_of = |scheme: &str, embeddings: &str| {
+        let [scheme, embeddings] = [format!("scheme=\"{scheme}\""), format!("embeddings=\"{embeddings}\"")];
+        let trainer = trainer(&model, &knobs(&[&scheme, "window=\"1\"", "gradients=\"panels\"", &embeddings]), 7);
+        let is_part = |s: &&Stored| s.kind == StoredKind::Weight && part_of(&s.name).is_some();
+        trainer.runner().plan().stored.iter().filter(is_part).count()
     };
-    assert_eq!([parts_of("far"), parts_of("parts")], [0, 3]);
+    assert_eq!(["far", "parts"].map(|embeddings| parts_of("lora", embeddings)), [0, 3]);
+    assert_eq!(["far", "parts"].map(|embeddings| parts_of("full", embeddings)), [0, 3]);
+    let waits = |parts: &str| {
+        let trainer = trainer(&model, &knobs(&["scheme=\"lora\"", "window=\"1\"", parts]), 7);
+        let transfers = &trainer.runner().plan().entries[0].transfers;
+        transfers.iter().map(|t| t.ends).collect::<BTreeSet<_>>().len()
+    };
+    let [whole, cut] = ["block_parts=1", "block_parts=4"].map(waits);
+    assert!(cut > 3 * whole, "parts of blocks are waited for at {cut} steps, blocks at {whole}");
     let (rows, entries) = steps(&["micro_batch=1"]);
     assert_eq!((rows, entries.len()), (1, 3), "the updates are no entry of their own");
 }

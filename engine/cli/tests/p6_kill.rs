@@ -3,7 +3,7 @@
 
 mod made;
 
-use made::{Ran, SMALL, Scratch, arg, program, run, write_text};
+use made::{Llama, Ran, SMALL, Scratch, TIED, VOCAB, arg, program, run, write_text};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tinyforge_kernels::random::Stream;
@@ -16,8 +16,12 @@ struct Desk {
 
 impl Desk {
     fn new(name: &str, flags: &[&str]) -> Desk {
+        Desk::of(SMALL, name, flags)
+    }
+
+    fn of(llama: Llama, name: &str, flags: &[&str]) -> Desk {
         let scratch = Scratch::new(name);
-        SMALL.write(&scratch.join("model"));
+        llama.write(&scratch.join("model"));
         write_text(&scratch.join("text.txt"), 3000);
         let common = ["--seq", "16", "--batch", "2", "--threads", "1", "--lr", "1e-3", "--seed", "5"];
         let flags = common.iter().chain(flags).map(|f| f.to_string()).collect();
@@ -184,11 +188,14 @@ fn an_interrupt_finishes_the_step() {
 #[test]
 fn a_killed_run_with_a_work_file_ends_with_the_same_bytes() {
     let flags = ["--window", "1", "--steps", "16", "--checkpoint-every", "2"];
-    for (name, more) in [
-        ("p6-window", &["--scheme", "full", "--optimizer", "adamw8", "--dtype", "bf16"][..]),
-        ("p6-window-cycle", &["--scheme", "cycle:1", "--cycle-steps", "3", "--micro-batch", "1"]),
+    let parts = ["--block-parts", "3", "--embeddings", "parts", "--gradients", "panels", "--scheme", "full"];
+    let large = Llama { vocab: 2 * VOCAB + 300, layers: 2, ..TIED };
+    for (name, llama, more) in [
+        ("p6-window", SMALL, &["--scheme", "full", "--optimizer", "adamw8", "--dtype", "bf16"][..]),
+        ("p6-window-cycle", SMALL, &["--scheme", "cycle:1", "--cycle-steps", "3", "--micro-batch", "1"]),
+        ("p6-window-parts", large, &parts),
     ] {
-        let desk = Desk::new(name, &[&flags[..], more].concat());
+        let desk = Desk::of(llama, name, &[&flags[..], more].concat());
         let works = survives_kills(&desk, 10);
         assert!(works > 0, "{name}: no kill came while there was a work file");
         // A streamed run is what one with everything resident is. That one's checkpoint may hold sums of gradients.

@@ -51,6 +51,10 @@ fn every_window_with_tables_in_parts_gives_a_plan_that_holds() {
         &["scheme=\"lora\"", "embeddings=\"parts\"", "activations=\"far\"", "micro_batch=1"],
         &["scheme=\"last:2\"", "embeddings=\"parts\"", "clip=0.05", "clip_by=\"second\""],
         &["scheme=\"cycle:2\"", "embeddings=\"parts\"", "micro_batch=2"],
+        &["scheme=\"full\"", "embeddings=\"parts\"", "gradients=\"panels\"", "micro_batch=2"],
+        &["scheme=\"full\"", "embeddings=\"parts\"", "gradients=\"panels\"", "clip=0.05", "clip_by=\"second\""],
+        &["scheme=\"full\"", "embeddings=\"parts\"", "gradients=\"whole\""],
+        &["scheme=\"cycle:2+head\"", "embeddings=\"parts\"", "gradients=\"panels\""],
     ];
     all_hold(&model(3 * VOCAB).1, &bases);
 }

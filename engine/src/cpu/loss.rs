@@ -138,6 +138,7 @@ fn panel_scratch(q: &Query) -> Result<usize, String> {
 
 fn linear_cross_entropy_grad_w(c: &mut Call) -> Result<(), KernelError> {
     let (dims, w) = (dims_here(c), c.mat(1));
+    let dims = LinearCrossEntropy { vocab: c.step.size("vocab").max(dims.vocab), ..dims };
     let (head, sums) = (head(c, &w), c.arg(4));
     let (first, dw, scratch) = (c.step.size("first_row"), c.accumulator(5, 0), c.scratch());
     k::linear_cross_entropy_grad_w(c.par, &dims, &head, sums, first, dw, scratch).map_err(|e| c.error(e.to_string()))

@@ -43,6 +43,8 @@ struct Update<'a> {
     weights: &'a mut [u8],
     dtype: DType,
     rows: usize,
+    /// The row of the whole weight that this one begins with, where it may be a panel alone.
+    weights_row: usize,
     /// Columns of the whole weight, and of what is trained.
     cols: usize,
     trained_cols: usize,
@@ -72,6 +74,7 @@ impl<'a> Update<'a> {
             weights: c.change_bytes(0),
             dtype: w.dtype,
             rows: w.rows(),
+            weights_row: if step.size("panel_rows") == w.rows() { step.size("first_row") } else { 0 },
             cols: w.cols(),
             trained_cols: index.map_or(w.cols(), <[i32]>::len),
             states,
@@ -94,12 +97,10 @@ impl<'a> Update<'a> {
     /// Updates rows `range` by their gradient.
     fn panel(&mut self, par: &Par, grad: &[f32], range: std::ops::Range<usize>) {
         let Update { step, cols, trained_cols, stream, .. } = *self;
+        let [from, to] = [range.start, range.end].map(|row| (row - self.weights_row) * cols);
         let weights = match self.dtype {
-            DType::BF16 => {
-                let all = bytemuck::cast_slice_mut::<u8, bf16>(self.weights);
-                Weights::Bf16(&mut all[range.start * cols..range.end * cols], stream)
-            }
-            _ => Weights::F32(&mut bytemuck::cast_slice_mut(self.weights)[range.start * cols..range.end * cols]),
+            DType::BF16 => Weights::Bf16(part::<bf16>(self.weights, from, to), stream),
+            _ => Weights::F32(part(self.weights, from, to)),
         };
         let (first, last) = (range.start * trained_cols, range.end * trained_cols);
         let columns = self.index.map(|index| Columns { cols, index });

@@ -175,9 +175,11 @@ fn linear_cross_entropy(c: &Call) -> Result<Work, String> {
 
 /// The weight's gradient of the same for a panel of its rows, chunk by chunk.
 fn linear_cross_entropy_grad_w(c: &Call) -> Result<Work, String> {
-    let (vocab, from) = (c.rows(1), c.size("first_row"));
-    let count = if c.size("panel_rows") == 0 { vocab } else { c.size("panel_rows") };
-    let rows = Rows::of(c, from..from + count, from, vocab);
+    let (height, class) = (c.rows(1), c.size("first_row"));
+    let count = if c.size("panel_rows") == 0 { height } else { c.size("panel_rows") };
+    // The weight may be these rows alone.
+    let from = if count == height { 0 } else { class };
+    let rows = Rows::of(c, from..from + count, class, c.size("vocab").max(height));
     let of_chunk = |chunk: Range<usize>| {
         let gradients = rows.gradients(&chunk, Operand::Arg(4));
         [rows.logits(c, &chunk), gradients, rows.grad_w(c, &chunk, Operand::Out(0), given(c, 5))]

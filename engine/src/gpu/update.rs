@@ -14,12 +14,13 @@ pub(super) const ROWS: &[Row] =
     &[Row { name: "update", work: update }, Row { name: "linear_grad_w_update", work: linear_grad_w_update }];
 
 /// A panel of trained elements: how many, and its first one among all of them, in the gradient that is there, and among
-/// those that the states are of.
+/// those that the states are of; and the row that the weight that is there begins with.
 struct Panel {
     len: usize,
     first: usize,
     grad_first: usize,
     state_first: usize,
+    weight_row: usize,
 }
 
 fn update(c: &Call) -> Result<Work, String> {
@@ -29,9 +30,10 @@ fn update(c: &Call) -> Result<Work, String> {
         0 => (c.rows(grad), 0),
         rows => (rows, c.size("first_row") * cols),
     };
-    // The gradient may be the panel's alone.
+    // The gradient may be the panel's alone, and so may the weight.
     let grad_first = if c.rows(grad) == rows { 0 } else { first };
-    let part = Panel { len: rows * cols, first, grad_first, state_first: 0 };
+    let weight_row = if c.rows(0) == rows { c.size("first_row") } else { 0 };
+    let part = Panel { len: rows * cols, first, grad_first, state_first: 0, weight_row };
     let check = check_finite(Operand::Arg(grad), grad_first, part.len);
     let launches = vec![check, panel(c, Operand::Arg(grad), grad + 1, &part)?];
     Ok(Work::of(launches, 0))
@@ -65,7 +67,8 @@ fn panel(c: &Call, grad: Operand, after: usize, part: &Panel) -> Result<Launch, 
         }
     };
     let flags = [clip == 1, sub == 1, states > 0];
-    let params = Params::new().sizes(&[part.len, part.first, part.grad_first, part.state_first, c.cols(0), trained]);
+    let params = Params::new().sizes(&[part.len, part.first, part.grad_first, part.state_first]);
+    let params = params.sizes(&[part.weight_row, c.cols(0), trained]);
     let params = flags.into_iter().fold(params, |p, flag| p.word(flag.into()));
     let rates = ["beta1", "beta2", "eps", "weight_decay"];
     let params = rates.into_iter().fold(params, |p, name| p.float(c.float(name))).word(c.int("stream") as u32);
@@ -93,7 +96,8 @@ fn linear_grad_w_update(c: &Call) -> Result<Work, String> {
 /// Updates some rows by their gradient, which lies in scratch.
 fn grad_to_update(c: &Call, dy: usize, rows: Range<usize>, grad: Operand) -> Result<[Launch; 2], String> {
     let k = c.cols(dy + 1);
-    let part = Panel { len: rows.len() * k, first: rows.start * k, grad_first: 0, state_first: rows.start * k };
+    let first = rows.start * k;
+    let part = Panel { len: rows.len() * k, first, grad_first: 0, state_first: first, weight_row: 0 };
     Ok([check_finite(grad, 0, part.len), panel(c, grad, dy + 2, &part)?])
 }
 

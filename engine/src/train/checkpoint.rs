@@ -105,8 +105,7 @@ pub fn tensors<'a>(plans: impl Iterator<Item = &'a Plan> + Clone, active: usize)
         let shared = |s: &&Stored| s.kind == StoredKind::Weight || common.contains(s.name.as_str());
         let lasts = |s: &&Stored| s.changes && !s.is_gradient_sum() && !s.is_spilled();
         let saved = plan.stored.iter().filter(lasts).filter(|s| i == active || shared(s));
-        let part = |s: &'a Stored| part_of(&s.name).filter(|_| s.kind == StoredKind::State);
-        found.extend(saved.map(|s| (part(s).unwrap_or((&s.name, 0)), &s.tensor)));
+        found.extend(saved.map(|s| (part_of(&s.name).unwrap_or((&s.name, 0)), &s.tensor)));
     }
     found.sort_by_key(|&(part, _)| part);
     found.dedup_by_key(|&mut (part, _)| part);

@@ -139,6 +139,8 @@ fn updates(op: Op, z: Size) -> Vec<Sample> {
         if op == Op::Update && z.n > 1 && (z.n / 2 * z.k).is_multiple_of(256) {
             all.push(update(op, z, Rule { rule, first_row: z.n / 2, ..RULE }));
             all.push(update(op, z, Rule { rule, first_row: z.n / 2, grad_of_panel: true, ..RULE }));
+            let own = Rule { rule, first_row: z.n / 2, grad_of_panel: true, weight_of_panel: true, ..RULE };
+            all.push(update(op, z, own));
         }
     }
     all.push(update(op, z, Rule { clip: true, beta1: 0.0, ..RULE }));
@@ -154,9 +156,19 @@ struct Rule {
     first_row: u32,
     /// Whether the gradient is the panel's alone.
     grad_of_panel: bool,
+    /// Whether the weight is.
+    weight_of_panel: bool,
 }
 
-const RULE: Rule = Rule { rule: 0, clip: false, is_sub: false, beta1: 0.9, first_row: 0, grad_of_panel: false };
+const RULE: Rule = Rule {
+    rule: 0,
+    clip: false,
+    is_sub: false,
+    beta1: 0.9,
+    first_row: 0,
+    grad_of_panel: false,
+    weight_of_panel: false,
+};
 
 /// An update of `w[n,k]`, of all its columns or of every other one.
 fn update(op: Op, z: Size, r: Rule) -> Sample {
@@ -182,7 +194,7 @@ fn update(op: Op, z: Size, r: Rule) -> Sample {
         attrs.extend([("alpha", 0.5.into()), ("rows", z.rows.into())]);
     }
     one(op, z, &attrs, |m| {
-        let mut args: Vec<Value> = vec![m.real(&[n, k])];
+        let mut args: Vec<Value> = vec![m.real(&[if r.weight_of_panel { panel } else { n }, k])];
         for state in states {
             let ty = (state.ty)(&kept);
             // Moments in 8 bits have a definition in f64 for the first step only.

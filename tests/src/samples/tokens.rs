@@ -244,6 +244,22 @@ fn heads(op: Op, z: Size) -> Vec<Sample> {
             args
         })
     };
+    // The weight is these rows alone, behind a whole segment of its table.
+    let own = |acc: bool| {
+        let vocab = VOCAB_SEGMENT + v;
+        let of = |first: u32| [("seq", z.t.into()), ("first_row", first.into()), ("vocab", vocab.into())];
+        let attrs = [&of(VOCAB_SEGMENT)[..], &[("panel_rows", v.into())]].concat();
+        one(op, z, &attrs, |m| {
+            let mut args = vec![m.real(&[t, d]), m.real(&[v, d]), m.ints(t, Fill::Labels(vocab))];
+            args.push(m.given(&[t], Fill::Positive));
+            let first = [args[0], m.real(&[VOCAB_SEGMENT, d]), args[2], args[3]];
+            let before = m.node("before", Op::LinearCrossEntropySums, &first, &of(0))[0];
+            let all: Vec<Value> = args.iter().copied().chain([before]).collect();
+            args.push(m.node("all", Op::LinearCrossEntropySums, &all, &of(VOCAB_SEGMENT))[0]);
+            args.extend(acc.then(|| m.real(&[v, d])));
+            args
+        })
+    };
     // Parts of a table behind one whole segment of it.
     let part = |before: bool, acc: bool| {
         let first = if before { VOCAB_SEGMENT } else { 0 };
@@ -281,7 +297,9 @@ fn heads(op: Op, z: Size) -> Vec<Sample> {
             make(false, false, true),
             make(true, true, true),
         ],
-        Op::LinearCrossEntropyGradW => vec![panel(0, false), panel(v / 2, false), panel(v / 2, true)],
+        Op::LinearCrossEntropyGradW => {
+            vec![panel(0, false), panel(v / 2, false), panel(v / 2, true), own(false), own(true)]
+        }
         _ => vec![],
     }
 }

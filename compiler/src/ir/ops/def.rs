@@ -190,6 +190,11 @@ pub fn panel(rows: usize, a: &Attrs) -> Result<Range<usize>, String> {
     }
 }
 
+/// The same for a tensor that may be the panel alone, which has as many rows.
+pub fn own_panel(rows: usize, a: &Attrs) -> Result<Range<usize>, String> {
+    if rows > 0 && a.size("panel_rows") == rows { Ok(0..rows) } else { panel(rows, a) }
+}
+
 /// Checks that the rows of `w` are those from `first_row` on of a table of `vocab`, of which it gives the number.
 pub fn part(w: &Type, a: &Attrs) -> Result<u32, String> {
     let (first, vocab) = (a.size("first_row"), a.size("vocab"));

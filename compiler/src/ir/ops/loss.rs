@@ -4,7 +4,9 @@
 //! Shapes: `T` tokens or samples, `V` classes, `D` features. A label below 0 is ignored. Weights are normalised
 //! by whoever fills them (`w / Σ w` over all of a step's tokens), so that micro-batches add up.
 
-use super::def::{Acc, OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, list_len, matrix, panel, part};
+use super::def::{
+    Acc, OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, list_len, matrix, own_panel, panel, part,
+};
 use super::elementwise::{accumulates, like_first, start_from};
 use crate::ir::attrs::{AttrDef, Attrs, int};
 use crate::ir::ops::Op;
@@ -201,25 +203,28 @@ pub const LINEAR_CROSS_ENTROPY_GRAD: OpDef = OpDef {
 
 /// The gradient of `w` alone, for a panel of its rows: `dw[v] = acc[v] + Σ_t dlogits[t, first_row + v] h[t]`, where
 /// `dlogits[t,k] = weights[t] (exp(h[t] · w[k] - m[t]) / z[t] - [k = labels[t]])`, 0 where the token does not count,
-/// and `m, z` are the first two of its `sums`. Reads no other rows of `w`; `panel_rows` of 0 are all.
+/// and `m, z` are the first two of its `sums`. Reads no other rows of `w`, which may be these rows alone of `vocab`;
+/// `panel_rows` of 0 are all, `vocab` of 0 is `V`.
 /// Operands `h[T,D], w[V,D], labels i32[T], weights[T], sums[T,3]`, and `acc[panel_rows,D]` or none.
 pub const LINEAR_CROSS_ENTROPY_GRAD_W: OpDef = OpDef {
     name: "linear_cross_entropy_grad_w",
     arity: (5, 6),
-    attrs: &[int("compute", 0), int("seq", 1), int("first_row", 0), int("panel_rows", 0)],
+    attrs: &[int("compute", 0), int("seq", 1), int("first_row", 0), int("panel_rows", 0), int("vocab", 0)],
     infer: |x, a| {
         expect_shape("sums", &x[4], &[head(x, a)?, 3])?;
-        let rows = panel(x[1].rows() as usize, a)?;
+        let rows = own_panel(x[1].rows() as usize, a)?;
+        panel(a.size("vocab").max(x[1].rows() as usize), a)?;
         accumulates(x, 5, Type::f32(&[rows.len() as u32, x[1].cols()]))
     },
     eval: |x, y, a| {
         start_from(x, 5, y);
-        let rows = panel(x[1].rows(), a).expect("`infer` asks for it");
+        let rows = own_panel(x[1].rows(), a).expect("`infer` asks for it");
+        let class = a.size("first_row") as isize - rows.start as isize;
         for t in (0..x[0].rows()).filter(|&t| counts(x[2].data[t], x[3].data[t])) {
             let (label, weight, sums) = (x[2].data[t], x[3].data[t], x[4].row(t));
             for v in rows.clone() {
                 let z: f64 = x[0].row(t).iter().zip(x[1].row(v)).map(|(h, w)| h * w).sum();
-                let one = if v == label as usize { 1.0 } else { 0.0 };
+                let one = if v as isize + class == label as isize { 1.0 } else { 0.0 };
                 let dz = weight * ((z - sums[0]).exp() / sums[1] - one);
                 x[0].row(t).iter().zip(y[0].row_mut(v - rows.start)).for_each(|(h, dw)| *dw += dz * h);
             }

@@ -5,9 +5,9 @@
 //! the tensor. `clip`: `f32[2]`, whose first element multiplies the gradient. `index`: `i32[J]`, the trained
 //! columns of a tensor of which the gradient and the states hold only those. `panel_rows`: where it is not 0, the
 //! update is of rows `first_row..first_row + panel_rows` of weight and gradient alone, and the states are theirs; so
-//! may be the gradient.
+//! may be the gradient, and the weight where it is stored in parts.
 
-use super::def::{OpDef, ROW, Tensor, expect_indices, expect_shape, list_len, no_flops, panel};
+use super::def::{OpDef, ROW, Tensor, expect_indices, expect_shape, list_len, no_flops, own_panel};
 use super::elementwise::accumulates;
 use super::linear::weight_grad;
 use crate::ir::attrs::{AttrDef, Attrs, float, int};
@@ -55,7 +55,7 @@ fn check(args: &[Type], after: usize, grad: &Type, a: &Attrs) -> Result<Vec<Type
             Type::f32(&[w.rows(), len])
         }
     };
-    let rows = panel(trained.rows() as usize, a)?;
+    let rows = own_panel(trained.rows() as usize, a)?;
     let part = match a.size("panel_rows") {
         0 => trained.clone(),
         _ => Type::f32(&[rows.len() as u32, trained.cols()]),
@@ -84,7 +84,7 @@ fn apply(x: &mut [Tensor], grad: &[f64], after: usize, a: &Attrs) {
         None => i,
     };
     let width = index.as_ref().map_or(cols, Vec::len).max(1);
-    let rows = panel(x[0].rows(), a).expect("`check` asks for it");
+    let rows = own_panel(x[0].rows(), a).expect("`check` asks for it");
     let (w, rest) = x.split_at_mut(1);
     let states = &mut rest[..a.size("states")];
     let eval = RULES[a.size("rule")].eval.expect("`check` asks for it");

@@ -69,8 +69,8 @@ fn cut(bytes: &[u64], count: u32) -> Vec<Range<usize>> {
         ranges.push(start..bytes.len());
         ranges
     };
-    // Invariant: `enough` is, `little` is not.
-    let (mut little, mut enough) = (0, bytes.iter().sum::<u64>());
+    // Invariant: `enough` is, `little` is not: less than the largest cannot be.
+    let (mut little, mut enough) = (bytes.iter().max().map_or(0, |m| m.saturating_sub(1)), bytes.iter().sum::<u64>());
     while enough - little > 1 {
         let middle = little + (enough - little) / 2;
         match filled(middle).len() <= count as usize {
@@ -89,12 +89,13 @@ mod tests {
     fn cuts_are_where_the_largest_part_is_smallest() {
         // A block of a Llama: q, k, v, o, gate, up and down.
         let block = [4, 1, 1, 4, 16, 16, 16];
-        assert_eq!(cut(&block, 1), [0..7]);
-        assert_eq!(cut(&block, 2), [0..5, 5..7]);
-        assert_eq!(cut(&block, 3), [0..5, 5..6, 6..7].map(|r: std::ops::Range<usize>| r));
-        assert_eq!(cut(&block, 4), [0..4, 4..5, 5..6, 6..7]);
-        assert_eq!(cut(&block, 9).len(), 4, "no part can be smaller than the largest tensor");
-        assert_eq!(cut(&[], 3), [0..0]);
-        assert_eq!(cut(&[0, 0], 3), [0..2]);
+        let ends = |bytes: &[u64], count| cut(bytes, count).iter().map(|range| range.end).collect::<Vec<_>>();
+        assert_eq!(ends(&block, 1), [7]);
+        assert_eq!(ends(&block, 2), [5, 7]);
+        assert_eq!(ends(&block, 3), [5, 6, 7]);
+        assert_eq!(ends(&block, 4), [4, 5, 6, 7]);
+        assert_eq!(ends(&block, 9), [4, 5, 6, 7], "no part can be smaller than the largest tensor");
+        assert_eq!(ends(&[], 3), [0]);
+        assert_eq!(ends(&[0, 0], 3), [2]);
     }
 }

@@ -4,6 +4,7 @@
 //! found by following them.
 
 use super::{Visit, Window};
+use std::collections::BTreeMap;
 
 /// A copy in a schedule of visits, which count on over the rounds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +28,20 @@ struct Slots<'v> {
     free: Vec<usize>,
     /// What may stay from round to round; without it, anything.
     kept: Option<Vec<u32>>,
+    /// For every visit of a round, how many visits later the next one to its parcel is.
+    gaps: Vec<usize>,
+}
+
+/// For every visit of a round, how many visits later the next one to its parcel is, in this round or the one behind.
+fn gaps(visits: &[Visit]) -> Vec<usize> {
+    let n = visits.len();
+    let mut next: BTreeMap<u32, usize> = visits.iter().enumerate().rev().map(|(t, v)| (v.parcel, t + n)).collect();
+    let mut gaps = vec![0; n];
+    for t in (0..n).rev() {
+        let following = next.insert(visits[t].parcel, t).expect("every parcel has a first visit");
+        gaps[t] = following - t;
+    }
+    gaps
 }
 
 impl Slots<'_> {
@@ -40,12 +55,12 @@ impl Slots<'_> {
         last + 1 + usize::from(self.visit(last).changed.is_some())
     }
 
-    /// The visit that reads a parcel next, if it may stay until then.
-    fn next_use(&self, parcel: u32, t: usize) -> usize {
+    /// The visit behind `t` that reads a copy next, if it may stay until then.
+    fn next_use(&self, copy: &Copy, t: usize) -> usize {
         let n = self.visits.len();
-        let is_kept = self.kept.as_ref().is_none_or(|kept| kept.contains(&parcel));
-        let until = if is_kept { t + n } else { t - t % n + n - 1 };
-        (t + 1..=until).find(|&u| self.visit(u).parcel == parcel).unwrap_or(usize::MAX)
+        let next = copy.uses[1] + self.gaps[copy.uses[1] % n];
+        let is_kept = self.kept.as_ref().is_none_or(|kept| kept.contains(&copy.parcel));
+        if is_kept || next / n == t / n { next } else { usize::MAX }
     }
 
     /// Between rounds: drops what may not stay, and no longer counts on what is not there.
@@ -68,8 +83,7 @@ impl Slots<'_> {
         }
         let lead = self.window.prefetch as usize;
         // A place that has been free for a while lets its next copy come in beside the visits until now.
-        let rank =
-            |c: &Copy| (self.free_after(c.uses[1]) + lead <= t, self.next_use(c.parcel, t), usize::MAX - c.uses[1]);
+        let rank = |c: &Copy| (self.free_after(c.uses[1]) + lead <= t, self.next_use(c, t), usize::MAX - c.uses[1]);
         let victim = (0..self.held.len()).max_by_key(|&i| rank(&self.held[i])).expect("a window holds a block");
         let mut gone = self.held.swap_remove(victim);
         let from = self.free_after(gone.uses[1]).min(t);
@@ -137,7 +151,7 @@ fn follow(
     // Every round may find one block less to count on.
     let rounds = ROUNDS + kept.as_ref().map_or(0, Vec::len);
     let free = vec![0; window.blocks.max(1) as usize];
-    let mut slots = Slots { visits, window, held: Vec::new(), done: Vec::new(), free, kept };
+    let mut slots = Slots { visits, window, held: Vec::new(), done: Vec::new(), free, kept, gaps: gaps(visits) };
     let came_in = |slots: &Slots, round: usize| -> Vec<Copy> {
         let all = slots.done.iter().chain(&slots.held).copied();
         let mut copies: Vec<Copy> = all.filter(|c| (round * n..(round + 1) * n).contains(&c.uses[0])).collect();

@@ -385,7 +385,7 @@ pub fn linear_cross_entropy_grad_w_scratch_bytes(dims: &LinearCrossEntropy, pane
 
 /// The gradient of the weight of [`linear_cross_entropy`] alone, for the rows from `first_row` on that `dw` has room
 /// for: the same bits, from the sums of all logits. `accumulate` adds to what is there. Other rows of the weight are
-/// not read.
+/// not read, and need not be there: the head's weight may be these rows alone.
 ///
 /// Errors: a label is not below `vocab`; `dw` is then as it was.
 pub fn linear_cross_entropy_grad_w(
@@ -398,14 +398,14 @@ pub fn linear_cross_entropy_grad_w(
     scratch: &mut [u8],
 ) -> Result<(), OutOfRange> {
     head.check(dims);
-    assert!(head.w.rows == dims.vocab, "the weight's shape");
+    let panel = dw.len() / dims.width;
+    assert!(head.w.rows == dims.vocab || head.w.rows == panel, "the weight's shape");
     assert!(
         dw.len().is_multiple_of(dims.width) && sums.len() == SUMS * dims.tokens(),
         "whole rows, sums of all tokens"
     );
     check_labels(head.labels, head.weights, dims.vocab)?;
-    let panel = dw.len() / dims.width;
-    let w = head.w.rows_from(first_row, panel);
+    let w = head.w.rows_from(if head.w.rows == panel { 0 } else { first_row }, panel);
     let dims = LinearCrossEntropy { vocab: panel, ..*dims };
     let mut scratch = Scratch::new(scratch);
     let logits = scratch.take::<f32>(dims.chunk() * panel);
