@@ -3,7 +3,7 @@
 
 mod made;
 
-use made::{Llama, MadeRows, SMALL, Scratch, arg, knobs, run, runner, write_text};
+use made::{Llama, MadeRows, SMALL, Scratch, TIED, VOCAB, arg, knobs, run, runner, write_text};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use tinyforge::data::{Row, RowReader};
@@ -146,6 +146,17 @@ fn every_window_touches_what_is_planned() {
         let scheme = format!("scheme=\"{scheme}\"");
         touches_what_is_planned(&model, &[&scheme, "window=\"1\"", "activations=\"far\"", "recompute=\"all\""]);
     }
+    // A model whose tables come in parts as well.
+    let scratch = Scratch::new("p1-parts");
+    Llama { layers: 3, vocab: 2 * VOCAB + 300, ..TIED }.write(scratch.path());
+    let model = Model::open(scratch.path()).expect("opens");
+    let parts = ["embeddings=\"parts\"", "gradients=\"panels\"", "block_parts=3"];
+    for scheme in ["full", "lora", "last:1+head"] {
+        let scheme = format!("scheme=\"{scheme}\"");
+        for window in ["window=\"1\"", "window=\"4\""] {
+            touches_what_is_planned(&model, &[&[scheme.as_str(), window, "recompute=\"all\""][..], &parts].concat());
+        }
+    }
 }
 
 /// A model, a text and an output folder for runs of the program.
@@ -264,7 +275,7 @@ fn a_real_models_budget_is_refused_in_time() {
     std::fs::write(desk.scratch.join("model/config.json"), config).expect("written");
     let flags = ["--from-scratch", "true", "--batch", "4"];
     let model = Model::new(&desk.scratch.join("model")).expect("a configuration");
-    for (scheme, memory_mib) in [("lora", 100), ("lora", 150), ("full", 150), ("last:2", 130)] {
+    for (scheme, memory_mib) in [("lora", 100), ("lora", 140), ("full", 120), ("last:2", 120)] {
         refuses(&desk, &[&flags[..], &["--scheme", scheme]].concat(), memory_mib << 20);
         let pairs = [format!("scheme=\"{scheme}\""), format!("memory=\"{memory_mib}MiB\"")];
         let knobs = knobs(&["batch=4", "seq=256", &pairs[0], &pairs[1]]);

@@ -107,11 +107,15 @@ pub fn windows_do_not_change_the_result(device: &str, first: Train, again: Train
     {
         found.extend(differences(&model, &[base, &[device]].concat(), &ways, 3, (first, again)));
     }
-    // Tables that come and go in parts.
+    // Tables that come and go in parts, and so do blocks.
     let (_scratch, model) = made_model(&format!("{}-parts", name(device)), Llama { vocab: 2 * VOCAB + 300, ..TIED });
     let parts: [&[&str]; 2] =
         [&["window=\"1\"", "embeddings=\"parts\""], &["window=\"2\"", "embeddings=\"parts\"", "micro_batch=2"]];
     found.extend(differences(&model, &["scheme=\"lora\"", device], &parts, 2, (first, again)));
+    let trained = ["window=\"2\"", "embeddings=\"parts\"", "gradients=\"panels\"", "block_parts=3"];
+    for base in [["scheme=\"full\"", "dtype=\"bf16\""], ["scheme=\"last:1+head\"", "clip=0.05"]] {
+        found.extend(differences(&model, &[&base[..], &[device]].concat(), &[&trained], 2, (first, again)));
+    }
     none(&found);
 }
 
