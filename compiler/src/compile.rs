@@ -370,8 +370,9 @@ fn kept_states(request: &Request) -> Result<Vec<(String, Type)>, CompileError> {
     Ok(kept)
 }
 
-/// Emits updates: the entries, and those that updates need; and whether gradients are made by panels, if they are to.
-fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, bool) {
+/// Emits updates: the entries, and those that updates need; and of the way what has an effect: where embeddings live,
+/// and whether gradients are made by panels.
+fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, Embeddings, bool) {
     let Way { clip_by, panels, embeddings, .. } = *way;
     let (mut ready, mut splits) = (Vec::new(), false);
     let none = Tables::new();
@@ -410,7 +411,7 @@ fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, bool) {
             stage.pass(request, "order", order::run);
         }
     }
-    (ready, splits)
+    (ready, if tables.is_empty() { embeddings.min(Embeddings::Far) } else { embeddings }, splits)
 }
 
 /// A way to meet the budget.
@@ -475,8 +476,7 @@ fn fit_gradients(
 
 /// Finds the cheapest recomputation that fits.
 fn fit_recomputation(request: &Request, front: &Front, way: Way) -> Result<(Plan, Choice), CompileError> {
-    let embeddings = way.embeddings;
-    let (ready, panels) = updated(request, front, &way);
+    let (ready, embeddings, panels) = updated(request, front, &way);
     let steps = ready.iter().map(|s| ladder_steps(&s.graph)).max().unwrap_or(0);
     let can_spill = request.window.is_some() && !rotates(request) && request.spill != Some(false);
     let always = can_spill && request.spill == Some(true);

@@ -26,6 +26,8 @@ VARIANTS = [
     ["--window", "3", "--micro-batch", "1", "--recompute", "all", "--threads", "1"],
     ["--window", "12", "--prefetch", "3"],
     ["--memory", "least"],
+    ["--window", "3", "--block-parts", "4"],
+    ["--window", "2", "--block-parts", "3", "--embeddings", "parts", "--gradients", "panels"],
 ]
 
 
@@ -94,7 +96,7 @@ def main():
             base = ["--scheme", scheme, "--seq", args.seq, "--batch", "2", *dtype]
             base += ["--cycle-steps", "1"] if scheme.startswith("cycle") else []
             first = None
-            for variant in [["--window", "all"]] + [VARIANTS[(m + 2 * s + i) % len(VARIANTS)] for i in range(3)]:
+            for variant in [["--window", "all"]] + [VARIANTS[(m + 2 * s + i) % len(VARIANTS)] for i in range(4)]:
                 if "least" in variant:
                     variant = ["--memory", least(args.tinyforge, model, base)]
                 flags = base + variant

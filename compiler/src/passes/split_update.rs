@@ -40,8 +40,8 @@ pub fn run(graph: &mut Graph, panels: &Panels) -> bool {
         part.or_else(|| rows_of(ty, largest))
     };
     for node in std::mem::take(&mut graph.nodes) {
-        match Some(&node).filter(|node| gains(graph, node, panels.gradients)).and_then(|n| rows_of(graph.ty(n.args[0])))
-        {
+        let gains = gains(graph, &node, panels.gradients);
+        match gains.then(|| rows_of(graph.ty(node.args[0]))).flatten() {
             Some(rows) => split(graph, node, rows),
             None => graph.nodes.push(node),
         }

@@ -115,7 +115,8 @@ pub struct Knobs {
     #[arg(long)]
     pub block_parts: Option<u32>,
     /// Where embeddings and heads as large as a block live, with a window: near, far, from where they come and go as
-    /// blocks do, parts, where those not trained do so piece by piece, or auto [the first that fits]
+    /// blocks do, parts, where they do so piece by piece, trained ones with --gradients panels, or auto [the first that
+    /// fits]
     #[arg(long)]
     pub embeddings: Option<String>,
     /// Where activations rest from forward to backward, with a window: near, far or auto [far where nothing else fits]
