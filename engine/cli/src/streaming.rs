@@ -253,45 +253,56 @@ pub(crate) fn frugal(settings: &Settings) -> Settings {
 /// one search are alike.
 fn fitting(asked: &Asked, window: Option<Window>, known: &Cell<u64>) -> Result<Compiled, CompileError> {
     let own: Vec<Fixed> = asked.fixed.iter().cloned().chain(moving(asked, window)).collect();
-    let mut fixed = own.clone();
-    raise(&mut fixed, known.get(), asked.phases);
     let bytes = |fixed: &[Fixed]| fixed.iter().map(|part| part.bytes).sum::<u64>();
-    let mut expected = bytes(&fixed) - bytes(&own);
+    let with_room = |heap: u64| {
+        let mut fixed = own.clone();
+        raise(&mut fixed, heap_part(heap, asked.phases), 0);
+        fixed
+    };
+    let mut fixed = with_room(known.get());
+    let mut is_exact = false;
     loop {
         let mut compiled = match compile_window(&Asked { fixed: &fixed, ..*asked }, window) {
             Ok(compiled) => compiled,
             Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, .. }) => {
-                let mut exact = own.clone();
-                raise(&mut exact, heap, asked.phases);
+                let exact = with_room(heap);
                 // It may be what was expected that is too much.
-                if need - limit <= expected && need + bytes(&exact) <= limit + bytes(&fixed) {
-                    (fixed, expected) = (exact, 0);
+                if !is_exact && need + bytes(&exact) <= limit + bytes(&fixed) {
+                    (fixed, is_exact) = (exact, true);
                     continue;
                 }
                 let limit = limit + bytes(&fixed) - bytes(asked.fixed);
                 let beside = bytes(&exact) - bytes(asked.fixed);
-                let need = need + beside;
+                let need = (need + beside).max(limit + 1);
                 return Err(CompileError::Budget { need, limit, entry, peak, at, steps, stored, heap, beside });
             }
             Err(error) => return Err(error),
         };
-        known.set(known.get().max(compiled.plan.heap_bytes()));
-        let is_raised = raise(&mut fixed, compiled.plan.heap_bytes(), asked.phases);
-        compiled.plan.fixed.clone_from(&fixed);
-        let fits = asked.settings.memory.is_none_or(|limit| compiled.plan.total_bytes() <= limit);
-        if !is_raised || fits {
+        let heap = compiled.plan.heap_bytes();
+        known.set(known.get().max(heap));
+        let exact = with_room(heap);
+        let enough = if bytes(&exact) > bytes(&fixed) { exact } else { fixed.clone() };
+        compiled.plan.fixed = enough;
+        if asked.settings.memory.is_none_or(|limit| compiled.plan.total_bytes() <= limit) {
             return Ok(compiled);
         }
+        // With less room for the arena more is computed again, which takes more on the heap.
+        let needed = heap_part(heap, asked.phases);
+        raise(&mut fixed, needed, needed / 16 + IN_HEAP_BYTES);
     }
 }
 
 /// Of a plan's own bytes what the part for the heap has room for.
 const IN_HEAP_BYTES: u64 = 3 << 20;
 
-/// Makes the part of the plans large enough for a plan of `heap` bytes, where there is one and it is not.
-fn raise(fixed: &mut [Fixed], heap: u64, phases: u64) -> bool {
+/// Makes the part of the plans large enough for `needed` bytes on the heap and some more, where there is one.
+fn raise(fixed: &mut [Fixed], needed: u64, more: u64) {
+    let part = fixed.iter_mut().find(|f| f.name == PLAN_PART);
+    part.into_iter().for_each(|part| part.bytes = part.bytes.max((needed + more).saturating_sub(IN_HEAP_BYTES)));
+}
+
+/// What plans of `heap` bytes take of the process in all.
+fn heap_part(heap: u64, phases: u64) -> u64 {
     // What steps are bound to takes less than half of that again; and what making a plan took is not given back.
-    let needed = heap * (3 * phases + 4) / 2;
-    let part = fixed.iter_mut().find(|f| f.name == PLAN_PART && f.bytes + IN_HEAP_BYTES < needed);
-    part.map(|part| part.bytes = needed + needed / 16).is_some()
+    heap * (3 * phases + 4) / 2
 }

@@ -51,16 +51,33 @@ impl Taken {
     /// The first place of a room, from `at` on, at which a piece of it overlaps nothing that lives when it does.
     pub(super) fn free(&mut self, piece: &Piece, mut at: u64) -> u64 {
         let (from, to) = self.spans_of(piece.life);
-        let in_the_way = if from == to { &self.spans[from] } else { self.all() };
-        for other in in_the_way {
+        let mut clears = |other: &Stretch| {
             let apart = other.life.end < piece.life.start || piece.life.end < other.life.start;
             if apart || other.end <= at + piece.at {
-                continue;
+                return true;
             }
-            if other.first >= at + piece.at + piece.bytes {
-                break;
+            let is_in_the_way = other.first < at + piece.at + piece.bytes;
+            if is_in_the_way {
+                at = other.end - piece.at;
             }
-            at = other.end - piece.at;
+            is_in_the_way
+        };
+        match to - from {
+            0 => _ = self.spans[from].iter().all(clears),
+            1 => {
+                // By first byte; what lives in both is met twice, which changes nothing.
+                let [mut a, mut b] = [from, to].map(|span| self.spans[span].iter().peekable());
+                while let Some(other) = match (a.peek(), b.peek()) {
+                    (Some(x), Some(y)) if y.first < x.first => b.next(),
+                    (None, _) => b.next(),
+                    _ => a.next(),
+                } {
+                    if !clears(other) {
+                        break;
+                    }
+                }
+            }
+            _ => _ = self.all().iter().all(clears),
         }
         at
     }
