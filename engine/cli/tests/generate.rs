@@ -67,8 +67,9 @@ fn parts_of_a_table_give_the_same_logits() {
         made::Llama { vocab: 2 * made::VOCAB + 300, tied, ..made::TIED }.write(scratch.path());
         let model = Model::open(scratch.path()).expect("opens");
         let ids = ids(&model, 20);
+        // Blocks come in parts too.
         let windowed = |wanted, window| {
-            let window = Streaming::Window(Window::whole(window, 1));
+            let window = Streaming::Window(Window { parts: 3, ..Window::whole(window, 1) });
             let embeddings = Some(Embeddings::Parts);
             runner(&model, &Settings { window, embeddings, ..row_settings(Scheme::frozen(), 20) }, wanted)
         };
