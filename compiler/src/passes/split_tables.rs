@@ -53,7 +53,7 @@ pub fn splittable(graphs: &[&Graph], tables: &Tables) -> Tables {
                 let Some(&rows) = found.get(&info.name) else { continue };
                 let gives_whole = node.op == Op::LinearCrossEntropyGrad && node.attrs.flag("grad_w");
                 let takes_parts = table_of(node) == Some(i) && !gives_whole;
-                if !takes_parts && !is_about_part(node, i, rows, info.ty.rows()) {
+                if !takes_parts && !is_about_part(graph, node, i, rows) {
                     found.remove(&info.name);
                 }
             }
@@ -71,13 +71,16 @@ fn panel_of(node: &Node) -> Option<usize> {
     }
 }
 
-/// Whether a node is about one part alone of the table, of `vocab` rows, that is its operand `at`.
-fn is_about_part(node: &Node, at: usize, rows: u32, vocab: u32) -> bool {
+/// Whether a node is about one part alone, of `rows` rows, of the table that is its operand `at`.
+fn is_about_part(graph: &Graph, node: &Node, at: usize, rows: u32) -> bool {
     if panel_of(node) != Some(at) {
         return false;
     }
+    let vocab = graph.ty(node.args[at]).rows();
     let [first, count] = ["first_row", "panel_rows"].map(|name| node.attrs.size(name) as u32);
-    first < vocab && first.is_multiple_of(rows) && count == rows.min(vocab - first)
+    // A gradient that is there as a whole is of the whole weight.
+    let is_whole = node.op == Op::Update && graph.ty(node.args[1 + node.attrs.size("states")]).rows() != count;
+    !is_whole && first < vocab && first.is_multiple_of(rows) && count == rows.min(vocab - first)
 }
 
 /// Rows of a part of a table that is larger than the largest block.

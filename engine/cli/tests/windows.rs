@@ -10,9 +10,9 @@ use tinyforge_plan::check;
 
 const LAYERS: u32 = 6;
 
-fn model(vocab: u32) -> (Scratch, Model) {
+fn model(vocab: u32, tied: bool) -> (Scratch, Model) {
     let scratch = Scratch::new("windows");
-    Llama { layers: LAYERS, vocab, ..TIED }.write(scratch.path());
+    Llama { layers: LAYERS, vocab, tied, ..TIED }.write(scratch.path());
     let model = Model::open(scratch.path()).expect("opens");
     (scratch, model)
 }
@@ -41,7 +41,7 @@ fn every_window_gives_a_plan_that_holds() {
         &["scheme=\"cycle:2\""],
         &["scheme=\"cycle:1\"", "optimizer=\"adamw8\"", "keep_state=true"],
     ];
-    all_hold(&model(VOCAB).1, &bases);
+    all_hold(&model(VOCAB, true).1, &bases);
 }
 
 #[test]
@@ -56,7 +56,15 @@ fn every_window_with_tables_in_parts_gives_a_plan_that_holds() {
         &["scheme=\"full\"", "embeddings=\"parts\"", "gradients=\"whole\""],
         &["scheme=\"cycle:2+head\"", "embeddings=\"parts\"", "gradients=\"panels\""],
     ];
-    all_hold(&model(3 * VOCAB).1, &bases);
+    all_hold(&model(3 * VOCAB, true).1, &bases);
+    // Where each table is its own, its gradient is whole or by panels apart from the other one's.
+    let bases = [
+        &["scheme=\"full\"", "embeddings=\"parts\"", "gradients=\"whole\""][..],
+        &["scheme=\"full\"", "embeddings=\"parts\"", "gradients=\"whole\"", "optimizer=\"sgd\"", "beta1=0.0"],
+        &["scheme=\"full\"", "embeddings=\"parts\"", "gradients=\"panels\"", "optimizer=\"sgd\"", "beta1=0.0"],
+        &["scheme=\"last:1+head\"", "embeddings=\"parts\"", "gradients=\"whole\"", "micro_batch=2"],
+    ];
+    all_hold(&model(3 * VOCAB, false).1, &bases);
 }
 
 #[test]
@@ -71,7 +79,7 @@ fn every_window_of_blocks_in_parts_gives_a_plan_that_holds() {
         &["scheme=\"bias\"", "block_parts=64"],
         &["scheme=\"cycle:2\"", "block_parts=3", "micro_batch=2"],
     ];
-    all_hold(&model(3 * VOCAB).1, &bases);
+    all_hold(&model(3 * VOCAB, true).1, &bases);
 }
 
 fn all_hold(model: &Model, bases: &[&[&str]]) {
