@@ -32,11 +32,10 @@ pub(super) fn parts<'a>(graphs: &[&Graph], users: &[&User<'a>], count: u32) -> B
 fn inseparable<'a>(graphs: &[&Graph], users: &[&User<'a>]) -> BTreeMap<&'a str, &'a str> {
     let at: BTreeMap<&str, usize> = users.iter().enumerate().map(|(i, user)| (user.name, i)).collect();
     let mut first: Vec<usize> = (0..users.len()).collect();
-    for node in graphs.iter().flat_map(|graph| graph.nodes.iter().map(move |node| (graph, node))) {
-        let (graph, node) = node;
-        let read: Vec<usize> = node.args.iter().filter_map(|&v| at.get(graph.info(v).name.as_str()).copied()).collect();
-        let Some(least) = read.iter().map(|&i| first[i]).min() else { continue };
-        let joined: Vec<usize> = read.iter().map(|&i| first[i]).collect();
+    for (graph, node) in graphs.iter().flat_map(|graph| graph.nodes.iter().map(move |node| (graph, node))) {
+        let read = node.args.iter().filter_map(|&v| at.get(graph.info(v).name.as_str()));
+        let joined: Vec<usize> = read.map(|&i| first[i]).collect();
+        let Some(&least) = joined.iter().min() else { continue };
         first.iter_mut().filter(|f| joined.contains(f)).for_each(|f| *f = least);
     }
     users.iter().zip(first).map(|(user, first)| (user.name, users[first].name)).collect()
