@@ -341,11 +341,7 @@ impl Knobs {
 
     fn window(&self) -> Result<Streaming, CommandError> {
         let prefetch = positive("prefetch", self.prefetch.unwrap_or(1))?;
-        let parts = self.block_parts;
-        if parts.is_some_and(|n| !(1..=PARTS_MOST).contains(&n)) {
-            let why = format!("--block-parts is {}, must be between 1 and {PARTS_MOST}", parts.unwrap_or(0));
-            return Err(CommandError::request(why));
-        }
+        let parts = self.block_parts.map(|n| from_one("block-parts", n, PARTS_MOST)).transpose()?;
         let window = match self.window.as_deref().unwrap_or("auto") {
             "auto" => return Ok(Streaming::Auto { prefetch, parts }),
             "all" => return Ok(Streaming::Never),
@@ -442,11 +438,14 @@ const TOKENS_MAX: u64 = i32::MAX as u64;
 const STEPS_MAX: u64 = 1 << 40;
 
 fn positive(name: &str, value: u32) -> Result<u32, CommandError> {
-    const MOST: u32 = 1 << 24;
-    if (1..=MOST).contains(&value) {
+    from_one(name, value, 1 << 24)
+}
+
+fn from_one(name: &str, value: u32, most: u32) -> Result<u32, CommandError> {
+    if (1..=most).contains(&value) {
         return Ok(value);
     }
-    Err(CommandError::request(format!("--{name} is {value}, must be between 1 and {MOST}")))
+    Err(CommandError::request(format!("--{name} is {value}, must be between 1 and {most}")))
 }
 
 /// Where embeddings and heads can live.

@@ -113,10 +113,9 @@ fn cheapest(asked: &Asked, (prefetch, parts): (u32, Option<u32>), heap: &Cell<u6
         return Ok(Streamed { compiled, window, considered: Vec::new() });
     };
     let cuts = if can_cut { cuts(first.1) } else { 0..0 };
-    let others = narrower(asked, &first, prefetch)
-        .into_iter()
-        .map(|w| fitting(asked, Some(w), heap).map(|plan| (plan, Some(w))));
-    let mut plans: Vec<Found> = Vec::new();
+    let narrower = narrower(asked, &first, prefetch).into_iter().map(Some);
+    let others = narrower.map(|window| fitting(asked, window, heap).map(|compiled| (compiled, window)));
+    let mut plans = vec![first];
     for other in others.chain(cuts.map(|parts| widest(asked, (prefetch, parts), heap))) {
         match other {
             Ok(found) => plans.push(found),
@@ -124,7 +123,6 @@ fn cheapest(asked: &Asked, (prefetch, parts): (u32, Option<u32>), heap: &Cell<u6
             Err(error) => return Err(error),
         }
     }
-    plans.insert(0, first);
     let seconds = |compiled: &Compiled| {
         let cost = profile::plan_cost(machine, &compiled.plan, asked.rows, asked.settings.batch);
         cost.map_or(f64::INFINITY, |cost| cost.prediction_s)
@@ -227,10 +225,8 @@ fn widest(asked: &Asked, (prefetch, parts): (u32, u32), heap: &Cell<u64>) -> Res
 /// At least as many blocks, or parts of them, as the budget has room for beside what stays near in this plan.
 fn places(asked: &Asked, plan: &Plan, parts: u32) -> u32 {
     let Some(limit) = asked.settings.memory else { return u32::MAX };
-    let of_blocks = asked.model.weights.iter().filter(|binding| binding.block.is_some());
-    let stored: Vec<&Stored> =
-        of_blocks.filter_map(|b| plan.find(&b.name)).filter(|s| plan.is_far(&s.tensor)).collect();
-    let streamed: u64 = stored.iter().map(|s| s.tensor.bytes()).sum();
+    let is_of_block = |s: &Stored| asked.model.weights.get(&s.name).is_some_and(|binding| binding.block.is_some());
+    let streamed = plan.stored_bytes(|s| plan.is_far(&s.tensor) && is_of_block(s));
     let near = plan.stored_bytes(|s| !plan.is_far(&s.tensor)) + plan.fixed_bytes();
     let each = streamed / (asked.model.config.layers as u64 * u64::from(parts)).max(1);
     // Parts are not of one size: as many more as make up a block.
@@ -256,7 +252,7 @@ fn fitting(asked: &Asked, window: Option<Window>, known: &Cell<u64>) -> Result<C
     let bytes = |fixed: &[Fixed]| fixed.iter().map(|part| part.bytes).sum::<u64>();
     let with_room = |heap: u64| {
         let mut fixed = own.clone();
-        raise(&mut fixed, heap_part(heap, asked.phases), 0);
+        raise(&mut fixed, heap_part(heap, asked.phases).saturating_sub(IN_HEAP_BYTES));
         fixed
     };
     let mut fixed = with_room(known.get());
@@ -288,17 +284,17 @@ fn fitting(asked: &Asked, window: Option<Window>, known: &Cell<u64>) -> Result<C
         }
         // With less room for the arena more is computed again, which takes more on the heap.
         let needed = heap_part(heap, asked.phases);
-        raise(&mut fixed, needed, needed / 16 + IN_HEAP_BYTES);
+        raise(&mut fixed, needed + needed / 16);
     }
 }
 
 /// Of a plan's own bytes what the part for the heap has room for.
 const IN_HEAP_BYTES: u64 = 3 << 20;
 
-/// Makes the part of the plans large enough for `needed` bytes on the heap and some more, where there is one.
-fn raise(fixed: &mut [Fixed], needed: u64, more: u64) {
+/// Makes the part of the plans at least so large, where there is one.
+fn raise(fixed: &mut [Fixed], bytes: u64) {
     let part = fixed.iter_mut().find(|f| f.name == PLAN_PART);
-    part.into_iter().for_each(|part| part.bytes = part.bytes.max((needed + more).saturating_sub(IN_HEAP_BYTES)));
+    part.into_iter().for_each(|part| part.bytes = part.bytes.max(bytes));
 }
 
 /// What plans of `heap` bytes take of the process in all.
