@@ -118,6 +118,9 @@ pub struct Request<'a> {
     pub recompute: Recompute,
     /// The most that the plan may take of the near memory.
     pub arena_bytes_max: Option<u64>,
+    /// The most of the host's memory that may hold what lives in a far memory; files hold the rest. Nothing where the
+    /// host's memory is the near one.
+    pub host_bytes_max: u64,
     /// Blocks that the near memory holds at a time, the others living in the far one; `None` keeps all of them.
     pub window: Option<Window>,
     /// Where, with a window, embeddings and heads larger than a block live; `None` takes the first that fits, or under
@@ -158,6 +161,7 @@ impl<'a> Request<'a> {
             clip_by: None,
             recompute: Recompute::Nothing,
             arena_bytes_max: None,
+            host_bytes_max: 0,
             window: None,
             embeddings: None,
             spill: None,
@@ -591,7 +595,9 @@ fn back(request: &Request, stages: &[Stage], front: &Front, embeddings: Embeddin
     };
     let Request { name, threads, files, target, .. } = request;
     let (kept, parcels) = (&front.kept, &pipeline.parcels);
-    Ok(lower::run(&Input { name, entries, source: &source, threads: *threads, files, target: *target, kept, parcels }))
+    let in_host = &pipeline::in_host(&graphs, &pipeline, request.host_bytes_max, |bytes| target.align(bytes));
+    let (source, threads, target) = (&source, *threads, *target);
+    Ok(lower::run(&Input { name, entries, source, threads, files, target, kept, parcels, in_host }))
 }
 
 /// Entries with so much recomputation, in the order in which they will run.

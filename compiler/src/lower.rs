@@ -9,7 +9,7 @@ use crate::passes::live;
 use crate::passes::pipeline::{Holds, Parcel, Stay};
 use crate::passes::place::{Guest, Needs, Placement};
 use crate::target::Target;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tinyforge_plan::{
     Direction, Entry, Holder, Kernels, Named, Number, Part, Peak, Plan, Resident, Shape, Source, Space, Step, Stored,
     StoredKind, Tensor, Transfer,
@@ -47,8 +47,10 @@ pub struct Input<'a> {
     pub target: Target,
     /// States that have a place whether an entry mentions them or not, before all others.
     pub kept: &'a [(String, Type)],
-    /// What lives in the far memory.
+    /// What lives in a far memory.
     pub parcels: &'a [Parcel],
+    /// Names of those of them that the host's memory holds; the others lie in files.
+    pub in_host: &'a HashSet<String>,
 }
 
 fn number(attr: Attr) -> Number {
@@ -101,9 +103,9 @@ fn label(graph: &Graph, node: &Node) -> String {
 pub fn run(input: &Input) -> Plan {
     let target = &input.target;
     let (stored, sections) = stored(input);
-    let base = stored.iter().map(|s| target.align(s.tensor.end())).max().unwrap_or(0).max(sections[2]);
+    let base = stored.iter().map(|s| target.align(s.tensor.end())).max().unwrap_or(0).max(sections[3]);
     let by_name: HashMap<&str, u32> = stored.iter().enumerate().map(|(i, s)| (s.name.as_str(), i as u32)).collect();
-    let home = Home { base, near: sections[1], stored: &stored, by_name: &by_name, parcels: input.parcels, target };
+    let home = Home { base, near: sections[2], stored: &stored, by_name: &by_name, parcels: input.parcels, target };
     let entries: Vec<Entry> = input.entries.iter().map(|p| entry(p, &home)).collect();
     let arena_bytes = entries.iter().map(|e| e.peak.bytes).max().unwrap_or(base);
     Plan {
@@ -118,27 +120,33 @@ pub fn run(input: &Input) -> Plan {
     }
 }
 
-/// Addresses at which sections end, in order: far and never written, far and written, not written.
-type Sections = [u64; 3];
+/// Addresses at which sections end, in order: a file that is never written, one that is, the host's memory, and what
+/// is not written.
+type Sections = [u64; 4];
 
 /// The near memory up to `end`, and before it those that have something in them.
-fn spaces(target: &Target, [model, work, fixed]: Sections, end: u64) -> Vec<Space> {
-    let space = |name: &str, first_byte, end: u64, is_written, is_far| Space {
+fn spaces(target: &Target, [model, work, host, fixed]: Sections, end: u64) -> Vec<Space> {
+    let space = |name: &str, first_byte, end: u64, is_written| Space {
         name: name.to_string(),
         first_byte,
         bytes: end - first_byte,
         is_written,
-        is_far,
+        is_far: false,
+        is_host: false,
     };
+    let far = |space: Space, is_host| Space { is_far: true, is_host, ..space };
     let mut spaces = Vec::new();
     if model > 0 {
-        spaces.push(space("model", 0, model, false, true));
+        spaces.push(far(space("model", 0, model, false), false));
     }
     if work > model {
-        spaces.push(space("work", model, work, true, true));
+        spaces.push(far(space("work", model, work, true), false));
     }
-    spaces.extend(target.fixed.map(|name| space(name, work, fixed, false, false)));
-    spaces.push(space(target.near, fixed, end, true, false));
+    if host > work {
+        spaces.push(far(space("host", work, host, true), true));
+    }
+    spaces.extend(target.fixed.map(|name| space(name, host, fixed, false)));
+    spaces.push(space(target.near, fixed, end, true));
     spaces
 }
 
@@ -149,6 +157,8 @@ enum Section {
     Model,
     /// The work file.
     Work,
+    /// The host's memory.
+    Host,
     /// A memory for what no step changes.
     Fixed,
     /// The near memory: weights and constants, then states.
@@ -207,6 +217,7 @@ fn lay_out(found: &mut [Stored], input: &Input) -> Sections {
     let changes =
         |s: &Stored| s.changes || streamed.get(s.name.as_str()).is_some_and(|&(p, _)| input.parcels[p].rotates);
     let section = |s: &Stored| match streamed.get(s.name.as_str()) {
+        Some(_) if input.in_host.contains(&s.name) => Section::Host,
         Some(_) if !changes(s) && is_as_stored(s) => Section::Model,
         Some(_) => Section::Work,
         None if !is_near(s) => Section::Fixed,
@@ -217,7 +228,7 @@ fn lay_out(found: &mut [Stored], input: &Input) -> Sections {
     let key = |s: &Stored| (section(s), streamed.get(s.name.as_str()).copied());
     let mut order: Vec<usize> = (0..found.len()).collect();
     order.sort_by_key(|&i| key(&found[i]));
-    let (mut offset, mut ends, mut before) = (0u64, [0; 3], None);
+    let (mut offset, mut ends, mut before) = (0u64, [0; 4], None);
     for i in order {
         let (section, parcel) = key(&found[i]);
         let group = (section, parcel.map(|(p, _)| (p, changes(&found[i]))));
@@ -227,7 +238,7 @@ fn lay_out(found: &mut [Stored], input: &Input) -> Sections {
                 offset = offset.next_multiple_of(WORK_ALIGN_BYTES);
             }
             // A section ends where the next one that has something begins.
-            ends[(last as usize).min(3)..(section as usize).min(3)].fill(offset);
+            ends[(last as usize).min(4)..(section as usize).min(4)].fill(offset);
             before = Some(group);
         }
         let stored = &mut found[i];
@@ -238,7 +249,7 @@ fn lay_out(found: &mut [Stored], input: &Input) -> Sections {
     if last == Section::Work {
         offset = offset.next_multiple_of(WORK_ALIGN_BYTES);
     }
-    ends[(last as usize).min(3)..].fill(offset);
+    ends[(last as usize).min(4)..].fill(offset);
     ends
 }
 

@@ -59,7 +59,7 @@ fn update(gb: f64, on_host: bool) -> Work {
 }
 
 fn transfer(link: u32, mb: u64, begins: u32, ends: u32) -> Transfer {
-    Transfer { link, bytes: mb * 1_000_000, begins, ends }
+    Transfer { link, files: None, bytes: mb * 1_000_000, begins, ends }
 }
 
 fn close(a: f64, b: f64) {
@@ -106,6 +106,33 @@ fn a_load_waits_until_its_place_is_free() {
         transfers: vec![transfer(UP, 100, 0, 0), transfer(UP, 100, 1, 1)],
     };
     check(&card(str::to_string), &schedule, (5.0, 3.0, 3.0, up()));
+}
+
+/// A disk behind the card's host, at 40 MB/s.
+const DISK: &str = r#"
+[[space]]
+name = "disk"
+[[link]]
+from = "disk"
+to = "ram"
+bytes_per_second = 40e6
+"#;
+
+#[test]
+fn what_lies_in_files_crosses_both_links() {
+    let of_file = |mb, begins, ends| Transfer { files: Some(2), ..transfer(UP, mb, begins, ends) };
+    // The disk gives 100 MB in 2.5 s, of which the card's link is busy for 1.5; what the host's memory holds passes
+    // between, and the next file waits for the disk.
+    let schedule = Schedule {
+        works: vec![product(1.0); 3],
+        transfers: vec![of_file(100, 0, 1), transfer(UP, 100, 0, 0), of_file(100, 0, 2)],
+    };
+    let machine = card(|text| format!("{text}{DISK}"));
+    let played = cost::simulate(&machine, &schedule).expect("plays");
+    let ends: Vec<f64> = played.transfers.iter().map(|span| span.end_s).collect();
+    assert_eq!(ends, [2.5, 3.0, 5.0]);
+    let disk = Resource::Link("disk".to_string(), "ram".to_string());
+    check(&machine, &schedule, (6.0, 3.0, 5.0, disk));
 }
 
 #[test]
@@ -215,9 +242,13 @@ fn random(stream: &Stream) -> Schedule {
 #[test]
 fn the_bound_is_at_most_the_prediction() {
     let traits = ["", "single_queue = true", "shares_cores = true"];
-    let machines = traits.map(|t| card(|text| text.replace("[rates]", &format!("[traits]\n{t}\n[rates]"))));
+    let with = |t| card(|text| format!("{}{DISK}", text.replace("[rates]", &format!("[traits]\n{t}\n[rates]"))));
+    let machines = traits.map(with);
     for seed in 0..2000 {
-        let schedule = random(&Stream { seed, step: 0, tensor: 0 });
+        let mut schedule = random(&Stream { seed, step: 0, tensor: 0 });
+        // Every second load of every second schedule comes from a file.
+        let loads = schedule.transfers.iter_mut().filter(|t| t.link == UP).step_by(2);
+        loads.filter(|_| seed % 2 == 1).for_each(|t| t.files = Some(2));
         for machine in &machines {
             let played = cost::simulate(machine, &schedule).expect("plays");
             let bound = cost::bound(machine, &schedule).expect("has a bound");

@@ -124,7 +124,7 @@ fn lanes_carry_one_thing_at_a_time_inside_its_window() {
             for machine in [None, Some(&machine)] {
                 let times = times(&plan, entry, machine);
                 assert_eq!(times.in_units.is_none(), machine.is_some(), "{:?}", times.in_units);
-                let events = cost::events(entry);
+                let events = cost::events(&plan, entry);
                 assert_eq!((times.steps.len(), times.events.len()), (entry.steps.len(), events.len()));
                 assert!(events.iter().flat_map(Clone::clone).eq(0..entry.transfers.len()));
                 assert!(times.steps.windows(2).all(|pair| pair[0].end_s <= pair[1].start_s));

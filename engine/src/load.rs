@@ -50,8 +50,9 @@ fn start_stream(seed: u64, name: &str) -> Stream {
     Stream { seed, step: u32::MAX, tensor: encode::crc32(name.as_bytes()) }
 }
 
-/// Fills every stored tensor. `files` are the plan's, in order. What lives in the work file is made in the part of the
-/// arena that steps use, one tensor at a time, and written there; what lives in the model's file stays.
+/// Fills every stored tensor. `files` are the plan's, in order. What lives in the work file or in the host's memory is
+/// made in the part of the arena that steps use, one tensor at a time, and written there; what lives in the model's
+/// file stays.
 ///
 /// # Errors
 /// A file cannot be read, or a tensor cannot be converted or is not finite.
@@ -69,7 +70,7 @@ pub(crate) fn load(
             if let Some(gpu) = gpu.as_deref_mut() {
                 gpu.send(arena, &stored.tensor)?;
             }
-        } else if matches!(far::place(plan, stored), far::Place::Work(_)) {
+        } else if !matches!(far::place(plan, stored), far::Place::Model(..)) {
             let here = Stored { tensor: far::borrowed(plan, &stored.tensor), ..stored.clone() };
             fill(&here, arena, files, seed, &mut buffer)?;
             far::change(plan, far.as_deref_mut(), arena, &stored.tensor, |_| ())?;

@@ -83,7 +83,7 @@ impl Device {
             Device::Cpu(threads) => Box::new(CpuKernels { threads }),
             // The least that any adapter gives.
             Device::Wgpu | Device::WgpuPlain => {
-                Box::new(GpuKernels { operand_bytes_max: 128 << 20, takes_products: false })
+                Box::new(GpuKernels { operand_bytes_max: 128 << 20, takes_products: false, has_own_memory: false })
             }
             Device::CudaShim(..) => Box::new(cuda::KERNELS),
         }

@@ -101,7 +101,8 @@ fn plan(dims: &Bottleneck, lead: u64) -> Plan {
         blocks: vec!["all".to_string()],
         peak: tinyforge_plan::Peak { bytes: end, ..Default::default() },
     };
-    let space = Space { name: "ram".to_string(), first_byte: 0, bytes: end, is_written: true, is_far: false };
+    let space =
+        Space { name: "ram".to_string(), first_byte: 0, bytes: end, is_written: true, is_far: false, is_host: false };
     Plan { spaces: vec![space], align_bytes: 1, entries: vec![entry], stored, ..Plan::default() }
 }
 

@@ -104,6 +104,9 @@ fn check_places(plan: &Plan, faults: &mut Vec<String>) {
         if space.is_far && space.first_byte >= plan.arena_start() {
             faults.push(format!("space `{}` is far and comes behind one that is not", space.name));
         }
+        if space.is_host && !(space.is_far && space.is_written) {
+            faults.push(format!("space `{}` is the host's, and not a far one that may be written", space.name));
+        }
     }
     if !plan.align_bytes.is_power_of_two() {
         faults.push(format!("the alignment is {}, which is no power of two", plan.align_bytes));

@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use alloc::vec::Vec;
 
 const MAGIC: [u8; 4] = *b"TFPL";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Why bytes are no plan.
 #[derive(Debug, PartialEq, thiserror::Error)]

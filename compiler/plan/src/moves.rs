@@ -104,13 +104,11 @@ impl<'a> Moves<'a> {
             self.begin(t, contents, faults);
         }
         self.end(i, contents, faults);
-        for (t, transfer) in transfers().filter(|(_, t)| t.direction == Direction::In) {
+        for (t, _) in transfers().filter(|(_, t)| t.direction == Direction::In) {
             self.begin(t, contents, faults);
-            if transfer.ends as usize == i {
-                // Waited for at once.
-                self.end(i, contents, faults);
-            }
         }
+        // Those that are waited for at once.
+        self.end(i, contents, faults);
     }
 
     fn begin(&mut self, t: usize, contents: &mut Contents, faults: &mut Vec<String>) {

@@ -39,6 +39,8 @@ pub struct Space {
     pub is_written: bool,
     /// Whether it lies outside the arena: steps cannot reach it, only transfers do.
     pub is_far: bool,
+    /// Whether a far one is memory of the host, which is filled at load; the others are files.
+    pub is_host: bool,
 }
 
 impl Space {
@@ -436,6 +438,17 @@ impl Plan {
     /// Bytes of all memories that are not far: what a host takes to run the plan over one block of memory.
     pub fn arena_bytes(&self) -> u64 {
         self.end_byte().saturating_sub(self.arena_start())
+    }
+
+    /// Bytes of the host's memory that hold far tensors, beside a device's own memory.
+    pub fn host_bytes(&self) -> u64 {
+        sum(self.spaces.iter().filter(|s| s.is_host).map(|s| s.bytes))
+    }
+
+    /// Whether a stored tensor lies in a far memory that is the host's.
+    pub fn is_in_host(&self, stored: u32) -> bool {
+        let tensor = self.stored.get(stored as usize).map(|s| &s.tensor);
+        tensor.and_then(|t| self.space_of(t.offset)).is_some_and(|s| s.is_host)
     }
 
     /// Whether a tensor lies in a far memory.

@@ -1,7 +1,7 @@
 //! What a schedule takes at least: each resource's work, were it never to wait.
 
 use super::seconds::{flops_s, optimizer_s};
-use super::{CostError, Schedule, check, takes_queue, transfer_s};
+use super::{CostError, Schedule, check, link_s, takes_queue};
 use crate::machine::Machine;
 
 /// Something that works are done by, one at a time.
@@ -68,8 +68,10 @@ pub fn bound(machine: &Machine, schedule: &Schedule) -> Result<Bound, CostError>
     }
     let mut links_s = vec![0.0; machine.links.len()];
     for transfer in &schedule.transfers {
-        let s = transfer_s(machine, transfer)?;
-        *(if takes_queue(machine, transfer.link) { &mut compute_s } else { &mut links_s[transfer.link as usize] }) += s;
+        for link in [Some(transfer.link), transfer.files].into_iter().flatten() {
+            let s = link_s(machine, link, transfer.bytes)?;
+            *(if takes_queue(machine, link) { &mut compute_s } else { &mut links_s[link as usize] }) += s;
+        }
     }
     let mut busy = vec![(Resource::Compute, compute_s), (Resource::Host, host_s)];
     let name = |i: usize| Resource::Link(machine.links[i].from.clone(), machine.links[i].to.clone());

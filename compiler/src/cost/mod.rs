@@ -18,7 +18,7 @@ mod simulate;
 mod work;
 
 pub use bound::{Bound, Resource, bound};
-pub use schedule::{events, link, schedule};
+pub use schedule::{Path, events, path, schedule};
 pub use seconds::{Measured, ideal, seconds};
 pub use simulate::{Prediction, Span, simulate};
 pub use work::work;
@@ -54,6 +54,8 @@ pub struct Work {
 pub struct Transfer {
     /// Index of the link, which is one direction, in [`Machine::links`].
     pub link: u32,
+    /// Index of the link to or from files that the bytes cross as well, piece by piece: it is asked for them first.
+    pub files: Option<u32>,
     /// Bytes on the wire.
     pub bytes: u64,
     /// It may start when all works before this index are done: what it reads is there, what it writes is free.
@@ -164,12 +166,11 @@ pub fn step(machine: &Machine, runs: &[(&Schedule, u32)]) -> Result<StepCost, Co
     Ok(StepCost { bound: Bound::sum(&parts), prediction_s, waiting_s, update_s, measured_share })
 }
 
-/// Seconds of a transfer, the link to itself.
-fn transfer_s(machine: &Machine, transfer: &Transfer) -> Result<f64, CostError> {
-    let link = &machine.links[transfer.link as usize];
-    let Link { from, to, bytes_per_second, latency_s } = link;
+/// Seconds of so many bytes on a link, alone.
+fn link_s(machine: &Machine, link: u32, bytes: u64) -> Result<f64, CostError> {
+    let Link { from, to, bytes_per_second, latency_s } = &machine.links[link as usize];
     let rate = bytes_per_second.ok_or_else(|| no_rate(machine, format!("bytes_per_second from {from} to {to}")))?;
-    Ok(latency_s + transfer.bytes as f64 / rate)
+    Ok(latency_s + bytes as f64 / rate)
 }
 
 /// Whether transfers over the link take the place of kernels in the device's one queue.
@@ -185,7 +186,8 @@ fn no_rate(machine: &Machine, what: impl Into<String>) -> CostError {
 /// The transfers, checked against works and links.
 fn check(machine: &Machine, schedule: &Schedule) -> Result<(), CostError> {
     let (works, links) = (schedule.works.len(), machine.links.len());
-    for (index, &Transfer { link, begins, ends, .. }) in schedule.transfers.iter().enumerate() {
+    for (index, &Transfer { link, files, begins, ends, .. }) in schedule.transfers.iter().enumerate() {
+        let link = files.unwrap_or(link).max(link);
         if begins > ends || ends as usize > works || link as usize >= links {
             return Err(CostError::Order { index, begins, ends, works, link, links });
         }

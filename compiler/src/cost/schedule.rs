@@ -5,24 +5,28 @@ use crate::machine::Machine;
 use std::ops::Range;
 use tinyforge_plan::{Direction, Entry, Plan};
 
-/// Every step of the entry with its transfers, over the links that join the machine's near memory and the memory that
-/// feeds it. What begins and ends together in one direction is one transfer.
+/// Every step of the entry with its transfers, over the links that join the machine's near memory with the memory that
+/// feeds it, and that one with files. What begins and ends together in one direction, of one far memory, is one
+/// transfer.
 ///
 /// # Errors
 /// The entry transfers, and the machine has no link for that.
 pub fn schedule(plan: &Plan, entry: &Entry, machine: &Machine) -> Result<Schedule, CostError> {
     let mut transfers: Vec<Transfer> = Vec::new();
-    for event in events(entry) {
-        let &tinyforge_plan::Transfer { direction, begins, ends, .. } = &entry.transfers[event.start];
+    for event in events(plan, entry) {
+        let &tinyforge_plan::Transfer { stored, direction, begins, ends, .. } = &entry.transfers[event.start];
         let bytes = entry.transfers[event].iter().map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum();
-        transfers.push(Transfer { link: link(machine, direction)?, bytes, begins, ends });
+        let Path { link, files } = path(machine, direction)?;
+        let files = files.filter(|_| !plan.is_in_host(stored));
+        transfers.push(Transfer { link, files, bytes, begins, ends });
     }
     Ok(Schedule { works: entry.steps.iter().map(work).collect(), transfers })
 }
 
-/// Transfers of an entry that begin and end together in one direction, which a link carries as one: their indices.
-pub fn events(entry: &Entry) -> Vec<Range<usize>> {
-    let key = |t: &tinyforge_plan::Transfer| (t.direction, t.begins, t.ends);
+/// Transfers of an entry that begin and end together in one direction, of tensors in one far memory, which a link
+/// carries as one: their indices.
+pub fn events(plan: &Plan, entry: &Entry) -> Vec<Range<usize>> {
+    let key = |t: &tinyforge_plan::Transfer| (t.direction, plan.is_in_host(t.stored), t.begins, t.ends);
     let mut next = 0;
     let event = |group: &[tinyforge_plan::Transfer]| {
         next += group.len();
@@ -31,19 +35,36 @@ pub fn events(entry: &Entry) -> Vec<Range<usize>> {
     entry.transfers.chunk_by(|a, b| key(a) == key(b)).map(event).collect()
 }
 
-/// The link into the near memory, or from it back to where that one comes from.
+/// Links that transfers of one direction cross.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// The one that ends, or begins, at the near memory.
+    pub link: u32,
+    /// The one that joins files and the memory that feeds the near one, where that is the host's.
+    pub files: Option<u32>,
+}
+
+/// The link into the near memory, or from it back to where that one comes from; and the one that leads on from there
+/// to files, or from them.
 ///
 /// # Errors
 /// There is none.
-pub fn link(machine: &Machine, direction: Direction) -> Result<u32, CostError> {
-    let into = machine.links.iter().position(|l| l.to == machine.near);
-    let found = match direction {
-        Direction::In => into,
-        Direction::Out => {
-            let far = into.map(|i| &machine.links[i].from);
-            machine.links.iter().position(|l| l.from == machine.near && Some(&l.to) == far)
-        }
+pub fn path(machine: &Machine, direction: Direction) -> Result<Path, CostError> {
+    let into = machine.links.iter().find(|l| l.to == machine.near);
+    let feeds = into.map(|l| l.from.as_str());
+    let joins = |ends: [Option<&str>; 2]| {
+        let is_it = |l: &&crate::machine::Link| ends == [Some(l.from.as_str()), Some(l.to.as_str())];
+        machine.links.iter().position(|l| is_it(&l)).map(|i| i as u32)
+    };
+    let (near, disk) = (Some(machine.near.as_str()), Some(DISK));
+    let [link, files] = match direction {
+        Direction::In => [joins([feeds, near]), joins([disk, feeds])],
+        Direction::Out => [joins([near, feeds]), joins([feeds, disk])],
     };
     let what = || format!("which link joins `{}` to the memory that blocks stream from", machine.near);
-    found.map(|i| i as u32).ok_or_else(|| CostError::NoRate { machine: machine.name.clone(), what: what() })
+    let link = link.ok_or_else(|| CostError::NoRate { machine: machine.name.clone(), what: what() })?;
+    Ok(Path { link, files })
 }
+
+/// Name of the memory that files lie in.
+const DISK: &str = "disk";

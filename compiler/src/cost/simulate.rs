@@ -3,9 +3,10 @@
 //! There is a queue for kernels, one for the host's updates, and one for each link. Each takes what it is given in
 //! order and does one thing at a time. Works are visited in the schedule's order; before each, the transfers that may
 //! have begun by then are put on their links: those out of the near memory at once, those into it when what the work
-//! waits for has ended, whose place they may take. One pass: a time is known when it is asked for.
+//! waits for has ended, whose place they may take. What crosses two links begins when its own, the one to the files, is
+//! free. One pass: a time is known when it is asked for.
 
-use super::{CostError, Schedule, check, seconds, takes_queue, transfer_s};
+use super::{CostError, Schedule, Transfer, check, link_s, seconds, takes_queue};
 use crate::machine::Machine;
 
 /// When something ran.
@@ -52,6 +53,8 @@ struct Queues<'a> {
     schedule: &'a Schedule,
     compute_s: f64,
     host_s: f64,
+    /// What transfers took of the compute queue.
+    copied_s: f64,
     links_s: Vec<f64>,
     /// Transfers of each link that have not begun, the next one last.
     pending: Vec<Vec<usize>>,
@@ -91,12 +94,8 @@ pub fn simulate(machine: &Machine, schedule: &Schedule) -> Result<Prediction, Co
         works.push(span);
     }
     let transfers: Vec<Span> = queues.transfers.iter().map(|span| span.unwrap_or_default()).collect();
-    let queued = |(i, span): (usize, &Span)| match takes_queue(machine, schedule.transfers[i].link) {
-        true => span.seconds(),
-        false => 0.0,
-    };
-    let copied_s: f64 = transfers.iter().enumerate().map(queued).sum();
-    Ok(Prediction { seconds: done_s, waiting_s: (done_s - busy_s - copied_s).max(0.0), works, transfers })
+    let waiting_s = (done_s - busy_s - queues.copied_s).max(0.0);
+    Ok(Prediction { seconds: done_s, waiting_s, works, transfers })
 }
 
 impl<'a> Queues<'a> {
@@ -108,6 +107,7 @@ impl<'a> Queues<'a> {
             schedule,
             compute_s: 0.0,
             host_s: 0.0,
+            copied_s: 0.0,
             links_s: vec![0.0; machine.links.len()],
             pending,
             transfers: vec![None; schedule.transfers.len()],
@@ -126,16 +126,30 @@ impl<'a> Queues<'a> {
                 if transfer.begins > index {
                     break;
                 }
-                let takes_s = transfer_s(self.machine, transfer)?;
-                let is_queued = takes_queue(self.machine, link as u32);
-                let free_s = if is_queued { &mut self.compute_s } else { &mut self.links_s[link] };
-                let start_s = free_s.max(ready_s);
-                *free_s = start_s + takes_s;
-                self.transfers[next] = Some(Span { start_s, end_s: *free_s });
+                self.transfers[next] = Some(self.put(transfer, ready_s)?);
                 self.pending[link].pop();
             }
         }
         Ok(())
+    }
+
+    /// Puts a transfer on its links.
+    fn put(&mut self, transfer: &Transfer, ready_s: f64) -> Result<Span, CostError> {
+        let takes_s = link_s(self.machine, transfer.link, transfer.bytes)?;
+        let is_queued = takes_queue(self.machine, transfer.link);
+        // Whoever asks for copies in a queue asks for the next when the one before is there.
+        let mut from_s = if is_queued { ready_s.max(self.compute_s) } else { ready_s };
+        let mut read_s = 0.0;
+        if let Some(files) = transfer.files {
+            from_s = from_s.max(self.links_s[files as usize]);
+            read_s = from_s + link_s(self.machine, files, transfer.bytes)?;
+            self.links_s[files as usize] = read_s;
+        }
+        self.copied_s += if is_queued { takes_s } else { 0.0 };
+        let free_s = if is_queued { &mut self.compute_s } else { &mut self.links_s[transfer.link as usize] };
+        let start_s = free_s.max(from_s);
+        *free_s = start_s + takes_s;
+        Ok(Span { start_s: if transfer.files.is_some() { from_s } else { start_s }, end_s: read_s.max(*free_s) })
     }
 
     /// When the last of some transfers ends, of those that have begun.

@@ -4,7 +4,7 @@
 //! { "format": "tinyforge-plan", "version": 1,
 //!   "name": "net last:1", "align_bytes": 8, "threads": 1,
 //!   "total_bytes": 9000,                      near memory in all: arena and fixed parts
-//!   "spaces": [{ "name", "first_byte", "bytes", "is_written" }],      the last is the near one
+//!   "spaces": [{ "name", "first_byte", "bytes", "is_written", "is_far", "is_host" }],  the last is near
 //!   "fixed": [{ "name", "bytes" }],           parts of the near memory outside the arena
 //!   "files": ["net.safetensors"],
 //!   "stored": [{ "name", "kind", "changes", "source", "tensor" }],    kind: weight, state or const
@@ -35,7 +35,12 @@ pub fn export(plan: &Plan) -> String {
     let spaces: Vec<Value> = plan
         .spaces
         .iter()
-        .map(|s| json!({ "name": s.name, "first_byte": s.first_byte, "bytes": s.bytes, "is_written": s.is_written }))
+        .map(|s| {
+            json!({
+                "name": s.name, "first_byte": s.first_byte, "bytes": s.bytes, "is_written": s.is_written,
+                "is_far": s.is_far, "is_host": s.is_host,
+            })
+        })
         .collect();
     let fixed: Vec<Value> = plan.fixed.iter().map(|f| json!({ "name": f.name, "bytes": f.bytes })).collect();
     let stored: Vec<Value> = plan

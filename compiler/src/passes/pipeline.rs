@@ -13,6 +13,7 @@
 mod parcels;
 mod parts;
 mod slots;
+mod tiers;
 
 use crate::ir::graph::{Graph, Node, Region};
 use crate::ir::ops::Op;
@@ -22,6 +23,7 @@ use parcels::parcels;
 use slots::{Copy, permanent, steady};
 use std::collections::BTreeMap;
 use std::ops::Range;
+pub use tiers::in_host;
 
 /// How much of the model the near memory holds at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -68,6 +68,7 @@ fn attempt(
         storage: Storage { trained: DType::I8, frozen: None },
         optimizer,
         arena_bytes_max: limit,
+        host_bytes_max: 0,
         target: settings.target,
         source: &source,
         files: model.files.clone(),

@@ -120,6 +120,11 @@ pub fn machine_bytes() -> Option<u64> {
     kib_of("/proc/meminfo", "MemTotal:")
 }
 
+/// What of it may be taken without anything being swapped out, in bytes, where the system tells.
+pub fn available_bytes() -> Option<u64> {
+    kib_of("/proc/meminfo", "MemAvailable:")
+}
+
 /// The most memory that this process has had, in bytes, where the system tells.
 pub fn peak_rss_bytes() -> Option<u64> {
     kib_of("/proc/self/status", "VmHWM:")

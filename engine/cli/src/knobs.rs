@@ -2,6 +2,7 @@
 //! same. What is not given takes the default that stands here.
 
 use crate::error::CommandError;
+use crate::host;
 use crate::planning::{self, Settings};
 use crate::sizes;
 use crate::streaming::Streaming;
@@ -91,6 +92,10 @@ pub struct Knobs {
     /// Memory for everything: 64MiB, 2GiB [no limit]
     #[arg(long)]
     pub memory: Option<String>,
+    /// The host's memory that holds what streams to a device with memory of its own; 0 leaves all of it in files [three
+    /// quarters of what is free]
+    #[arg(long)]
+    pub host_memory: Option<String>,
     /// This machine's profile, for predicted times and efficiency [what `bench` wrote]
     #[arg(long)]
     pub profile: Option<PathBuf>,
@@ -252,15 +257,6 @@ impl Knobs {
     pub fn settings(&self) -> Result<Settings, CommandError> {
         let seq = positive("seq", self.seq.unwrap_or(256))?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let recompute = match self.recompute.as_deref().unwrap_or("auto") {
-            "auto" => Recompute::Auto,
-            "nothing" => Recompute::Nothing,
-            "all" => Recompute::All,
-            other => match other.parse() {
-                Ok(step) => Recompute::Step(step),
-                Err(_) => return Err(CommandError::request(format!("--recompute {other}: auto, nothing or all"))),
-            },
-        };
         let clip_by = match self.clip_by.as_deref() {
             None => None,
             Some("keep") => Some(ClipBy::Keeping),
@@ -290,6 +286,7 @@ impl Knobs {
             return Err(CommandError::request(why));
         }
         let window = self.window()?;
+        let host_memory = host::most(self.host_memory.as_deref(), gpu.as_ref())?;
         let embeddings = choice("--embeddings", self.embeddings.as_deref(), &PLACES)?;
         let spill = choice("--activations", self.activations.as_deref(), &[("near", false), ("far", true)])?;
         let panels = choice("--gradients", self.gradients.as_deref(), &[("whole", false), ("panels", true)])?;
@@ -305,18 +302,31 @@ impl Knobs {
             dtype,
             tf32,
             optimizer,
-            recompute,
+            recompute: self.recompute()?,
             window,
             embeddings,
             spill,
             panels,
             clip_by,
             memory: self.memory()?,
+            host_memory,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
             target: planning::target(device),
             device,
             gpu,
             machine: None,
+        })
+    }
+
+    fn recompute(&self) -> Result<Recompute, CommandError> {
+        Ok(match self.recompute.as_deref().unwrap_or("auto") {
+            "auto" => Recompute::Auto,
+            "nothing" => Recompute::Nothing,
+            "all" => Recompute::All,
+            other => match other.parse() {
+                Ok(step) => Recompute::Step(step),
+                Err(_) => return Err(CommandError::request(format!("--recompute {other}: auto, nothing or all"))),
+            },
         })
     }
 

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod debug;
 pub mod error;
 pub mod fixed;
+pub mod host;
 pub mod int8;
 pub mod knobs;
 pub mod model;

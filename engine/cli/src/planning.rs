@@ -77,6 +77,8 @@ pub struct Settings {
     pub clip_by: Option<ClipBy>,
     /// The budget for arena and fixed parts.
     pub memory: Option<u64>,
+    /// The most of the host's memory that holds what streams to a device with memory of its own; files hold the rest.
+    pub host_memory: u64,
     /// Worker threads.
     pub threads: u32,
     /// The machine that the plan is made for.
@@ -275,6 +277,7 @@ pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Co
         clip_by: settings.clip_by,
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
+        host_bytes_max: settings.host_memory,
         window,
         embeddings: settings.embeddings,
         spill: settings.spill,

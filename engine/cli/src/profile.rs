@@ -149,14 +149,14 @@ const WAITS: usize = 3;
 /// # Errors
 /// The machine's description lacks a rate.
 pub fn simulate(machine: &Machine, plans: &[Planned], batch: u32, bound_s: f64) -> Result<Simulated, CommandError> {
-    let links = [Direction::In, Direction::Out].map(|way| sim_link(machine, way));
-    let is_far = |p: &Planned| p.compiled.plan.entries.iter().any(|e| !e.transfers.is_empty());
-    let [inward, outward] = match plans.iter().any(is_far) {
-        true => {
-            let [a, b] = links;
-            [a?, b?]
-        }
-        false => [Link { bytes_per_second: f64::INFINITY, latency_s: 0.0 }; 2],
+    let transfers = |p: &Planned, of_files: bool| {
+        let plan = &p.compiled.plan;
+        let mut all = plan.entries.iter().flat_map(|e| &e.transfers);
+        all.any(|t| !of_files || !plan.is_in_host(t.stored))
+    };
+    let ([inward, outward], files) = match plans.iter().any(|p| transfers(p, false)) {
+        true => sim_links(machine, plans.iter().any(|p| transfers(p, true)))?,
+        false => ([Link { bytes_per_second: f64::INFINITY, latency_s: 0.0 }; 2], None),
     };
     let (mut step_s, mut compute_s, mut waited_s) = (0.0, 0.0, 0.0);
     let (mut links_s, mut moved_bytes) = ([0.0; 2], [0; 2]);
@@ -171,7 +171,7 @@ pub fn simulate(machine: &Machine, plans: &[Planned], batch: u32, bound_s: f64) 
             .try_for_each(|step| cost::seconds(machine, &cost::work(step)).map(drop))
             .map_err(CommandError::run)?;
         let seconds = |step: &Step| cost::seconds(machine, &cost::work(step)).map_or(0.0, |it| it.seconds);
-        let paper = Paper { inward, outward, single_queue: machine.traits.single_queue, seconds: &seconds };
+        let paper = Paper { inward, outward, files, single_queue: machine.traits.single_queue, seconds: &seconds };
         let report = sim::played(plan, &runs, &paper)?;
         (step_s, compute_s, waited_s) =
             (step_s + report.seconds, compute_s + report.compute_s, waited_s + report.waited_s);
@@ -197,14 +197,23 @@ pub fn simulate(machine: &Machine, plans: &[Planned], batch: u32, bound_s: f64) 
     })
 }
 
-/// One direction of the link that blocks stream over.
-fn sim_link(machine: &Machine, way: Direction) -> Result<Link, CommandError> {
-    let link = &machine.links[cost::link(machine, way).map_err(CommandError::run)? as usize];
-    let rate = link.bytes_per_second;
-    let what = || {
-        CommandError::run(format!("`{}` does not say bytes_per_second from {} to {}", machine.name, link.from, link.to))
+/// Both directions of the link that blocks stream over, and, where some lie in files, of the one between those and the
+/// memory that feeds the near one, where there is such a memory.
+fn sim_links(machine: &Machine, has_files: bool) -> Result<([Link; 2], Option<[Link; 2]>), CommandError> {
+    let link = |index: u32| -> Result<Link, CommandError> {
+        let link = &machine.links[index as usize];
+        let (from, to) = (&link.from, &link.to);
+        let what =
+            || CommandError::run(format!("`{}` does not say bytes_per_second from {from} to {to}", machine.name));
+        Ok(Link { bytes_per_second: link.bytes_per_second.ok_or_else(what)?, latency_s: link.latency_s })
     };
-    Ok(Link { bytes_per_second: rate.ok_or_else(what)?, latency_s: link.latency_s })
+    let path = |way| cost::path(machine, way).map_err(CommandError::run);
+    let [inward, outward] = [path(Direction::In)?, path(Direction::Out)?];
+    let files = match (inward.files, outward.files) {
+        (Some(inward), Some(outward)) if has_files => Some([link(inward)?, link(outward)?]),
+        _ => None,
+    };
+    Ok(([link(inward.link)?, link(outward.link)?], files))
 }
 
 impl Simulated {

@@ -1,5 +1,6 @@
 //! What a plan looks like to a person.
 
+use crate::host;
 use crate::planning::Planned;
 use crate::sizes::show;
 use std::fmt::Write;
@@ -24,8 +25,8 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     }
     let _ = writeln!(out, "    arena     {:>14} bytes", plan.arena_bytes());
     for space in plan.spaces.iter().filter(|s| s.is_far) {
-        let what = if space.is_written { "in the work file" } else { "in the model's files" };
-        let _ = writeln!(out, "  disk        {:>14} bytes {what}, from where blocks stream", space.bytes);
+        let (where_to, what) = (if space.is_host { "host" } else { "disk" }, host::words(plan, space.first_byte));
+        let _ = writeln!(out, "  {where_to:<11} {:>14} bytes {what}, from where blocks stream", space.bytes);
     }
     let kinds = [("weights", StoredKind::Weight), ("states", StoredKind::State), ("constants", StoredKind::Const)];
     for (name, kind) in kinds {

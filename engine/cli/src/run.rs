@@ -7,6 +7,7 @@ use crate::clock::{Clock, Speed};
 use crate::debug;
 use crate::error::CommandError;
 use crate::fixed;
+use crate::host;
 use crate::knobs::{AUTO, Knobs};
 use crate::model::Model;
 use crate::output;
@@ -118,6 +119,7 @@ impl Run {
         let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
         // The plan comes first: a budget that cannot be met is refused before anything is written.
         let plans = request::plan_phases(&model, &settings, Wanted::Train, &fixed)?;
+        host::check(&plans)?;
         let clock = Clock::new(profile, &plans, settings.batch);
         // Settings that do not depend on the data are refused before it is read.
         knobs.lr_schedule(1, settings.batch)?;
@@ -323,7 +325,7 @@ fn run_key(record: &RunRecord) -> Result<String, CommandError> {
     (config.out, config.overwrite, config.checkpoint_every, config.threads) = (None, None, None, None);
     (config.memory, config.micro_batch, config.recompute, config.clip_by) = (None, None, None, None);
     (config.window, config.prefetch, config.block_parts, config.profile) = (None, None, None, None);
-    (config.embeddings, config.activations, config.gradients) = (None, None, None);
+    (config.embeddings, config.activations, config.gradients, config.host_memory) = (None, None, None, None);
     let json = serde_json::to_vec(&(&record.model, &config)).map_err(CommandError::run)?;
     Ok(format!("{:08x}", tinyforge_plan::encode::crc32(&json)))
 }

@@ -59,6 +59,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         panels: None,
         clip_by: None,
         memory: None,
+        host_memory: 0,
         threads: 1,
         target: tinyforge_compiler::target::Target::CPU,
         device: DeviceChoice::Cpu,

@@ -1,15 +1,18 @@
-//! The far memory: what a plan does not keep in the arena lies in the model's files, read in place, and in one work
-//! file. Threads of its own carry out the plan's transfers beside the steps.
+//! The far memory: what a plan does not keep in the arena lies in the model's files, read in place, in one work file,
+//! and, beside a device with a memory of its own, in the host's memory. Threads of its own carry out the plan's
+//! transfers beside the steps.
 //!
 //! Invariant: a transfer's part of the arena is touched by nothing else from its beginning to its end, as the plan's
 //! checker has made sure. Not for results: a work file is worth nothing without its process, and goes with it.
 
 mod carrier;
 pub(crate) mod direct;
+mod host;
 mod mover;
 
 pub(crate) use carrier::{Carrier, Span};
 pub use direct::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Direct};
+pub(crate) use host::HostMemory;
 pub(crate) use mover::Move;
 pub use mover::{MOVING_STACK_BYTES, MOVING_THREADS};
 
@@ -18,6 +21,7 @@ use crate::files::{FileError, ReadAt};
 use crate::gpu::Gpu;
 use crate::runner::RunError;
 use crate::sim::{Sim, SimMover};
+use host::Ram;
 use mover::Mover;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,14 +37,17 @@ pub(crate) enum Place {
     Model(usize, u64),
     /// In the work file, from this byte on.
     Work(u64),
+    /// In the host's memory, from this byte on.
+    Host(u64),
 }
 
-/// The files of the far memory.
+/// The files of the far memory, and the host's part of it.
 pub(crate) struct Files {
     model: Vec<Direct>,
     /// Of every model file its length and time of change when it was opened.
     stamps: Vec<Stamp>,
     work: Option<Work>,
+    host: Option<Box<dyn HostMemory>>,
 }
 
 /// Length, and time of change in seconds and nanoseconds where the system tells.
@@ -60,9 +67,9 @@ impl Drop for Work {
 }
 
 impl Place {
-    /// The byte of its file.
+    /// The byte of its file, or of the host's memory.
     pub(crate) fn offset(&self) -> u64 {
-        let (Place::Model(_, offset) | Place::Work(offset)) = *self;
+        let (Place::Model(_, offset) | Place::Work(offset) | Place::Host(offset)) = *self;
         offset
     }
 
@@ -71,28 +78,34 @@ impl Place {
         match *self {
             Place::Model(file, offset) => Place::Model(file, offset + bytes as u64),
             Place::Work(offset) => Place::Work(offset + bytes as u64),
+            Place::Host(offset) => Place::Host(offset + bytes as u64),
         }
     }
 }
 
 impl Files {
-    /// Opens what a plan's far memories need: `work` is where the work file is made.
+    /// Opens what a plan's far memories need: `work` is where the work file is made, `host` what is the host's of them.
     ///
     /// # Errors
     /// A file is not there, or the disk has no room for the work file.
-    pub(crate) fn open(plan: &Plan, files: &[ReadAt], work: &Path) -> Result<Arc<Files>, FileError> {
+    pub(crate) fn open(
+        plan: &Plan,
+        files: &[ReadAt],
+        work: &Path,
+        host: Option<Box<dyn HostMemory>>,
+    ) -> Result<Arc<Files>, FileError> {
         let model = files.iter().map(|f| Direct::open(f.path())).collect::<Result<Vec<_>, _>>()?;
         let stamps = files.iter().map(|f| stamp(f.path())).collect::<Result<Vec<_>, _>>()?;
         let work = match Files::work_bytes(plan) {
             0 => None,
             bytes => Some(Work { file: Direct::create(work, bytes)?, path: work.to_path_buf() }),
         };
-        Ok(Arc::new(Files { model, stamps, work }))
+        Ok(Arc::new(Files { model, stamps, work, host }))
     }
 
     /// Bytes of a plan's work file.
     fn work_bytes(plan: &Plan) -> u64 {
-        plan.spaces.iter().filter(|s| s.is_far && s.is_written).map(|s| s.bytes).sum()
+        plan.spaces.iter().filter(|s| s.is_far && s.is_written && !s.is_host).map(|s| s.bytes).sum()
     }
 
     /// Whether the model's files are what they were when the run began.
@@ -119,15 +132,27 @@ impl Files {
         match place {
             Place::Model(file, offset) => self.model[file].read(offset, out, chunk),
             Place::Work(offset) => self.work_file().read(offset, out, chunk),
+            Place::Host(at) => {
+                self.host().read(at, out);
+                Ok(())
+            }
         }
     }
 
-    /// Writes a part of the work file; what lies around it stays.
+    /// Writes a part of the work file or of the host's memory; what lies around it stays.
     pub(crate) fn write(&self, place: Place, data: &[u8], chunk: &mut Chunk) -> Result<(), FileError> {
         match place {
             Place::Work(offset) => self.work_file().write(offset, data, chunk),
+            Place::Host(at) => {
+                self.host().write(at, data);
+                Ok(())
+            }
             Place::Model(..) => unreachable!("the model's files are only read"),
         }
+    }
+
+    fn host(&self) -> &dyn HostMemory {
+        self.host.as_deref().expect("a plan with a part of the host's memory was given it")
     }
 
     fn work_file(&self) -> &Direct {
@@ -156,6 +181,7 @@ fn changed(_: &std::fs::Metadata) -> (i64, i64) {
 pub(crate) fn place(plan: &Plan, stored: &Stored) -> Place {
     let space = plan.space_of(stored.tensor.offset).expect("the plan was checked");
     match &stored.source {
+        _ if space.is_host => Place::Host(stored.tensor.offset - space.first_byte),
         Source::File { file, offset, .. } if !space.is_written => Place::Model(*file as usize, *offset),
         _ => Place::Work(stored.tensor.offset - space.first_byte),
     }
@@ -276,7 +302,13 @@ impl Far {
         if let Some(sim) = sim {
             sim.allocate("the work file", Files::work_bytes(plan))?;
         }
-        let files_of_run = Files::open(plan, files, &work)?;
+        let host_bytes = plans.map(Plan::host_bytes).max().unwrap_or(0);
+        let host = match gpu.as_deref().and_then(|gpu| gpu.host_memory()) {
+            _ if host_bytes == 0 => None,
+            Some(own) => Some(own),
+            None => Some(ram(host_bytes, sim)?),
+        };
+        let files_of_run = Files::open(plan, files, &work, host)?;
         let own = gpu.map_or(Ok(None), |gpu| gpu.carrier(&files_of_run, most))?;
         let mover: Box<dyn Carrier> = match (own, sim) {
             (Some(carrier), _) => carrier,
@@ -302,7 +334,7 @@ impl Far {
         carrier: impl FnOnce(usize, &mut dyn Iterator<Item = (String, Direction)>) -> Box<dyn Carrier>,
     ) -> Far {
         let (moves, most) = moves_of(std::iter::once(plan));
-        let files = Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: None });
+        let files = Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: None, host: None });
         let mover = carrier(most, &mut named(&moves));
         Far { files, mover, chunk: Chunk::new(), paths: Vec::new(), moves, resident: None, numbers: vec![0; most] }
     }
@@ -366,22 +398,23 @@ impl Far {
         self.begin(i, Direction::In, arena, near)
     }
 
-    /// Begins the moves of one direction that begin before step `i`, and waits for those that end there too.
+    /// Begins the moves of one direction that begin before step `i`, and then waits for those that end there too.
     fn begin(&mut self, i: usize, way: Direction, arena: &mut Arena, near: &mut dyn Near) -> Result<(), RunError> {
         let (phase, entry) = self.resident.expect("the entry was entered");
         let list = &self.moves[phase][entry].list;
         let begun = list.partition_point(|m| m.begins < i);
         let beginning = list.iter().enumerate().skip(begun).take_while(|(_, m)| m.begins == i);
-        for (k, m) in beginning.filter(|(_, m)| m.direction == way) {
+        let beginning = beginning.filter(|(_, m)| m.direction == way);
+        for (k, m) in beginning.clone() {
             if way == Direction::Out {
                 near.going(arena, m.near)?;
             }
             self.numbers[k] = self.mover.begin(m, arena.part(m.near.0, m.near.1));
-            if m.ends == i {
-                self.mover.wait(self.numbers[k])?;
-                if way == Direction::In {
-                    near.came(arena, m.near)?;
-                }
+        }
+        for (k, m) in beginning.filter(|(_, m)| m.ends == i) {
+            self.mover.wait(self.numbers[k])?;
+            if way == Direction::In {
+                near.came(arena, m.near)?;
             }
         }
         Ok(())
@@ -412,7 +445,7 @@ impl Far {
         Ok(arena.tensor(&there))
     }
 
-    /// Sets a far tensor in the part of the arena that steps use, and writes it to the work file.
+    /// Sets a far tensor in the part of the arena that steps use, and writes it where it rests.
     fn change<R>(
         &mut self,
         plan: &Plan,
@@ -436,6 +469,21 @@ impl Far {
     pub(crate) fn times(&self) -> (Duration, Duration, u64) {
         self.mover.times()
     }
+}
+
+/// So much of the host's memory, as the system gives it.
+///
+/// # Errors
+/// There is less.
+fn ram(bytes: u64, sim: Option<&Sim>) -> Result<Box<dyn HostMemory>, RunError> {
+    if let Some(sim) = sim {
+        sim.allocate("tensors in the host's memory", bytes)?;
+    }
+    let memory = Ram::new(bytes).map_err(|e| RunError::System {
+        what: "cannot take the host's memory",
+        why: format!("{bytes} bytes: {e}; with a smaller --host-memory more lies in files"),
+    })?;
+    Ok(Box::new(memory))
 }
 
 /// The moves of some plans, numbered, and the most that an entry can have under way.

@@ -64,13 +64,15 @@ fn joined(plan: &Plan, copies: impl Iterator<Item = (u32, u64, Direction, [u32; 
 }
 
 /// Adds a move, or makes the last one longer. The gap that alignment leaves between two tensors moves along in the
-/// work file, whose gaps are the same; in the model's file there is none to move.
+/// work file and the host's memory, whose gaps are the same; in the model's file there is none to move.
 fn join(found: &mut Vec<Move>, next: Move, align: u64) {
     if let Some(last) = found.last_mut() {
         let gap = next.near.0.checked_sub(last.near.0 + last.near.1);
         let together = (last.direction, last.begins, last.ends) == (next.direction, next.begins, next.ends);
         let fits = match (last.place, next.place, gap) {
-            (Place::Work(a), Place::Work(b), Some(gap)) => gap < align && a + last.near.1 + gap == b,
+            (Place::Work(a), Place::Work(b), Some(gap)) | (Place::Host(a), Place::Host(b), Some(gap)) => {
+                gap < align && a + last.near.1 + gap == b
+            }
             (Place::Model(f, a), Place::Model(g, b), Some(0)) => f == g && a + last.near.1 == b,
             _ => false,
         };
@@ -92,14 +94,16 @@ struct Job {
 }
 
 impl Job {
-    /// Whether two jobs touch a block of the work file together.
+    /// Whether two jobs touch a block of the work file together, or of the host's memory.
     fn shares_blocks(&self, other: &Job) -> bool {
         let blocks = |job: &Job| {
             let first = job.place.offset();
             (first / BLOCK_BYTES, (first + job.span.bytes as u64).div_ceil(BLOCK_BYTES))
         };
         let (a, b) = (blocks(self), blocks(other));
-        matches!((self.place, other.place), (Place::Work(_), Place::Work(_))) && a.0 < b.1 && b.0 < a.1
+        let places = (self.place, other.place);
+        let is_one = matches!(places, (Place::Work(_), Place::Work(_)) | (Place::Host(_), Place::Host(_)));
+        is_one && a.0 < b.1 && b.0 < a.1
     }
 }
 
@@ -349,7 +353,7 @@ mod tests {
             let bytes: Vec<u8> = (0..BYTES).map(|i| (i % 251) as u8).collect();
             std::fs::write(&path, bytes).expect("written");
             let model = vec![Direct::open(&path).expect("opens")];
-            let files = Arc::new(Files { model, stamps: Vec::new(), work: None });
+            let files = Arc::new(Files { model, stamps: Vec::new(), work: None, host: None });
             Desk { path, files, near: vec![0; BYTES] }
         }
 
@@ -434,7 +438,8 @@ mod tests {
         let bytes = 3 * CHUNK_BYTES + 777;
         let path = std::env::temp_dir().join(format!("tinyforge-mover-pieces-{}", std::process::id()));
         let file = Direct::create(&path, bytes as u64 + 100).expect("made");
-        let files = Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: Some(Work { file, path }) });
+        let files =
+            Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: Some(Work { file, path }), host: None });
         let mut mover = Mover::new(Arc::clone(&files), 6).expect("threads");
         let out: Vec<u8> = (0..bytes).map(|i| (i % 249) as u8).collect();
         let mut near = [out.clone(), vec![0; bytes], out.iter().map(|b| b ^ 1).collect(), vec![0; bytes]];

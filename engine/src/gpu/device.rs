@@ -5,7 +5,7 @@
 
 use crate::arena::Arena;
 use crate::cpu::KernelError;
-use crate::far::{Carrier, Files, Near};
+use crate::far::{Carrier, Files, HostMemory, Near};
 use crate::runner::RunError;
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,6 +33,19 @@ pub enum GpuError {
         /// The device's name.
         device: String,
         /// What it said.
+        why: String,
+    },
+    /// The host has less memory that the device can copy from than was asked for.
+    #[error(
+        "{bytes} bytes of pinned memory for `{device}`: {why}; with a smaller --host-memory more of the model lies in \
+         files"
+    )]
+    Pinned {
+        /// How much.
+        bytes: u64,
+        /// The device's name.
+        device: String,
+        /// What its driver said.
         why: String,
     },
     /// It stopped answering, or its driver refused something.
@@ -88,6 +101,10 @@ pub(crate) trait Device: Send + Sync {
         host: &mut Arena,
         waits: bool,
     ) -> Result<(), Failure>;
+    /// Memory of the host that the device copies from and to, where it was asked for; nothing where any will do.
+    fn host_memory(&self) -> Option<Box<dyn HostMemory>> {
+        None
+    }
     /// What carries out moves between files and the device, at most `most` under way; nothing where they pass through
     /// the host's arena.
     fn carrier(&self, files: &Arc<Files>, most: usize) -> Option<Result<Box<dyn Carrier>, RunError>> {
@@ -170,6 +187,11 @@ impl Gpu {
         let entry = &plan.entries[at.1];
         let result = self.device.run(at, entry, steps, host, true);
         result.map_err(|failure| told(failure, entry, Some(host)))
+    }
+
+    /// Memory of the host that the device copies from and to; nothing where any will do.
+    pub(crate) fn host_memory(&self) -> Option<Box<dyn HostMemory>> {
+        self.device.host_memory()
     }
 
     /// What carries out moves between files and the device, where it does so itself.

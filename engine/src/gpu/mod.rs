@@ -90,6 +90,8 @@ pub struct GpuKernels {
     pub operand_bytes_max: u64,
     /// Whether the device may have a library of dense products: their scratch is planned.
     pub takes_products: bool,
+    /// Whether it works in a memory of its own, so that the host's can hold what that has no room for.
+    pub has_own_memory: bool,
 }
 
 impl GpuKernels {
@@ -131,7 +133,11 @@ pub fn kernels(device: DeviceChoice) -> Result<Option<GpuKernels>, GpuError> {
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu => {
             let adapter = wgpu::default_adapter()?;
-            Ok(Some(GpuKernels { operand_bytes_max: adapter.operand_bytes_max, takes_products: false }))
+            Ok(Some(GpuKernels {
+                operand_bytes_max: adapter.operand_bytes_max,
+                takes_products: false,
+                has_own_memory: !adapter.is_unified(),
+            }))
         }
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu => Err(GpuError::not_built("wgpu")),

@@ -1,12 +1,14 @@
 //! The fake clock: kernels take the time of their arithmetic or of their bytes, whichever is longer; each direction of
-//! the link is a queue, which takes copies one after the other as they begin, beside the kernels.
+//! a link is a queue, which takes copies one after the other as they begin, beside the kernels.
 //!
-//! `end = max(now, end of the copy before it) + latency + bytes / rate`. What begins and ends together in one direction
+//! `end = max(now, end of the copy before it) + latency + bytes / rate`. Where files feed the host's memory and that
+//! feeds the near one, what lies in files crosses both links, piece by piece: it begins on both when its own is free,
+//! and ends when both are done with it. What begins and ends together in one direction
 //! is asked for at once, so it has one latency. Where there is a single queue, a copy takes the kernels' time. Waiting
 //! for a copy moves the clock to its end. The clock does not decide when bytes move: that is the seed's, so a machine
 //! with several queues is covered too.
 
-use crate::far::Move;
+use crate::far::{Move, Place};
 use std::collections::BTreeMap;
 use tinyforge_plan::{DType, Direction, Step, Tensor};
 
@@ -37,6 +39,8 @@ pub struct Rates {
     pub inward: Link,
     /// From the near memory to far ones.
     pub outward: Link,
+    /// From files to the host's memory and back, where those are the far memory that feeds the near one.
+    pub files: Option<[Link; 2]>,
     /// FLOP/s by the type of a kernel's first operand; types that are not named take the first one's.
     pub flops_per_second: Vec<(DType, f64)>,
     /// Bytes a second that kernels read and write in the near memory.
@@ -54,6 +58,7 @@ impl Default for Rates {
             spaces: Vec::new(),
             inward: Link { bytes_per_second: 1e9, latency_s: 1e-4 },
             outward: Link { bytes_per_second: 5e8, latency_s: 1e-4 },
+            files: None,
             flops_per_second: vec![(DType::F32, 5e10)],
             near_bytes_per_second: 1e10,
             launch_s: 1e-6,
@@ -114,17 +119,24 @@ pub(super) struct Clock {
     launches: u64,
     /// Of both directions what went over them, and when they are free again.
     links: [(Traffic, f64); 2],
-    /// The copy that began last: its number, direction, and between which steps it moves.
-    last: Option<(usize, Direction, [usize; 2])>,
+    /// When the links to and from files are free again, where they are others.
+    files_free_s: [f64; 2],
+    /// The copy that began last.
+    last: Option<Begun>,
     /// By a copy's number.
     waits: Vec<Wait>,
 }
+
+/// What copies share that are asked for together: direction, whether a file is at the other end, and between which
+/// steps they move; beside the copy's number.
+type Begun = (usize, (Direction, bool, [usize; 2]));
 
 impl Clock {
     pub(super) fn new(rates: Rates) -> Clock {
         let links = Default::default();
         let (now_s, compute_s, waited_s) = (0.0, 0.0, 0.0);
-        Clock { rates, now_s, compute_s, waited_s, launches: 0, links, last: None, waits: Vec::new() }
+        let (files_free_s, waits) = ([0.0; 2], Vec::new());
+        Clock { rates, now_s, compute_s, waited_s, launches: 0, links, files_free_s, last: None, waits }
     }
 
     pub(super) fn rates(&self) -> &Rates {
@@ -154,26 +166,46 @@ impl Clock {
         self.launches += 1;
     }
 
-    /// Puts a copy on its link; when it is there.
+    /// Puts a copy on its links; when it is there.
     pub(super) fn begin(&mut self, m: &Move) -> f64 {
         let (link, at) = match m.direction {
             Direction::In => (self.rates.inward, 0),
             Direction::Out => (self.rates.outward, 1),
         };
-        let span = [m.begins, m.ends];
-        let is_together = m.number > 0 && self.last == Some((m.number - 1, m.direction, span));
-        self.last = Some((m.number, m.direction, span));
-        let (traffic, free_s) = &mut self.links[at];
-        let latency_s = if is_together { 0.0 } else { link.latency_s };
-        let seconds = latency_s + m.near.1 as f64 / link.bytes_per_second;
-        *free_s = free_s.max(self.now_s) + seconds;
+        let is_of_file = !matches!(m.place, Place::Host(_));
+        let files = self.rates.files.filter(|_| is_of_file).map(|links| links[at]);
+        let alike = (m.direction, is_of_file, [m.begins, m.ends]);
+        let is_together = m.number > 0 && self.last == Some((m.number - 1, alike));
+        self.last = Some((m.number, alike));
+        let seconds = |link: Link| {
+            let latency_s = if is_together { 0.0 } else { link.latency_s };
+            latency_s + m.near.1 as f64 / link.bytes_per_second
+        };
+        // What crosses two links begins when its own, the one to the files, is free; the rest of what is asked for
+        // together goes on behind it, on both.
+        let from_s = match files {
+            Some(_) if is_together => self.files_free_s[at],
+            Some(_) => self.now_s.max(self.files_free_s[at]),
+            None => self.now_s,
+        };
+        let may_s = if is_together { self.now_s } else { from_s };
         if self.rates.single_queue {
-            self.now_s = *free_s;
+            self.wait(m.number, may_s);
         }
+        let (traffic, free_s) = &mut self.links[at];
+        *free_s = free_s.max(may_s) + seconds(link);
         traffic.copies += 1;
         traffic.bytes += m.near.1;
-        traffic.busy_s += seconds;
-        *free_s
+        traffic.busy_s += seconds(link);
+        let mut ends_s = *free_s;
+        if self.rates.single_queue {
+            self.now_s = ends_s;
+        }
+        if let Some(files) = files {
+            self.files_free_s[at] = from_s + seconds(files);
+            ends_s = ends_s.max(self.files_free_s[at]);
+        }
+        ends_s
     }
 
     /// Counts from now on alone; everything has come to rest.
@@ -221,8 +253,7 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use super::{Clock, Link, Move, Rates};
-    use crate::far::Place;
+    use super::{Clock, Link, Move, Place, Rates};
     use tinyforge_plan::{DType, Direction, Part, Step, Tensor};
 
     fn step(dtype: DType, flops: u64) -> Step {
@@ -308,5 +339,19 @@ mod tests {
         assert_eq!((report.waits.len(), report.waits[0].times, report.waits[0].seconds), (1, 2, 3.75));
         assert_eq!((report.inward.bytes, report.inward.busy_s, report.outward.copies), (40, 6.0, 1));
         assert_eq!(clock.begin(&copy(8, Direction::Out, 0, 9)), 6.5);
+    }
+
+    /// Files at 4 bytes a second behind a link of 10: the host's copies pass between the file's.
+    #[test]
+    fn what_lies_in_files_crosses_both_links() {
+        let mut clock = clock();
+        let link = Link { bytes_per_second: 4.0, latency_s: 0.0 };
+        clock.rates.files = Some([link; 2]);
+        let host = |number| Move { place: Place::Host(0), ..copy(number, Direction::In, 20, 9) };
+        assert_eq!(clock.begin(&copy(0, Direction::In, 20, 8)), 5.0);
+        assert_eq!(clock.begin(&host(2)), 6.0, "behind the three seconds that the file's takes of the link");
+        assert_eq!(clock.begin(&copy(4, Direction::In, 20, 7)), 10.0, "the file's link takes it at 5, the other at 6");
+        assert_eq!(clock.begin(&host(6)), 12.0);
+        assert_eq!(clock.report().inward.busy_s, 12.0);
     }
 }

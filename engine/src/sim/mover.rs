@@ -166,10 +166,17 @@ mod tests {
             std::fs::create_dir_all(&folder).expect("a folder");
             let model = folder.join("model");
             std::fs::write(&model, [1; 4 * BYTES]).expect("written");
-            let space = Space { name: "work".to_string(), first_byte: 0, bytes: 4096, is_written: true, is_far: true };
+            let space = Space {
+                name: "work".to_string(),
+                first_byte: 0,
+                bytes: 4096,
+                is_written: true,
+                is_far: true,
+                is_host: false,
+            };
             let plan = Plan { spaces: vec![space], ..Plan::default() };
             let files = [ReadAt::open(&model).expect("opens")];
-            let files = Files::open(&plan, &files, &folder.join("work")).expect("opens");
+            let files = Files::open(&plan, &files, &folder.join("work"), None).expect("opens");
             Desk { mover: SimMover::new(Sim::new(options), files, 8), near: vec![7; 4 * BYTES], folder }
         }
 

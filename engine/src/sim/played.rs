@@ -18,6 +18,8 @@ pub struct Paper<'a> {
     pub inward: Link,
     /// From the near memory to the far one.
     pub outward: Link,
+    /// From files to the host's memory and back, where the far memory that feeds the near one is the host's.
+    pub files: Option<[Link; 2]>,
     /// Whether copies and kernels take turns.
     pub single_queue: bool,
     /// Seconds of a step, alone.
@@ -33,8 +35,8 @@ pub fn played(plan: &Plan, runs: &[(usize, u32)], paper: &Paper) -> Result<Repor
     if let Some(fault) = check::check(plan).into_iter().next() {
         return Err(RunError::Plan(fault));
     }
-    let rates =
-        Rates { inward: paper.inward, outward: paper.outward, single_queue: paper.single_queue, ..Rates::default() };
+    let &Paper { inward, outward, files, single_queue, .. } = paper;
+    let rates = Rates { inward, outward, files, single_queue, ..Rates::default() };
     let clock = Shared(Arc::new(Mutex::new(Clock::new(rates))));
     let reserved = Arena::sparse(plan.arena_start(), plan.arena_bytes());
     let mut arena = reserved.map_err(|e| RunError::System { what: "cannot reserve addresses", why: e.to_string() })?;

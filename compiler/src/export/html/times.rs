@@ -53,7 +53,7 @@ pub fn times(plan: &Plan, entry: &Entry, machine: Option<&Machine>) -> Times {
 
 fn units(plan: &Plan, entry: &Entry, why: String) -> Times {
     let span = |i: usize| Span { start_s: i as f64, end_s: (i + 1) as f64 };
-    let events = cost::events(entry);
+    let events = cost::events(plan, entry);
     let mut spans = vec![Span::default(); events.len()];
     for direction in [Direction::In, Direction::Out] {
         let lane: Vec<usize> =
@@ -136,7 +136,7 @@ fn compute(entry: &Entry, times: &Times) -> Vec<Bar> {
 fn carried(plan: &Plan, entry: &Entry, times: &Times, direction: Direction) -> Vec<Bar> {
     let groups = groups(plan, entry);
     let mut bars = Vec::new();
-    for (event, &span) in cost::events(entry).iter().zip(&times.events) {
+    for (event, &span) in cost::events(plan, entry).iter().zip(&times.events) {
         let first = &entry.transfers[event.start];
         if first.direction != direction {
             continue;

@@ -2,6 +2,7 @@
 
 use super::Common;
 use crate::error::CommandError;
+use crate::host;
 use crate::knobs::Knobs;
 use crate::planning::Wanted;
 use crate::request;
@@ -41,7 +42,9 @@ pub fn run(args: &EvalArgs) -> Result<(), CommandError> {
     settings.micro_batch = Some(settings.micro_batch.unwrap_or(1));
     let tokenizer = model.tokenizer()?;
     let fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
-    let planned = request::plan_phases(&model, &settings, Wanted::Eval, &fixed)?.remove(0);
+    let mut plans = request::plan_phases(&model, &settings, Wanted::Eval, &fixed)?;
+    host::check(&plans)?;
+    let planned = plans.remove(0);
     let options = DataOptions {
         pack: args.knobs.pack.unwrap_or(true),
         mask_prompt: args.knobs.mask_prompt.unwrap_or(true),

@@ -3,6 +3,7 @@
 use super::Common;
 use crate::error::CommandError;
 use crate::fixed;
+use crate::host;
 use crate::knobs::Knobs;
 use crate::model::Model;
 use crate::planning::{Settings, Wanted};
@@ -63,6 +64,10 @@ pub struct GenerateArgs {
     /// Memory for everything: 64MiB, 2GiB [no limit]
     #[arg(long)]
     memory: Option<String>,
+    /// The host's memory that holds what streams to a device with memory of its own; 0 leaves all of it in files [three
+    /// quarters of what is free]
+    #[arg(long)]
+    host_memory: Option<String>,
     /// What runs the kernels: cpu, wgpu, cuda, or auto for a graphics card where there is one; without the flag the
     /// processor, so that memory limits and results mean the same on every machine [cpu]
     #[arg(long)]
@@ -99,7 +104,9 @@ pub fn run(args: &GenerateArgs) -> Result<(), CommandError> {
     let mut fixed = request::fixed_parts(&model, &settings, tokenizer.estimated_bytes() as u64);
     let bytes = Generator::bytes(model.config.vocab, settings.context as usize) as u64;
     fixed.push(Fixed { name: "sampler".to_string(), bytes });
-    let planned = request::plan_phases(&model, &settings, Wanted::Generate, &fixed)?.remove(0);
+    let mut plans = request::plan_phases(&model, &settings, Wanted::Generate, &fixed)?;
+    host::check(&plans)?;
+    let planned = plans.remove(0);
     let plan_total_bytes = planned.compiled.plan.total_bytes();
     let mut runner = Runner::new(planned.compiled.plan, settings.run_options())?;
     runner.load(&model.files, 0)?;
@@ -155,6 +162,7 @@ fn settings(args: &GenerateArgs, model: &Model, prompt: usize) -> Result<Setting
         seq: Some(context as u32),
         batch: Some(1),
         memory: args.memory.clone(),
+        host_memory: args.host_memory.clone(),
         device: args.device.clone(),
         threads: args.threads,
         ..Knobs::default()

@@ -2,6 +2,7 @@
 
 use super::Common;
 use crate::error::CommandError;
+use crate::host;
 use crate::knobs::Knobs;
 use crate::planning::{Planned, Settings, Wanted, storage};
 use crate::profile::{self, Profile, Simulated};
@@ -43,7 +44,9 @@ pub struct PlanArgs {
 /// # Errors
 /// The request cannot be met.
 pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
-    let (path, knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
+    let (path, mut knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
+    // A machine that is described may have what this one has not.
+    let host_memory = if args.target.is_some() { knobs.host_memory.take() } else { None };
     let mut settings = knobs.settings()?;
     let profile = match &args.target {
         Some(target) => Some(profile::open(target)?),
@@ -56,6 +59,7 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     if let (Some(profile), Some(_)) = (&profile, &args.target) {
         settings.target = profile.machine.target();
         settings.memory = settings.memory.or(profile.machine.near_space().bytes);
+        settings.host_memory = host::most_on(host_memory.as_deref(), &profile.machine)?;
     }
     let stored = args.stored.as_deref().map(|name| storage("--stored", name)).transpose()?;
     let model = request::open_to_plan(&path, &knobs, stored)?;

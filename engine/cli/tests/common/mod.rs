@@ -77,6 +77,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         panels: None,
         clip_by: None,
         memory: None,
+        host_memory: 0,
         threads: 1,
         target: Target::CPU,
         device: DeviceChoice::Cpu,

@@ -91,16 +91,28 @@ pub fn budgets_do_not_change_the_result(device: &str, first: Train, again: Train
     assert!(difference(&a, &b).is_some(), "the comparison cannot fail");
 }
 
-/// Blocks that stream from the model's files and a work file, and activations that rest there.
+/// Ways of a device with memory of its own: what streams rests in the host's memory unless it is said to rest in files,
+/// or in both.
+fn tiers(device: &str, way: &[&'static str]) -> Vec<Vec<&'static str>> {
+    let has_own_memory = knobs(&[device]).settings().expect("settings").gpu.is_some_and(|gpu| gpu.has_own_memory);
+    let most: &[&str] = if has_own_memory { &["host_memory=\"0\"", "host_memory=\"16KiB\""] } else { &[] };
+    std::iter::once(way.to_vec()).chain(most.iter().map(|&most| [way, &[most]].concat())).collect()
+}
+
+/// Blocks that stream from the model's files, a work file and the host's memory, and activations that rest there.
 pub fn windows_do_not_change_the_result(device: &str, first: Train, again: Train) {
     let (_scratch, model) = made_model(&format!("{}-window", name(device)), Llama { layers: 4, ..TIED });
-    let ways: [&[&str]; 5] = [
-        &["window=\"1\""],
+    let ways: Vec<Vec<&str>> = [
+        &["window=\"1\""][..],
         &["window=\"2\"", "prefetch=2"],
         &["window=\"3\"", "micro_batch=2"],
         &["window=\"1\"", "activations=\"far\"", "recompute=\"all\""],
         &["window=\"2\"", "embeddings=\"far\""],
-    ];
+    ]
+    .into_iter()
+    .flat_map(|way| tiers(device, way))
+    .collect();
+    let ways: Vec<&[&str]> = ways.iter().map(Vec::as_slice).collect();
     let mut found = Vec::new();
     for base in
         [&["scheme=\"full\""][..], &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""], &["scheme=\"lora\""]]

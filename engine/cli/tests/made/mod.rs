@@ -14,7 +14,7 @@ use tinyforge::train::schedule::{Decay, LrSchedule};
 use tinyforge::train::{TrainOptions, Trainer};
 use tinyforge_cli::knobs::Knobs;
 use tinyforge_cli::model::Model;
-use tinyforge_cli::planning::Wanted;
+use tinyforge_cli::planning::{Settings, Wanted};
 use tinyforge_cli::request;
 use tinyforge_compiler::import::safetensors;
 use tinyforge_compiler::import::source::NewTensor;
@@ -198,7 +198,14 @@ pub fn knobs(pairs: &[&str]) -> Knobs {
 
 /// The plans of a run's phases, and how it trains.
 pub fn planned(model: &Model, knobs: &Knobs) -> (Vec<Plan>, TrainOptions) {
+    planned_in_host(model, knobs, 0)
+}
+
+/// The same; so many bytes of the host's memory may hold what streams.
+pub fn planned_in_host(model: &Model, knobs: &Knobs, host_memory: u64) -> (Vec<Plan>, TrainOptions) {
     let settings = knobs.settings().expect("settings");
+    let host_memory = settings.host_memory.max(host_memory);
+    let settings = Settings { host_memory, ..settings };
     let plans = request::plan_phases(model, &settings, Wanted::Train, &[]).expect("plans");
     let options = TrainOptions {
         batch: settings.batch as usize,

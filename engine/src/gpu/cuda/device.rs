@@ -4,7 +4,7 @@ use super::carrier::{self, CudaCarrier, Way};
 use super::driver::{Call, Driver, Event, Function, Recording, Stream};
 use super::matmul::{Matmul, Multiply, Product, WORKSPACE_BYTES};
 use crate::arena::Arena;
-use crate::far::{Carrier, Files};
+use crate::far::{Carrier, Files, HostMemory};
 use crate::gpu::{
     Dense, Device, Failure, GpuError, Kernel, Launch, Operand, Part, STAGING_BYTES, Tables, Work, launches,
 };
@@ -51,6 +51,9 @@ pub(crate) struct CudaDevice {
     /// Bytes of pinned memory for what goes up; what comes down lies behind them.
     up_bytes: u64,
     down_bytes: u64,
+    /// First byte of pinned memory that moves between files and the card go through, and of what rests there.
+    slots_first: u64,
+    host_first: u64,
     /// Everything before it is on the card; everything before it is computed; everything before it has come down.
     uploaded: Event,
     computed: Event,
@@ -286,9 +289,10 @@ impl CudaDevice {
         let down = entries(plans).map(|e| moved_bytes(&e.results)).max().unwrap_or(0);
         let [up_bytes, down_bytes] = [up, STATUS_BYTES + down].map(|b| b.max(STAGING_BYTES).next_multiple_of(256));
         let is_streamed = plans.iter().any(|p| p.arena_start() > 0);
-        let slots = if is_streamed { carrier::SLOTS * driver.chunk_bytes() } else { 0 };
-        let pinned = up_bytes + down_bytes + slots;
-        driver.pin(pinned).map_err(refused("pinned buffers for inputs and results", pinned))?;
+        let slots_first = up_bytes + down_bytes;
+        let host_first = slots_first + if is_streamed { carrier::SLOTS * driver.chunk_bytes() } else { 0 };
+        let pinned = host_first + plans.iter().map(|p| p.host_bytes()).max().unwrap_or(0);
+        driver.pin(pinned).map_err(|why| GpuError::Pinned { bytes: pinned, device: name.clone(), why })?;
         let event = || driver.event().map_err(lost);
         let (uploaded, computed, arrived) = (event()?, event()?, event()?);
         let code = code(&*driver, &places, (plans, &works), rounds_to_tf32).map_err(lost)?;
@@ -301,6 +305,8 @@ impl CudaDevice {
             places,
             up_bytes,
             down_bytes,
+            slots_first,
+            host_first,
             uploaded,
             computed,
             arrived,
@@ -323,7 +329,7 @@ impl CudaDevice {
         let driver = &*self.driver;
         for (i, part) in bytes.chunks(self.up_bytes as usize).enumerate() {
             driver.pinned(0, part.len() as u64, &mut |to| to.copy_from_slice(part));
-            driver.up(0, address + i as u64 * self.up_bytes, part.len() as u64)?;
+            driver.up(Stream::Up, 0, address + i as u64 * self.up_bytes, part.len() as u64)?;
             driver.record(self.uploaded, Stream::Up)?;
             driver.wait(self.uploaded)?;
         }
@@ -334,7 +340,7 @@ impl CudaDevice {
     fn bring(&self, address: u64, bytes: &mut [u8]) -> Result<(), String> {
         let driver = &*self.driver;
         for (i, part) in bytes.chunks_mut(self.down_bytes as usize).enumerate() {
-            driver.down(address + i as u64 * self.down_bytes, self.up_bytes, part.len() as u64)?;
+            driver.down(Stream::Down, address + i as u64 * self.down_bytes, self.up_bytes, part.len() as u64)?;
             driver.record(self.arrived, Stream::Down)?;
             driver.wait(self.arrived)?;
             driver.pinned(self.up_bytes, part.len() as u64, &mut |from| part.copy_from_slice(from));
@@ -348,7 +354,7 @@ impl CudaDevice {
         for input in &entry.inputs {
             let t = &input.tensor;
             self.driver.pinned(at, t.bytes(), &mut |to| to.copy_from_slice(host.tensor(t)));
-            self.driver.up(at, self.places.of(t.offset), t.bytes())?;
+            self.driver.up(Stream::Up, at, self.places.of(t.offset), t.bytes())?;
             at += staged(t);
         }
         self.driver.record(self.uploaded, Stream::Up)?;
@@ -400,10 +406,10 @@ impl CudaDevice {
         let driver = &*self.driver;
         driver.record(self.computed, Stream::Compute)?;
         driver.follow(Stream::Down, self.computed)?;
-        driver.down(self.places.status(), self.up_bytes, STATUS_BYTES)?;
+        driver.down(Stream::Down, self.places.status(), self.up_bytes, STATUS_BYTES)?;
         let mut at = self.up_bytes + STATUS_BYTES;
         for result in results {
-            driver.down(self.places.of(result.tensor.offset), at, result.tensor.bytes())?;
+            driver.down(Stream::Down, self.places.of(result.tensor.offset), at, result.tensor.bytes())?;
             at += staged(&result.tensor);
         }
         driver.record(self.arrived, Stream::Down)?;
@@ -484,13 +490,34 @@ impl Device for CudaDevice {
         }
     }
 
+    fn host_memory(&self) -> Option<Box<dyn HostMemory>> {
+        Some(Box::new(Pinned { driver: Arc::clone(&self.driver), first: self.host_first }))
+    }
+
     fn carrier(&self, files: &Arc<Files>, most: usize) -> Option<Result<Box<dyn Carrier>, RunError>> {
-        let way = Way { places: self.places, first: self.up_bytes + self.down_bytes, name: self.name.clone() };
+        let (slots_first, host_first) = (self.slots_first, self.host_first);
+        let way = Way { places: self.places, slots_first, host_first, name: self.name.clone() };
         let made = CudaCarrier::new(Arc::clone(&self.driver), way, Arc::clone(files), most);
         Some(made.map(|carrier| Box::new(carrier) as Box<dyn Carrier>))
     }
 
     fn times(&self, at: (usize, usize)) -> Option<&[(u64, u64)]> {
         self.clock.as_ref().map(|clock| clock.times[at.0][at.1].as_slice())
+    }
+}
+
+/// Pinned memory in which tensors rest, while no copy of them is under way.
+struct Pinned {
+    driver: Arc<dyn Driver>,
+    first: u64,
+}
+
+impl HostMemory for Pinned {
+    fn read(&self, at: u64, out: &mut [u8]) {
+        self.driver.pinned(self.first + at, out.len() as u64, &mut |from| out.copy_from_slice(from));
+    }
+
+    fn write(&self, at: u64, data: &[u8]) {
+        self.driver.pinned(self.first + at, data.len() as u64, &mut |to| to.copy_from_slice(data));
     }
 }

@@ -8,15 +8,24 @@ use crate::gpu::{GpuError, Kernel, Params};
 pub enum Stream {
     /// Kernels.
     Compute,
-    /// Copies from pinned memory to the card's.
+    /// Inputs, from pinned memory to the card's.
     Up,
-    /// Copies from the card's memory to pinned memory.
+    /// Results, from the card's memory to pinned memory.
     Down,
+    /// Tensors that rest in pinned memory, to the card's.
+    In,
+    /// The same, back.
+    Out,
+    /// Tensors that rest in files, through pinned memory to the card's: the moving thread's.
+    FromFiles,
+    /// The same, back.
+    ToFiles,
 }
 
 impl Stream {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::Up, Stream::Down];
+    pub const ALL: [Stream; 7] =
+        [Stream::Compute, Stream::Up, Stream::Down, Stream::In, Stream::Out, Stream::FromFiles, Stream::ToFiles];
 }
 
 /// A point in a stream that was last marked by [`Driver::record`].
@@ -89,7 +98,8 @@ pub trait Driver: Send + Sync {
     /// Pinned memory of the host. Asked once.
     fn pin(&self, bytes: u64) -> Result<(), String>;
 
-    /// Hands a part of pinned memory to `with`. No copy from or to there may be under way.
+    /// Hands a part of pinned memory to `with`. No copy from or to there may be under way; parts that two threads hold
+    /// at one time lie apart.
     fn pinned(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]));
 
     /// Bytes of streamed tensors that are copied at a time.
@@ -119,11 +129,11 @@ pub trait Driver: Send + Sync {
     /// Gives the stream for kernels all of a recording, at once.
     fn replay(&self, recording: Recording) -> Result<(), String>;
 
-    /// Copies from pinned memory to the card's, on the stream for that.
-    fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String>;
+    /// Copies from pinned memory to the card's.
+    fn up(&self, stream: Stream, pinned: u64, address: u64, bytes: u64) -> Result<(), String>;
 
-    /// Copies from the card's memory to pinned memory, on the stream for that.
-    fn down(&self, address: u64, pinned: u64, bytes: u64) -> Result<(), String>;
+    /// Copies from the card's memory to pinned memory.
+    fn down(&self, stream: Stream, address: u64, pinned: u64, bytes: u64) -> Result<(), String>;
 
     /// Sets bytes of the card's memory to one value, on the stream for kernels.
     fn set(&self, address: u64, bytes: u64, byte: u8) -> Result<(), String>;

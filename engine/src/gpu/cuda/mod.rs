@@ -31,7 +31,8 @@ use super::GpuKernels;
 pub const OPERAND_BYTES_MAX: u64 = 2 << 30;
 
 /// What the kernels can do.
-pub const KERNELS: GpuKernels = GpuKernels { operand_bytes_max: OPERAND_BYTES_MAX, takes_products: true };
+pub const KERNELS: GpuKernels =
+    GpuKernels { operand_bytes_max: OPERAND_BYTES_MAX, takes_products: true, has_own_memory: true };
 
 /// Opens the card that a run takes where nothing else is said.
 ///

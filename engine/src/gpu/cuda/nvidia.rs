@@ -75,7 +75,7 @@ struct Card {
     device: sys::CUdevice,
     context: sys::CUcontext,
     capability: (u32, u32),
-    streams: [sys::CUstream; 3],
+    streams: [sys::CUstream; Stream::ALL.len()],
     memory: OnceLock<sys::CUdeviceptr>,
     pinned: OnceLock<(NonNull<u8>, u64)>,
     /// The library of dense products, or why there is none.
@@ -118,7 +118,7 @@ impl Card {
         // SAFETY: the device is there; the context is released once, when the card is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(says)?;
         let (memory, pinned, made) = (OnceLock::new(), OnceLock::new(), Mutex::default());
-        let streams = [std::ptr::null_mut(); 3];
+        let streams = [std::ptr::null_mut(); Stream::ALL.len()];
         let library = Err("not looked for yet".to_string());
         let mut card = Card { device, context, capability, streams, memory, pinned, library, made };
         card.enter()?;
@@ -312,7 +312,7 @@ impl Driver for Card {
     fn pinned(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8])) {
         let first = self.place(at, bytes);
         // SAFETY: the place was checked and lives as long as the card; whoever asks has waited for the copies there,
-        // and asks for no other part of it meanwhile.
+        // and what another thread asks for meanwhile lies apart.
         with(unsafe { std::slice::from_raw_parts_mut(first, bytes as usize) });
     }
 
@@ -370,22 +370,18 @@ impl Driver for Card {
         unsafe { result::graph::launch(graph, self.streams[0]) }.map_err(says)
     }
 
-    fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
+    fn up(&self, stream: Stream, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
         self.enter()?;
         let from = self.place(pinned, bytes).cast_const().cast::<c_void>();
         // SAFETY: both places were planned; pinned memory lives as long as the card.
-        unsafe { sys::cuMemcpyHtoDAsync_v2(address, from, bytes as usize, self.stream(Stream::Up)) }
-            .result()
-            .map_err(says)
+        unsafe { sys::cuMemcpyHtoDAsync_v2(address, from, bytes as usize, self.stream(stream)) }.result().map_err(says)
     }
 
-    fn down(&self, address: u64, pinned: u64, bytes: u64) -> Result<(), String> {
+    fn down(&self, stream: Stream, address: u64, pinned: u64, bytes: u64) -> Result<(), String> {
         self.enter()?;
         let to = self.place(pinned, bytes).cast::<c_void>();
         // SAFETY: as above.
-        unsafe { sys::cuMemcpyDtoHAsync_v2(to, address, bytes as usize, self.stream(Stream::Down)) }
-            .result()
-            .map_err(says)
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to, address, bytes as usize, self.stream(stream)) }.result().map_err(says)
     }
 
     fn set(&self, address: u64, bytes: u64, byte: u8) -> Result<(), String> {

@@ -82,7 +82,7 @@ impl Adapter {
     }
 
     /// Whether its memory is the host's.
-    fn is_unified(&self) -> bool {
+    pub fn is_unified(&self) -> bool {
         matches!(self.kind, "integrated" | "software")
     }
 

@@ -274,12 +274,12 @@ impl Driver for Host {
         tasks.into_iter().try_for_each(|task| self.give(Stream::Compute, task))
     }
 
-    fn up(&self, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
-        self.give(Stream::Up, Task::Up { pinned, address, bytes })
+    fn up(&self, stream: Stream, pinned: u64, address: u64, bytes: u64) -> Result<(), String> {
+        self.give(stream, Task::Up { pinned, address, bytes })
     }
 
-    fn down(&self, address: u64, pinned: u64, bytes: u64) -> Result<(), String> {
-        self.give(Stream::Down, Task::Down { address, pinned, bytes })
+    fn down(&self, stream: Stream, address: u64, pinned: u64, bytes: u64) -> Result<(), String> {
+        self.give(stream, Task::Down { address, pinned, bytes })
     }
 
     fn set(&self, address: u64, bytes: u64, byte: u8) -> Result<(), String> {

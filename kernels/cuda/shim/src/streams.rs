@@ -18,7 +18,8 @@ pub enum Task {
     Set { address: u64, bytes: u64, byte: u8 },
 }
 
-/// A stream, and the number of its tasks that a mark stands behind.
+/// A stream, and how many of its tasks and of the marks that it follows a mark stands behind: what is marked behind
+/// such a one is reached no earlier.
 type Mark = (usize, u64);
 
 enum Queued {
@@ -41,7 +42,7 @@ pub const TASK_NS: u64 = 1000;
 
 /// The streams of a card.
 pub struct Streams {
-    queues: [Queue; 3],
+    queues: [Queue; Stream::ALL.len()],
     events: Vec<Option<Mark>>,
     /// When each event was reached since it was marked last.
     reached: Vec<Option<u64>>,
@@ -83,24 +84,31 @@ impl Streams {
         self.settle();
     }
 
-    /// Takes everything from the front of the streams that waits for nothing more.
+    /// Takes everything from the front of the streams that waits for nothing more: each may be what another waits for.
     fn settle(&mut self) {
-        for q in 0..self.queues.len() {
-            loop {
-                match self.queues[q].queued.front() {
-                    Some(&Queued::After(mark)) if self.is_past(mark) => {}
-                    Some(&Queued::Reaches(event)) => self.reached[event.0 as usize] = Some(self.now),
-                    _ => break,
-                }
-                self.queues[q].queued.pop_front();
+        while (0..self.queues.len()).any(|q| self.settle_one(q)) {}
+    }
+
+    /// The same of one stream; whether there was anything.
+    fn settle_one(&mut self, q: usize) -> bool {
+        let before = self.queues[q].queued.len();
+        loop {
+            match self.queues[q].queued.front() {
+                Some(&Queued::After(mark)) if self.is_past(mark) => self.queues[q].done += 1,
+                Some(&Queued::Reaches(event)) => self.reached[event.0 as usize] = Some(self.now),
+                _ => return self.queues[q].queued.len() < before,
             }
+            self.queues[q].queued.pop_front();
         }
     }
 
     /// What a stream is given next begins after an event; one that was never marked holds nothing up.
     pub fn follow(&mut self, stream: Stream, event: Event) {
         if let Some(mark) = self.events[event.0 as usize] {
-            self.queues[number(stream)].queued.push_back(Queued::After(mark));
+            let queue = &mut self.queues[number(stream)];
+            queue.given += 1;
+            queue.queued.push_back(Queued::After(mark));
+            self.settle();
         }
     }
 
@@ -191,6 +199,21 @@ mod tests {
             s.give(Stream::Compute, set(3));
         });
         assert_eq!(ordered, [[1, 2, 3], [2, 1, 3]]);
+    }
+
+    /// A mark behind another stream's is reached no earlier, though no task stands between.
+    #[test]
+    fn what_is_marked_follows_what_its_stream_follows() {
+        let order = orders(|s| {
+            let (first, second) = (s.event(), s.event());
+            s.give(Stream::Up, set(1));
+            s.record(first, Stream::Up);
+            s.follow(Stream::Compute, first);
+            s.record(second, Stream::Compute);
+            s.follow(Stream::Down, second);
+            s.give(Stream::Down, set(2));
+        });
+        assert_eq!(order, [[1, 2]]);
     }
 
     #[test]

@@ -1,0 +1,138 @@
+//! Which of two far memories holds what: the host's memory, as far as it reaches, and files.
+
+use super::Pipeline;
+use crate::ir::graph::Graph;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// Tensors of one parcel that are alike: all of them change, or none.
+struct Group<'a> {
+    tensors: Vec<&'a str>,
+    bytes: u64,
+    changes: bool,
+    /// Copies of one run of every graph, in and out.
+    copies: usize,
+}
+
+/// Names of the far tensors that `host_bytes` of the host's memory hold; `aligned` are a tensor's bytes there. What
+/// changes comes first, since it goes both ways, then what is copied most often; what is never copied has no use for
+/// it. Where plans take turns, all of them take the first parcels, so that each finds them in one place.
+pub fn in_host(
+    graphs: &[&Graph],
+    pipeline: &Pipeline,
+    host_bytes: u64,
+    aligned: impl Fn(u64) -> u64,
+) -> HashSet<String> {
+    if host_bytes == 0 {
+        return HashSet::new();
+    }
+    let (changed, bytes) = (changed(graphs), bytes_of(graphs));
+    let mut groups: Vec<Group> = Vec::new();
+    for (p, parcel) in pipeline.parcels.iter().enumerate() {
+        let stays = || pipeline.stays.iter().flatten().filter(|s| s.parcel as usize == p);
+        let (comes, leaves) =
+            (stays().filter(|s| s.comes.is_some()).count(), stays().map(|s| s.leaves.len()).sum::<usize>());
+        for changes in [true, false] {
+            let is_of = |name: &&str| changes == (parcel.rotates || changed.contains(name));
+            let tensors: Vec<&str> = parcel.tensors.iter().map(String::as_str).filter(is_of).collect();
+            let bytes = tensors.iter().map(|name| aligned(bytes[name])).sum();
+            groups.push(Group { tensors, bytes, changes, copies: comes + if changes { leaves } else { 0 } });
+        }
+    }
+    let rotates = pipeline.parcels.iter().any(|p| p.rotates);
+    groups.retain(|g| !g.tensors.is_empty() && (rotates || g.copies > 0));
+    if !rotates {
+        groups.sort_by_key(|g| Reverse((g.changes, g.copies)));
+    }
+    let (mut found, mut left) = (HashSet::new(), host_bytes);
+    for group in groups {
+        match left.checked_sub(group.bytes) {
+            Some(rest) => left = rest,
+            None if rotates => break,
+            None => continue,
+        }
+        found.extend(group.tensors.iter().map(|name| (*name).to_string()));
+    }
+    found
+}
+
+/// Names of what a node of any graph changes.
+fn changed<'a>(graphs: &[&'a Graph]) -> BTreeSet<&'a str> {
+    let nodes = graphs.iter().flat_map(|g| g.nodes.iter().map(move |node| (g, node)));
+    let changed = nodes.flat_map(|(g, node)| {
+        let count = (node.op.def().mutates)(&node.attrs);
+        node.args[..count].iter().map(|&v| g.info(v).name.as_str())
+    });
+    changed.collect()
+}
+
+/// Bytes of what graphs declare, by name.
+fn bytes_of<'a>(graphs: &[&'a Graph]) -> BTreeMap<&'a str, u64> {
+    let declared = graphs.iter().flat_map(|g| g.values.iter().filter(|info| info.decl.is_some()));
+    declared.map(|info| (info.name.as_str(), info.ty.bytes())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Holds, Parcel, Pipeline, Stay};
+    use super::in_host;
+    use crate::ir::text::parse_graph;
+    use std::collections::BTreeSet;
+
+    const BLOCK: u64 = 16;
+
+    /// Three parcels of a weight each and one of a state: `a` is there always, `b` comes once, `c` twice; `s` changes.
+    fn pipeline(rotates: bool) -> Pipeline {
+        let parcel = |name: &str| Parcel {
+            block: name.to_string(),
+            holds: Holds::Weights,
+            tensors: vec![name.to_string()],
+            rotates,
+        };
+        let stay = |parcel, comes: Option<[u32; 2]>, leaves: Vec<[u32; 2]>| Stay {
+            parcel,
+            comes,
+            is_made: false,
+            leaves,
+            lives: vec![[0, 3]],
+        };
+        let comes = Some([0, 1]);
+        Pipeline {
+            parcels: ["a", "b", "c", "s"].map(parcel).to_vec(),
+            stays: vec![vec![
+                stay(0, None, Vec::new()),
+                stay(1, comes, Vec::new()),
+                stay(2, comes, Vec::new()),
+                stay(2, comes, Vec::new()),
+                stay(3, comes, vec![[1, 2]]),
+            ]],
+        }
+    }
+
+    fn held(rotates: bool, host_bytes: u64) -> BTreeSet<String> {
+        let text = "rows 1\ninput %x : f32[4]\nweight @a : f32[4]\nweight @b : f32[4]\nweight @c : f32[4]\n\
+                    state @s : f32[4]\nblock head forward\nassign @s, %x\nreturn x = %x\n";
+        let graph = parse_graph(text).expect("a graph");
+        in_host(&[&graph], &pipeline(rotates), host_bytes, |bytes| bytes.next_multiple_of(BLOCK)).into_iter().collect()
+    }
+
+    #[test]
+    fn what_changes_comes_first_then_what_is_copied_most() {
+        let names = |list: &[&str]| list.iter().map(|s| (*s).to_string()).collect::<BTreeSet<_>>();
+        for (blocks, expected) in
+            [(0, &[][..]), (1, &["s"]), (2, &["s", "c"]), (3, &["s", "c", "b"]), (9, &["s", "c", "b"])]
+        {
+            assert_eq!(held(false, blocks * BLOCK), names(expected), "{blocks} blocks");
+        }
+        assert_eq!(held(false, 2 * BLOCK - 1), names(&["s"]), "half a tensor is none");
+    }
+
+    #[test]
+    fn where_plans_take_turns_each_takes_the_first() {
+        let names = |list: &[&str]| list.iter().map(|s| (*s).to_string()).collect::<BTreeSet<_>>();
+        for (blocks, expected) in [(1, &["a"][..]), (2, &["a", "b"]), (3, &["a", "b", "c"]), (4, &["a", "b", "c", "s"])]
+        {
+            assert_eq!(held(true, blocks * BLOCK), names(expected), "{blocks} blocks");
+        }
+    }
+}

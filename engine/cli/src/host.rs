@@ -1,0 +1,77 @@
+//! How much of the host's memory holds what a device's own has no room for.
+
+use crate::error::CommandError;
+use crate::fixed;
+use crate::planning::Planned;
+use crate::sizes::{self, show};
+use tinyforge::gpu::GpuKernels;
+use tinyforge_compiler::machine::Machine;
+use tinyforge_plan::Plan;
+
+/// What leaves all of it in files, and what leaves it to the device.
+const NONE: &str = "0";
+const AUTO: &str = "auto";
+
+/// The most that a run takes of the host's memory beside a device with these kernels: what `--host-memory` says, or
+/// else a share of what is free.
+///
+/// # Errors
+/// It is no size, or the device has no memory of its own.
+pub fn most(asked: Option<&str>, device: Option<&GpuKernels>) -> Result<u64, CommandError> {
+    match device.filter(|gpu| gpu.has_own_memory) {
+        Some(_) => stated(asked, fixed::available_bytes()),
+        None if asked.is_none_or(|text| [NONE, AUTO].contains(&text)) => Ok(0),
+        None => Err(CommandError::request(
+            "--host-memory is for a device with memory of its own; this one works in the host's: --memory says how \
+             much of it",
+        )),
+    }
+}
+
+/// The same on a machine that is described and need not be here.
+///
+/// # Errors
+/// As [`most`].
+pub fn most_on(asked: Option<&str>, machine: &Machine) -> Result<u64, CommandError> {
+    let feeds = machine.links.iter().find(|l| l.to == machine.near).map(|l| l.from.as_str());
+    match feeds.filter(|from| machine.links.iter().any(|l| l.to == **from && l.from != machine.near)) {
+        Some(from) => stated(asked, machine.space(from).and_then(|s| s.bytes)),
+        None => most(asked, None),
+    }
+}
+
+fn stated(asked: Option<&str>, there: Option<u64>) -> Result<u64, CommandError> {
+    // The rest is for the system, and for what it keeps of files.
+    let share = |bytes: u64| bytes / 4 * 3;
+    match asked {
+        None | Some(AUTO) => Ok(there.map_or(0, share)),
+        Some(NONE) => Ok(0),
+        Some(text) => sizes::parse(text).map_err(|e| CommandError::request(format!("--host-memory: {e}, or 0"))),
+    }
+}
+
+/// Holds what plans take of the host's memory against what is free.
+///
+/// # Errors
+/// There is less, with the flag that asks for less.
+pub fn check(plans: &[Planned]) -> Result<(), CommandError> {
+    let wanted = plans.iter().map(|p| p.compiled.plan.host_bytes()).max().unwrap_or(0);
+    match fixed::available_bytes() {
+        Some(free) if free < wanted => Err(CommandError::request(format!(
+            "the plan keeps {wanted} bytes ({}) of the model in the host's memory, of which {free} ({}) are free: with \
+             a smaller --host-memory more lies in files",
+            show(wanted),
+            show(free)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Where a far memory of a plan lies, in words.
+pub fn words(plan: &Plan, first_byte: u64) -> &'static str {
+    match plan.space_of(first_byte) {
+        Some(space) if space.is_host => "in the host's memory",
+        Some(space) if space.is_written => "in the work file",
+        _ => "in the model's files",
+    }
+}
