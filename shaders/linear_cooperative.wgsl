@@ -11,7 +11,7 @@
 /// Invocations of a subgroup, at most 32.
 override LANES: u32 = 32u;
 
-/// Elements between two steps of a panel: steps of one row do not meet in one bank of workgroup memory.
+/// Elements between two steps of a panel: few steps of one row meet in one bank of workgroup memory.
 const PITCH: u32 = 68u;
 /// Where the panel of B begins, behind 16 steps of A.
 const RIGHT: u32 = 1088u;
