@@ -1,6 +1,6 @@
 //! What traits of an adapter are worth: sums of rows by subgroups and by barriers, dense products by cooperative
-//! matrices and without, and a stored tensor written in place and by copies. Prints the least time of many, both ways in
-//! turn.
+//! matrices and without, and a stored tensor written in place and by copies. Prints the least time of many, both ways
+//! in turn.
 
 use std::time::Instant;
 use tinyforge::runner::{RunOptions, Runner};
