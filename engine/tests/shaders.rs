@@ -5,7 +5,7 @@ use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::collections::BTreeSet;
 use tinyforge::gpu::cuda;
-use tinyforge::gpu::wgpu::{FAMILIES, LANES, wgsl};
+use tinyforge::gpu::wgpu::{COOPERATIVE, FAMILIES, LANES, wgsl, wgsl_cooperative};
 use tinyforge_plan::{DType, VOCAB_SEGMENT};
 
 /// Lanes of subgroups.
@@ -50,6 +50,63 @@ fn every_variant_is_valid() {
     println!("{count} variants of {} files are valid", FAMILIES.len());
 }
 
+/// The dense product by cooperative matrices, for every storage type and size of subgroups that it is taken for.
+#[test]
+fn products_by_matrices_are_valid() {
+    let text = wgsl_cooperative().expect("linear is a family");
+    let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+    let able = Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
+    let validated = |module: &naga::Module| {
+        let found = Validator::new(ValidationFlags::all(), able).validate(module);
+        found.unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)))
+    };
+    let info = validated(&module);
+    let (_, _, name) = COOPERATIVE;
+    for (dtype, lanes) in DType::all().flat_map(|dtype| SUBGROUPS[..4].iter().map(move |&lanes| (dtype, lanes))) {
+        let named = [("STORAGE", f64::from(dtype as u8)), ("LANES", f64::from(lanes))];
+        let constants = named.map(|(name, value)| (name.to_string(), value)).into_iter().collect();
+        let wanted = Some((naga::ShaderStage::Compute, name));
+        let (special, _) = process_overrides(&module, &info, wanted, &constants).expect("constants have values");
+        let info = validated(&special);
+        let [entry] = &special.entry_points[..] else { panic!("{name} is the one kernel that is left") };
+        assert_eq!((entry.name.as_str(), entry.workgroup_size), (name, [8 * lanes, 1, 1]));
+        let bytes = workgroup_bytes(&special, info.get_entry_point(0));
+        assert!(bytes <= 16 << 10, "{bytes} bytes of workgroup memory");
+        let words = spirv(&special, &info);
+        assert!(words.len() > 100, "{} words", words.len());
+        let metal = metal(&special, &info);
+        for call in ["simdgroup_load(", "simdgroup_multiply_accumulate(", "simdgroup_store("] {
+            assert!(metal.contains(call), "no {call}");
+        }
+    }
+    let refused = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP).validate(&module);
+    assert!(refused.is_err(), "the check above cannot fail");
+}
+
+/// What a driver of Vulkan is given.
+fn spirv(module: &naga::Module, info: &naga::valid::ModuleInfo) -> Vec<u32> {
+    let options = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+    naga::back::spv::write_vec(module, info, &options, None).expect("can be said in SPIR-V")
+}
+
+/// What Metal is given, but for the places of operands.
+fn metal(module: &naga::Module, info: &naga::valid::ModuleInfo) -> String {
+    let options = naga::back::msl::Options { lang_version: (2, 3), fake_missing_bindings: true, ..Default::default() };
+    let of_pipeline = naga::back::msl::PipelineOptions::default();
+    naga::back::msl::write_string(module, info, &options, &of_pipeline).expect("can be said in Metal's language").0
+}
+
+/// Bytes of workgroup memory that a function uses.
+fn workgroup_bytes(module: &naga::Module, used: &naga::valid::FunctionInfo) -> u32 {
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).expect("types have sizes");
+    let shared = module
+        .global_variables
+        .iter()
+        .filter(|(handle, v)| v.space == naga::AddressSpace::WorkGroup && !used[*handle].is_empty());
+    shared.map(|(_, v)| layouter[v.ty].size).sum()
+}
+
 /// Adapters without subgroups are never given a kernel that needs them.
 #[test]
 fn without_subgroups_none_is_needed() {
@@ -65,15 +122,7 @@ fn workgroups_fit_every_adapter() {
         let module = parse(stem, true);
         let info = validate(stem, &module, true);
         for (i, entry) in module.entry_points.iter().enumerate() {
-            let used = info.get_entry_point(i);
-            let mut layouter = naga::proc::Layouter::default();
-            layouter.update(module.to_ctx()).expect("types have sizes");
-            let bytes: u32 = module
-                .global_variables
-                .iter()
-                .filter(|(handle, v)| v.space == naga::AddressSpace::WorkGroup && !used[*handle].is_empty())
-                .map(|(_, v)| layouter[v.ty].size)
-                .sum();
+            let bytes = workgroup_bytes(&module, info.get_entry_point(i));
             assert!(bytes <= 16 << 10, "{stem} {}: {bytes} bytes of workgroup memory", entry.name);
             let invocations: u32 = entry.workgroup_size.iter().product();
             assert!(invocations <= 256, "{stem} {}: {invocations} invocations", entry.name);

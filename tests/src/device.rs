@@ -3,6 +3,7 @@
 use crate::storage;
 use std::collections::BTreeMap;
 use tinyforge::cpu::CpuKernels;
+use tinyforge::gpu::wgpu::Cooperative;
 use tinyforge::gpu::{GpuKernels, cuda};
 use tinyforge::runner::{DeviceChoice, RunOptions, Runner};
 use tinyforge_compiler::compile::{CompileError, Compiled, Entry, Request, Role, compile};
@@ -21,10 +22,12 @@ pub const ENTRY: &str = "forward";
 pub enum Device {
     /// The CPU with so many threads.
     Cpu(u32),
-    /// The best adapter of wgpu.
+    /// The best adapter of wgpu, with the dense product that every adapter makes in the same order.
     Wgpu,
     /// The same with what every adapter has: lanes added without subgroups, bytes copied to it.
     WgpuPlain,
+    /// The best adapter, with dense products by cooperative matrices.
+    WgpuCooperative,
     /// The kernels of CUDA on the host, with the threads of a block in one order or the other, and with or without a
     /// library of dense products.
     CudaShim(Order, Library),
@@ -35,7 +38,7 @@ impl Device {
     pub fn target(self) -> Target {
         match self {
             Device::Cpu(_) => Target::CPU,
-            Device::Wgpu | Device::WgpuPlain => Target::WGPU,
+            Device::Wgpu | Device::WgpuPlain | Device::WgpuCooperative => Target::WGPU,
             Device::CudaShim(..) => Target::CUDA,
         }
     }
@@ -44,7 +47,7 @@ impl Device {
     pub fn choice(self) -> DeviceChoice {
         match self {
             Device::Cpu(_) => DeviceChoice::Cpu,
-            Device::Wgpu | Device::WgpuPlain => DeviceChoice::Wgpu,
+            Device::Wgpu | Device::WgpuPlain | Device::WgpuCooperative => DeviceChoice::Wgpu,
             Device::CudaShim(..) => DeviceChoice::Cuda,
         }
     }
@@ -64,7 +67,8 @@ impl Device {
     /// Traits of the adapter that are left alone.
     pub fn without(self) -> &'static [&'static str] {
         match self {
-            Device::WgpuPlain => &["subgroups", "mappable buffers"],
+            Device::Wgpu => &["cooperative matrices"],
+            Device::WgpuPlain => &["cooperative matrices", "subgroups", "mappable buffers"],
             _ => &[],
         }
     }
@@ -73,7 +77,7 @@ impl Device {
     pub fn threads(self) -> u32 {
         match self {
             Device::Cpu(threads) => threads,
-            Device::Wgpu | Device::WgpuPlain | Device::CudaShim(..) => 1,
+            Device::Wgpu | Device::WgpuPlain | Device::WgpuCooperative | Device::CudaShim(..) => 1,
         }
     }
 
@@ -82,7 +86,7 @@ impl Device {
         match self {
             Device::Cpu(threads) => Box::new(CpuKernels { threads }),
             // The least that any adapter gives.
-            Device::Wgpu | Device::WgpuPlain => {
+            Device::Wgpu | Device::WgpuPlain | Device::WgpuCooperative => {
                 Box::new(GpuKernels { operand_bytes_max: 128 << 20, takes_products: false, has_own_memory: false })
             }
             Device::CudaShim(..) => Box::new(cuda::KERNELS),
@@ -130,6 +134,25 @@ pub fn has_cuda_shim() -> bool {
 pub fn has_wgpu() -> bool {
     let look = || tinyforge::gpu::wgpu::default_adapter().map(drop).map_err(|e| e.to_string());
     is_there("TINYFORGE_WGPU", "mesa-vulkan-drivers, libvulkan1", look)
+}
+
+/// Whether the best adapter multiplies by cooperative matrices; few do.
+///
+/// # Panics
+/// It has them, and they fail the test that comes before they are used.
+pub fn has_wgpu_cooperative() -> bool {
+    if !has_wgpu() {
+        return false;
+    }
+    let adapter = tinyforge::gpu::wgpu::default_adapter().expect("looked for before");
+    match adapter.cooperative().expect("it opens") {
+        Cooperative::F32 => true,
+        Cooperative::Absent => {
+            eprintln!("skipped: {} has no cooperative matrices of f32", adapter.name);
+            false
+        }
+        failed @ Cooperative::Failed(_) => panic!("cooperative matrices of {}: {failed}", adapter.name),
+    }
 }
 
 /// Whether what tests of a device need was found. Where it must be (`VARIABLE=require`) and is not, the test fails;

@@ -11,7 +11,8 @@ use tinyforge_compiler::ir::graph::{Builder, Kind, Value};
 use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_plan::{DType, Plan, Source};
 use tinyforge_tests::device::{
-    Bytes, Device, ENTRY, Library, Order, compile_forward, has_cuda_shim, has_wgpu, numbers, run as run_plan,
+    Bytes, Device, ENTRY, Library, Order, compile_forward, has_cuda_shim, has_wgpu, has_wgpu_cooperative, numbers,
+    run as run_plan,
 };
 use tinyforge_tests::graphs::{largest_difference, run as run_reference};
 use tinyforge_tests::samples::{Sample, edges, family, samples, size};
@@ -40,6 +41,11 @@ fn cpu() -> [Device; 2] {
 
 fn wgpu() -> [Device; 2] {
     [Device::Wgpu, Device::WgpuPlain]
+}
+
+/// Over different poison: what it adds to is its own.
+fn wgpu_cooperative() -> [Device; 2] {
+    [Device::WgpuCooperative; 2]
 }
 
 fn cuda_shim() -> [Device; 2] {
@@ -237,6 +243,15 @@ fn cuda_kernels_are_their_definitions() {
 /// Whether an op is a product, which a library may do.
 fn multiplies(op: Op) -> bool {
     op.def().attrs.iter().any(|a| a.name == "compute")
+}
+
+#[test]
+fn wgpu_products_by_matrices_are_their_definitions() {
+    if has_wgpu_cooperative() {
+        check_definitions_of(wgpu_cooperative(), multiplies);
+        check_storages(wgpu_cooperative());
+        check_bf16(wgpu_cooperative());
+    }
 }
 
 #[test]

@@ -8,7 +8,9 @@ use tinyforge_compiler::ir::ops::{Op, Tensor};
 use tinyforge_compiler::ir::reference::Memory;
 use tinyforge_compiler::ir::text::print_graph;
 use tinyforge_plan::part_of;
-use tinyforge_tests::device::{Bytes, Device, Library, Order, compile_forward, has_cuda_shim, has_wgpu, run};
+use tinyforge_tests::device::{
+    Bytes, Device, Library, Order, compile_forward, has_cuda_shim, has_wgpu, has_wgpu_cooperative, run,
+};
 use tinyforge_tests::graphs::assert_close;
 use tinyforge_tests::models::{Lengths, contents, gpt2, llama, losses};
 use tinyforge_tests::random::Random;
@@ -160,6 +162,9 @@ fn panels_give_the_bytes_of_whole_gradients() {
 fn wgpu_panels_give_the_bytes_of_whole_gradients() {
     if has_wgpu() {
         check_bytes([Device::Wgpu, Device::WgpuPlain], 0..6);
+    }
+    if has_wgpu_cooperative() {
+        check_bytes([Device::WgpuCooperative; 2], 0..6);
     }
 }
 

@@ -9,7 +9,8 @@ use tinyforge_compiler::ir::ops::Op;
 use tinyforge_compiler::ir::types::Type;
 use tinyforge_plan::{DType, Plan, VOCAB_SEGMENT};
 use tinyforge_tests::device::{
-    Bytes, Device, ENTRY, Library, Order, compile_forward, has_cuda_shim, has_wgpu, run as run_plan,
+    Bytes, Device, ENTRY, Library, Order, compile_forward, has_cuda_shim, has_wgpu, has_wgpu_cooperative,
+    run as run_plan,
 };
 use tinyforge_tests::random::Random;
 use tinyforge_tests::storage::store;
@@ -182,6 +183,13 @@ fn parts_give_the_bytes_of_the_whole() {
 fn wgpu_parts_give_the_bytes_of_the_whole() {
     if has_wgpu() {
         check_bytes([Device::Wgpu, Device::WgpuPlain], &[]);
+    }
+}
+
+#[test]
+fn wgpu_parts_by_matrices_give_the_bytes_of_the_whole() {
+    if has_wgpu_cooperative() {
+        check_bytes([Device::WgpuCooperative; 2], &[]);
     }
 }
 

@@ -79,10 +79,13 @@ fn adapters() -> Vec<serde_json::Value> {
             show(a.workgroup_bytes.into()),
         );
         println!("  {}", a.traits.join(", "));
+        let cooperative = a.cooperative().map_or_else(|why| why.to_string(), |found| found.to_string());
+        println!("  cooperative matrices: {cooperative}");
         serde_json::json!({
             "device": "wgpu", "name": a.name, "backend": a.backend, "kind": a.kind, "driver": a.driver,
             "buffer_bytes_max": a.buffer_bytes_max, "operand_bytes_max": a.operand_bytes_max,
             "workgroup_bytes": a.workgroup_bytes, "subgroup": [a.subgroup.0, a.subgroup.1], "traits": a.traits,
+            "cooperative_matrices": cooperative,
         })
     });
     list.collect()

@@ -1,6 +1,7 @@
 //! Which adapters there are, and opening one.
 
 use super::Complaint;
+use super::cooperative::{self, Cooperative};
 use super::pipelines::Pipelines;
 use crate::gpu::GpuError;
 use std::collections::BTreeMap;
@@ -12,13 +13,17 @@ const BINDINGS: u32 = 12;
 const WORKGROUP_BYTES: u32 = 16 << 10;
 
 /// Features that something here uses, by the names of traits.
-const TRAITS: [(wgpu::Features, &str); 5] = [
+const TRAITS: [(wgpu::Features, &str); 6] = [
     (wgpu::Features::SHADER_F16, "f16"),
     (wgpu::Features::SUBGROUP, "subgroups"),
     (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, "mappable buffers"),
     (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
     (wgpu::Features::PIPELINE_CACHE, "pipeline cache"),
+    (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, COOPERATIVE),
 ];
+
+/// The trait that is an adapter's own word for it: whether it multiplies right is found out when it is opened.
+const COOPERATIVE: &str = "cooperative matrices";
 
 /// An adapter and what its limits are.
 #[derive(Clone)]
@@ -40,12 +45,14 @@ pub struct Adapter {
     pub workgroup_bytes: u32,
     /// Least and most invocations of a subgroup.
     pub subgroup: (u32, u32),
+    /// Lanes of subgroups that hold matrices, where it says that it has such as are used.
+    cooperative: Option<u32>,
     /// What it can do that kernels or copies may use; of subgroups those whose size is fixed.
     pub traits: Vec<&'static str>,
 }
 
 /// Lanes of subgroups, where all have one size that divides the smallest workgroup which adds by them.
-fn fixed((least, most): (u32, u32)) -> Option<u32> {
+pub(super) fn fixed((least, most): (u32, u32)) -> Option<u32> {
     (least == most && most.is_power_of_two() && most <= 64).then_some(most)
 }
 
@@ -53,8 +60,13 @@ impl Adapter {
     fn of(inner: wgpu::Adapter) -> Adapter {
         let (info, limits, mut features) = (inner.get_info(), inner.limits(), inner.features());
         let subgroup = (info.subgroup_min_size, info.subgroup_max_size);
+        let cooperative = cooperative::lanes(&inner.cooperative_matrix_properties(), &info)
+            .filter(|_| features.contains(cooperative::FEATURES));
         if fixed(subgroup).is_none() {
             features.remove(wgpu::Features::SUBGROUP);
+        }
+        if cooperative.is_none() {
+            features.remove(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
         }
         Adapter {
             name: info.name,
@@ -76,6 +88,7 @@ impl Adapter {
             operand_bytes_max: limits.max_storage_buffer_binding_size,
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             subgroup,
+            cooperative,
             traits: TRAITS.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
             inner,
         }
@@ -103,13 +116,48 @@ impl Adapter {
         if let Some(open) = opened.get(&key).filter(|o| o.complaint.check(&self.name).is_ok()) {
             return Ok(Arc::clone(open));
         }
+        let mut open = self.open_anew(without);
+        let failed = match &open {
+            Ok(open) if open.cooperative == Cooperative::F32 => cooperative::test(&self.name, open).err(),
+            Ok(_) => None,
+            Err(e) if self.cooperative_without(without).is_some() => Some(e.to_string()),
+            Err(_) => None,
+        };
+        if let Some(why) = failed {
+            let without: Vec<&str> = without.iter().copied().chain([COOPERATIVE]).collect();
+            open = self.open_anew(&without).map(|open| Opened { cooperative: Cooperative::Failed(why), ..open });
+        }
+        let open = Arc::new(open?);
+        opened.insert(key, Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// Lanes of subgroups that hold matrices, where neither is left alone.
+    fn cooperative_without(&self, without: &[&str]) -> Option<u32> {
+        self.cooperative.filter(|_| !["subgroups", COOPERATIVE].iter().any(|name| without.contains(name)))
+    }
+
+    /// Opens it without looking at what its matrices give.
+    pub(super) fn open_anew(&self, without: &[&str]) -> Result<Opened, GpuError> {
         let complaint = Complaint::default();
         let (device, queue) = self.request(&complaint, without)?;
         let subgroup = fixed(self.subgroup).filter(|_| device.features().contains(wgpu::Features::SUBGROUP));
-        let pipelines = Mutex::new(Pipelines::new(&device, (&self.name, &self.driver), subgroup));
-        let open = Arc::new(Opened { device, queue, complaint, pipelines });
-        opened.insert(key, Arc::clone(&open));
-        Ok(open)
+        let lanes = self.cooperative_without(without);
+        let cooperative = if lanes.is_some() { Cooperative::F32 } else { Cooperative::Absent };
+        let names = (self.name.as_str(), self.driver.as_str());
+        let pipelines = Mutex::new(Pipelines::new(&device, names, [subgroup, lanes]));
+        Ok(Opened { device, queue, complaint, pipelines, cooperative })
+    }
+
+    /// Whether dense products are made by cooperative matrices.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn cooperative(&self) -> Result<Cooperative, GpuError> {
+        match self.cooperative {
+            Some(_) => self.open(&[]).map(|open| open.cooperative.clone()),
+            None => Ok(Cooperative::Absent),
+        }
     }
 
     /// What it lacks of what every kernel needs.
@@ -138,12 +186,17 @@ impl Adapter {
         if self.is_unified() {
             used |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
         }
+        let is_cooperative = self.cooperative_without(without).is_some();
+        if is_cooperative {
+            used |= cooperative::FEATURES;
+        }
         let left = TRAITS.iter().filter(|(_, name)| without.contains(name)).map(|(feature, _)| *feature);
         let wanted = wgpu::DeviceDescriptor {
             label: Some("tinyforge"),
             required_features: left.fold(self.inner.features() & used, |all, feature| all & !feature),
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
+            experimental_features: if is_cooperative { cooperative::experimental() } else { Default::default() },
             ..Default::default()
         };
         let (device, queue) =
@@ -165,6 +218,7 @@ pub(super) struct Opened {
     pub(super) queue: wgpu::Queue,
     pub(super) complaint: Complaint,
     pub(super) pipelines: Mutex<Pipelines>,
+    pub(super) cooperative: Cooperative,
 }
 
 /// Every adapter, the best first; looked for once.

@@ -3,16 +3,19 @@
 //! Everything is made at load: pipelines, one buffer (or few, where the adapter's are short) with the plan's offsets, a
 //! bind group a launch, and the buffers that copies go through. A run records commands and waits for them; it takes
 //! what wgpu keeps of recorded commands, and no more. Kernels that add lanes by subgroups, bytes written in place and
-//! times by the device's clock are for adapters that can; they change no bit of a result.
+//! times by the device's clock are for adapters that can; they change no bit of a result. Dense products by cooperative
+//! matrices add in an order that is the adapter's, so which adapter has them follows from it alone.
 
 mod adapter;
+mod cooperative;
 mod memory;
 mod pipelines;
 mod run;
 mod stamps;
 
 pub use adapter::{Adapter, adapters, default_adapter};
-pub use pipelines::{COMMON, FAMILIES, LANES, wgsl};
+pub use cooperative::Cooperative;
+pub use pipelines::{COMMON, COOPERATIVE, FAMILIES, LANES, wgsl, wgsl_cooperative};
 pub(crate) use run::WgpuDevice;
 
 use super::GpuError;

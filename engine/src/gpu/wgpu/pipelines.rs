@@ -36,13 +36,25 @@ pub fn wgsl(stem: &str, by_subgroups: bool) -> Option<String> {
     Some(format!("{COMMON}\n{lanes}\n{text}"))
 }
 
+/// The dense product by cooperative matrices: its text, by the stem, and its function.
+pub const COOPERATIVE: (&str, &str, &str) =
+    ("linear_cooperative", include_str!("../../../../shaders/linear_cooperative.wgsl"), "product_cooperative");
+
+/// The whole text of the dense product by cooperative matrices, which stands behind its family's.
+pub fn wgsl_cooperative() -> Option<String> {
+    let (_, linear) = FAMILIES.iter().find(|(name, _)| *name == "linear")?;
+    Some(format!("enable wgpu_cooperative_matrix;\n{COMMON}\n{linear}\n{}", COOPERATIVE.1))
+}
+
 /// Pipelines by kernel, and layouts by the number of operands.
 pub(super) struct Pipelines {
     device: wgpu::Device,
     name: String,
     /// Lanes of a subgroup, where lanes are added by them.
     subgroup: Option<u32>,
-    modules: BTreeMap<&'static str, wgpu::ShaderModule>,
+    /// Lanes of a subgroup that holds matrices, where dense products are made by them.
+    cooperative: Option<u32>,
+    pub(super) modules: BTreeMap<&'static str, wgpu::ShaderModule>,
     layouts: BTreeMap<usize, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     made: BTreeMap<Kernel, wgpu::ComputePipeline>,
     /// What the driver made for earlier processes, where it can say that.
@@ -63,7 +75,7 @@ impl Kept {
         if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
         }
-        let path = kept::file("wgpu", (name, driver, COMMON, LANES, FAMILIES, cfg!(debug_assertions)))?;
+        let path = kept::file("wgpu", (name, driver, COMMON, LANES, FAMILIES, COOPERATIVE, cfg!(debug_assertions)))?;
         let data = kept::read(&path);
         let held = data.as_deref().map(crc32);
         let descriptor =
@@ -77,10 +89,24 @@ impl Kept {
 }
 
 impl Pipelines {
-    pub(super) fn new(device: &wgpu::Device, (name, driver): (&str, &str), subgroup: Option<u32>) -> Pipelines {
+    /// None made yet; lanes of a subgroup where they are added by it, and where it holds matrices.
+    pub(super) fn new(
+        device: &wgpu::Device,
+        (name, driver): (&str, &str),
+        [subgroup, cooperative]: [Option<u32>; 2],
+    ) -> Pipelines {
         let (modules, layouts, made) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let kept = Kept::open(device, name, driver);
-        Pipelines { device: device.clone(), name: name.to_string(), subgroup, modules, layouts, made, kept }
+        let (device, name) = (device.clone(), name.to_string());
+        Pipelines { device, name, subgroup, cooperative, modules, layouts, made, kept }
+    }
+
+    /// The text and the function that do what a kernel is for.
+    fn place(&self, kernel: Kernel) -> (&'static str, &'static str) {
+        match (kernel.stem, kernel.entry) {
+            ("linear", "product") if self.cooperative.is_some() => (COOPERATIVE.0, COOPERATIVE.2),
+            plain => plain,
+        }
     }
 
     /// Keeps what was made for the next process.
@@ -107,14 +133,18 @@ impl Pipelines {
         }
         let device = self.device.clone();
         let by_subgroups = self.subgroup.is_some();
-        let module = self.modules.entry(kernel.stem).or_insert_with(|| module(&device, kernel.stem, by_subgroups));
-        let storage = [("STORAGE", f64::from(kernel.storage as u8))];
-        let constants: Vec<_> = storage.into_iter().chain(self.subgroup.map(|s| ("SUBGROUP", f64::from(s)))).collect();
+        let (stem, entry) = self.place(kernel);
+        let module = self.modules.entry(stem).or_insert_with(|| module(&device, stem, by_subgroups));
+        let lanes = match stem == COOPERATIVE.0 {
+            true => self.cooperative.map(|lanes| ("LANES", f64::from(lanes))),
+            false => self.subgroup.map(|lanes| ("SUBGROUP", f64::from(lanes))),
+        };
+        let constants: Vec<_> = [("STORAGE", f64::from(kernel.storage as u8))].into_iter().chain(lanes).collect();
         let made = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel.entry),
+            label: Some(entry),
             layout: Some(&layout),
             module,
-            entry_point: Some(kernel.entry),
+            entry_point: Some(entry),
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &constants,
                 zero_initialize_workgroup_memory: false,
@@ -154,7 +184,8 @@ impl Pipelines {
 /// The shader of a family. In release builds the driver's checks of every access are left out: they cost many times
 /// the kernel, and the conformance tests run with them.
 fn module(device: &wgpu::Device, stem: &str, by_subgroups: bool) -> wgpu::ShaderModule {
-    let text = wgsl(stem, by_subgroups).unwrap_or_else(|| panic!("a row names the file `{stem}`"));
+    let text = if stem == COOPERATIVE.0 { wgsl_cooperative() } else { wgsl(stem, by_subgroups) };
+    let text = text.unwrap_or_else(|| panic!("a row names the file `{stem}`"));
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(stem), source: wgpu::ShaderSource::Wgsl(Cow::Owned(text)) };
     if cfg!(debug_assertions) {

@@ -60,7 +60,7 @@ impl WgpuDevice {
     pub(crate) fn new(adapter: &Adapter, plans: &[&Plan], options: &RunOptions) -> Result<WgpuDevice, GpuError> {
         let name = &adapter.name;
         let opened = adapter.open(options.without)?;
-        let Opened { device, queue, complaint, pipelines } = &*opened;
+        let Opened { device, queue, complaint, pipelines, .. } = &*opened;
         let mut pipelines = pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         let lost = |why| GpuError::Lost { device: name.clone(), why };
         let works = plans.iter().map(|p| launches(p)).collect::<Result<Vec<_>, _>>().map_err(lost)?;
@@ -122,7 +122,8 @@ fn moved_bytes(named: &[Named]) -> u64 {
     named.iter().map(|n| n.tensor.bytes().next_multiple_of(8)).sum()
 }
 
-fn fill_mapped(buffer: &wgpu::Buffer, at: u64, bytes: &[u8]) -> Result<(), String> {
+/// Writes to a buffer that is mapped.
+pub(super) fn fill_mapped(buffer: &wgpu::Buffer, at: u64, bytes: &[u8]) -> Result<(), String> {
     let mut view = buffer.get_mapped_range_mut(at..at + bytes.len() as u64).map_err(|e| e.to_string())?;
     view.copy_from_slice(bytes);
     Ok(())
