@@ -14,7 +14,7 @@ use tinyforge_tests::device::{
     Bytes, Device, ENTRY, Library, Order, compile_forward, has_cuda_shim, has_wgpu, numbers, run as run_plan,
 };
 use tinyforge_tests::graphs::{largest_difference, run as run_reference};
-use tinyforge_tests::samples::{Sample, edges, family, samples, size};
+use tinyforge_tests::samples::{Sample, Size, edges, family, samples, size};
 use tinyforge_tests::storage::store;
 
 /// Ops that a backend has no kernel for, and why. A row for an op that has one fails too.
@@ -246,6 +246,16 @@ fn cuda_products_by_a_library_are_their_definitions() {
     }
 }
 
+/// Sizes around the tiles of kernels for matrix units: rows, columns and steps of a product, tokens and heads.
+const UNITS: [Size; 6] = [
+    size(1, 127, 31, 63),
+    size(1, 128, 32, 64),
+    size(2, 129, 33, 65),
+    size(3, 47, 136, 130),
+    size(1, 63, 128, 1),
+    size(1, 33, 256, 3),
+];
+
 /// Ops to look at: those that `TINYFORGE_OPS` begins with, or all.
 fn ops() -> impl Iterator<Item = Op> {
     let only = std::env::var("TINYFORGE_OPS").unwrap_or_default();
@@ -373,7 +383,8 @@ fn check_bf16(devices: [Device; 2]) {
         let is_adam = |s: &Sample| {
             s.graph.nodes.last().is_some_and(|n| n.attrs.iter().any(|(name, a)| name == "rule" && a != Attr::Int(0)))
         };
-        for sample in [samples(op), edges(op)].concat().into_iter().filter(|s| !is_adam(s)) {
+        let in_units = UNITS.iter().flat_map(|&z| family(op, z)).collect();
+        for sample in [samples(op), edges(op), in_units].concat().into_iter().filter(|s| !is_adam(s)) {
             for dtype in [DType::F32, DType::BF16] {
                 let arg = STORED.iter().find(|(o, _)| *o == op).map(|(_, arg)| *arg);
                 let mut sample = match (dtype, arg) {
@@ -390,6 +401,39 @@ fn check_bf16(devices: [Device; 2]) {
         failures.truncate(before + 4);
     }
     report(failures);
+}
+
+/// A token's row of a product has the same bytes whatever other tokens there are.
+#[test]
+fn cuda_bf16_rows_do_not_depend_on_one_another() {
+    if !has_cuda_shim() {
+        return;
+    }
+    for op in [Op::Linear, Op::LinearGradX] {
+        for dtype in [DType::F32, DType::Q8_0] {
+            let of = |tokens: u32| {
+                let sample = family(op, size(1, tokens, 96, 160)).remove(0);
+                let mut sample = stored_as(&sample, 1, dtype).expect("both widths are blocks");
+                sample.graph.nodes.last_mut().expect("a sample has a node").attrs.set("compute", Attr::Int(1));
+                sample
+            };
+            let outs = |sample: &Sample, bytes: &Bytes, device: Device| {
+                let plan = compile_forward(&sample.graph, device).expect("it has the kernel");
+                run_plan(&plan, bytes, 0xff, device).remove("out").expect("the op's result")
+            };
+            let (bytes, _) = contents(&of(130));
+            let all = outs(&of(130), &bytes, cuda_shim()[0]);
+            for tokens in [1, 17, 128] {
+                let few = of(tokens);
+                let cut = |(name, bytes): (&String, &Vec<u8>)| {
+                    let v = few.graph.values.iter().find(|v| v.name == *name).expect("both have the same operands");
+                    (name.clone(), bytes[..v.ty.bytes() as usize].to_vec())
+                };
+                let found = outs(&few, &bytes.iter().map(cut).collect(), cuda_shim()[1]);
+                assert_eq!(found[..], all[..found.len()], "{tokens} tokens of {}", few.name);
+            }
+        }
+    }
 }
 
 #[test]

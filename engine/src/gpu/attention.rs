@@ -63,7 +63,7 @@ fn numbers(c: &Call) -> Result<Numbers, String> {
 }
 
 fn launch(entry: &'static str, operands: Vec<Operand>, params: Params, grid: [u32; 3]) -> Launch {
-    Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid }
+    Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid, in_units: None }
 }
 
 fn rope(c: &Call) -> Result<Work, String> {

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -30,6 +31,9 @@ struct float4 {
 };
 struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(8) uint2 {
+  unsigned int x, y;
 };
 struct alignas(16) uint4 {
   unsigned int x, y, z, w;
@@ -58,6 +62,9 @@ struct Thread {
   Fiber *fiber = nullptr;
   /// What it shows to its warp in a shuffle.
   uint64_t slot = 0;
+  /// What it shows to its warp in a product, at every second one, and how many products there were.
+  std::array<uint32_t, 6> factors[2];
+  unsigned products = 0;
 };
 
 /// The launch that runs on this thread of the system.
@@ -67,6 +74,8 @@ struct Launch {
   void (*body)(void **) = nullptr;
   void **args = nullptr;
   unsigned current = 0;
+  /// What is wrong with the kernel, where something is.
+  const char *wrong = nullptr;
   jmp_buf scheduler;
   std::vector<Thread> threads;
   std::vector<std::unique_ptr<Fiber>> fibers;
@@ -159,7 +168,7 @@ inline const char *run_block(Launch &l, bool descending) {
     for (Thread &thread : l.threads) {
       if (thread.state != State::Done) return "not all threads reach the barrier that others wait at";
     }
-    return nullptr;
+    return l.wrong;
   }
 }
 
@@ -172,6 +181,7 @@ inline const char *run(void (*body)(void **), const unsigned grid[3], unsigned t
   l.storage = storage;
   l.body = body;
   l.args = args;
+  l.wrong = nullptr;
   l.threads.assign(threads, Thread());
   uint64_t count = static_cast<uint64_t>(grid[0]) * grid[1] * grid[2];
   for (uint64_t k = 0; k < count; k++) {
@@ -218,6 +228,39 @@ template <class T> inline T exchanged(T value, unsigned from) {
   if (from < WARP && first + from < l.threads.size()) memcpy(&result, &l.threads[first + from].slot, sizeof(T));
   wait(State::AtWarp);
   return result;
+}
+
+/// The number that half `i` of some words of two bf16 is.
+inline float half_of(const uint32_t *words, unsigned i) {
+  uint32_t bits = words[i / 2] >> (16 * (i % 2)) << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+/// `c += a b` of a warp as `mma.m16n8k16` of bf16 has it, each lane's four words of `a` and two of `b` where PTX says
+/// that they are. A product of two bf16 is exact in f32; a sum goes from the first step to the last.
+inline void multiply_16(float (&c)[4], const std::array<uint32_t, 6> &factors) {
+  Launch &l = launch;
+  Thread &mine = l.threads[l.current];
+  unsigned first = l.current / WARP * WARP, lane = l.current % WARP, turn = mine.products % 2;
+  unsigned number = ++mine.products;
+  mine.factors[turn] = factors;
+  // One barrier: before a lane shows the next but one, it has waited for all to have read this.
+  wait(State::AtWarp);
+  for (unsigned t = first; t < first + WARP; t++) {
+    if (t >= l.threads.size() || l.threads[t].products < number) l.wrong = "a product lacks lanes of its warp";
+  }
+  if (l.wrong != nullptr) return;
+  const Thread *warp = &l.threads[first];
+  for (unsigned e = 0; e < 4; e++) {
+    unsigned row = lane / 4, high = e / 2, column = 2 * (lane % 4) + e % 2;
+    for (unsigned k = 0; k < 16; k++) {
+      const uint32_t *a = warp[4 * row + k % 8 / 2].factors[turn].data();
+      const uint32_t *b = warp[4 * column + k % 8 / 2].factors[turn].data() + 4;
+      c[e] = fmaf(half_of(a + 2 * (k / 8) + high, k % 2), half_of(b + k / 8, k % 2), c[e]);
+    }
+  }
 }
 
 } // namespace shim
