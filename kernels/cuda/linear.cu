@@ -8,9 +8,9 @@
 // kernel of its own. The order of a sum follows from `k` and the segment alone, and every product and sum is one
 // `fmaf`. Bound: 2 m n k operations.
 //
-// `product_bf16` is the same where factors are rounded to bf16 and the card has matrix units: a block makes 128 x 64, so
-// that a weight is decoded once for 128 tokens; a warp 32 x 32 of it, from panels of 32 steps. A chunk is summed from
-// its first step to its last, 16 at a time, whatever `m` and `n` are.
+// `product_bf16` is the same where factors are rounded to bf16 and the card has matrix units: a block makes 128 x 64,
+// so that a weight is decoded once for 128 tokens; a warp 32 x 32 of it, from panels of 16 steps, two at a time. A chunk
+// is summed from its first step to its last, 16 at a time, whatever `m` and `n` are.
 #include "common.cuh"
 #include "mma.cuh"
 

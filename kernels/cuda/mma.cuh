@@ -1,8 +1,8 @@
 // Products of bf16 factors in matrix units, sums in f32: what kernels whose names end in `_bf16` are made of.
 //
 // A *panel* is rows of 16 factors each in shared memory, in two units of eight. Lane `4 g + t` of a warp reads half a
-// unit, the `t`th, of rows `g` and `g + 8` of the left factor and of row `g` of the right one: its parts of a product of
-// 16 x 16 by 16 x 8. Which of the 16 steps a half holds is no matter as long as both factors agree. Units are moved
+// unit, the `t`th, of rows `g` and `g + 8` of the left factor and of row `g` of the right one: its parts of a product
+// of 16 x 16 by 16 x 8. Which of the 16 steps a half holds is no matter as long as both factors agree. Units are moved
 // within a row so that lanes that read or write at one time find different banks.
 // Two instructions have no name in the language: they are the only ones that are written out.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tinyforge::cpu::CpuKernels;
-use tinyforge::gpu::GpuKernels;
+use tinyforge::gpu::{GpuKernels, cuda, work};
 use tinyforge_compiler::compile::CompileError;
 use tinyforge_compiler::ir::attrs::Attr;
 use tinyforge_compiler::ir::graph::{Builder, Kind, Value};
@@ -14,7 +14,7 @@ use tinyforge_tests::device::{
     Bytes, Device, ENTRY, Library, Order, compile_forward, has_cuda_shim, has_wgpu, numbers, run as run_plan,
 };
 use tinyforge_tests::graphs::{largest_difference, run as run_reference};
-use tinyforge_tests::samples::{Sample, Size, edges, family, samples, size};
+use tinyforge_tests::samples::{Sample, edges, family, samples, size};
 use tinyforge_tests::storage::store;
 
 /// Ops that a backend has no kernel for, and why. A row for an op that has one fails too.
@@ -234,27 +234,26 @@ fn cuda_kernels_are_their_definitions() {
     }
 }
 
-/// Whether an op is a product, which a library may do.
+/// Whether an op's factors may be rounded to bf16.
 fn multiplies(op: Op) -> bool {
     op.def().attrs.iter().any(|a| a.name == "compute")
+}
+
+/// Whether its products are for a library.
+fn is_a_librarys(op: Op) -> bool {
+    multiplies(op) && !is_attention(op)
+}
+
+fn is_attention(op: Op) -> bool {
+    matches!(op, Op::Attention | Op::AttentionGrad)
 }
 
 #[test]
 fn cuda_products_by_a_library_are_their_definitions() {
     if has_cuda_shim() {
-        check_definitions_of(cuda_by_library(), multiplies);
+        check_definitions_of(cuda_by_library(), is_a_librarys);
     }
 }
-
-/// Sizes around the tiles of kernels for matrix units: rows, columns and steps of a product, tokens and heads.
-const UNITS: [Size; 6] = [
-    size(1, 127, 31, 63),
-    size(1, 128, 32, 64),
-    size(2, 129, 33, 65),
-    size(3, 47, 136, 130),
-    size(1, 63, 128, 1),
-    size(1, 33, 256, 3),
-];
 
 /// Ops to look at: those that `TINYFORGE_OPS` begins with, or all.
 fn ops() -> impl Iterator<Item = Op> {
@@ -357,34 +356,33 @@ fn check_storages(devices: [Device; 2]) {
 
 #[test]
 fn bf16_products_are_near() {
-    check_bf16(cpu());
+    check_bf16(cpu(), multiplies);
 }
 
 #[test]
 fn wgpu_bf16_products_are_near() {
     if has_wgpu() {
-        check_bf16(wgpu());
+        check_bf16(wgpu(), multiplies);
     }
 }
 
 #[test]
 fn cuda_bf16_products_are_near() {
     if has_cuda_shim() {
-        check_bf16(cuda_shim());
-        check_bf16(cuda_by_library());
+        check_bf16(cuda_shim(), multiplies);
+        check_bf16(cuda_by_library(), is_a_librarys);
     }
 }
 
-fn check_bf16(devices: [Device; 2]) {
+fn check_bf16(devices: [Device; 2], wanted: fn(Op) -> bool) {
     let mut failures = Vec::new();
-    for op in ops().filter(|&op| multiplies(op)) {
+    for op in ops().filter(|&op| wanted(op)) {
         let before = failures.len();
         // Adam's first step is the gradient's sign, which rounding may turn where the gradient is near 0.
         let is_adam = |s: &Sample| {
             s.graph.nodes.last().is_some_and(|n| n.attrs.iter().any(|(name, a)| name == "rule" && a != Attr::Int(0)))
         };
-        let in_units = UNITS.iter().flat_map(|&z| family(op, z)).collect();
-        for sample in [samples(op), edges(op), in_units].concat().into_iter().filter(|s| !is_adam(s)) {
+        for sample in [samples(op), edges(op)].concat().into_iter().filter(|s| !is_adam(s)) {
             for dtype in [DType::F32, DType::BF16] {
                 let arg = STORED.iter().find(|(o, _)| *o == op).map(|(_, arg)| *arg);
                 let mut sample = match (dtype, arg) {
@@ -392,15 +390,62 @@ fn check_bf16(devices: [Device; 2]) {
                     (_, Some(arg)) => stored_as(&sample, arg, dtype).expect("bf16 has no blocks"),
                     (_, None) => continue,
                 };
-                let node = sample.graph.nodes.last_mut().expect("a sample has a node");
-                node.attrs.set("compute", Attr::Int(1));
-                sample.name = format!("{} in bf16", sample.name);
+                in_bf16(&mut sample);
                 check(&sample, devices, &mut failures);
             }
         }
         failures.truncate(before + 4);
     }
     report(failures);
+}
+
+fn in_bf16(sample: &mut Sample) {
+    sample.graph.nodes.last_mut().expect("a sample has a node").attrs.set("compute", Attr::Int(1));
+    sample.name = format!("{} in bf16", sample.name);
+}
+
+/// Sizes around the tiles of products in matrix units, of one chunk of steps and of two; and heads around those of
+/// attention, whose tokens the edges have.
+#[test]
+fn cuda_bf16_products_are_near_at_the_ends_of_tiles() {
+    if !has_cuda_shim() {
+        return;
+    }
+    let products = [size(1, 127, 31, 63), size(1, 128, 32, 64), size(2, 129, 33, 65), size(1, 3, 520, 2)];
+    let heads = [size(1, 63, 65, 1), size(1, 35, 136, 1), size(1, 33, 256, 1)];
+    let mut failures = Vec::new();
+    for op in [Op::Linear, Op::LinearGradX, Op::LinearGradW, Op::Attention, Op::AttentionGrad] {
+        let sizes = if is_attention(op) { &heads[..] } else { &products };
+        for mut sample in sizes.iter().flat_map(|&z| family(op, z).into_iter().take(2)) {
+            in_bf16(&mut sample);
+            check(&sample, cuda_shim(), &mut failures);
+        }
+    }
+    report(failures);
+}
+
+/// Every op that multiplies has kernels in matrix units where its factors may be bf16, and only there.
+#[test]
+fn bf16_products_are_launched_in_matrix_units() {
+    // An update has the attribute for the product that may be fused with it.
+    for op in Op::ALL.iter().copied().filter(|&op| multiplies(op) && op != Op::Update) {
+        for compute in [0, 1] {
+            let mut sample = samples(op).remove(0);
+            if compute == 1 {
+                in_bf16(&mut sample);
+            }
+            let plan = compile_forward(&sample.graph, cuda_shim()[0]).expect("it has the kernel");
+            let steps = plan.entry(ENTRY).into_iter().flat_map(|e| &e.steps).filter(|s| s.kernel == op.name());
+            let launches: Vec<_> = steps.flat_map(|s| work(s).expect("a row").launches).collect();
+            assert_eq!(launches.iter().any(|l| l.in_units.is_some()), compute == 1, "{}: {launches:?}", sample.name);
+            for launch in launches {
+                let (kernel, _) = launch.on(true);
+                let text = cuda::text(kernel.stem).expect("a family");
+                assert!(cuda::kernels(&text).any(|(name, _)| name == kernel.entry), "{kernel:?}");
+                assert_eq!(launch.on(false).0, launch.kernel);
+            }
+        }
+    }
 }
 
 /// A token's row of a product has the same bytes whatever other tokens there are.
@@ -414,7 +459,7 @@ fn cuda_bf16_rows_do_not_depend_on_one_another() {
             let of = |tokens: u32| {
                 let sample = family(op, size(1, tokens, 96, 160)).remove(0);
                 let mut sample = stored_as(&sample, 1, dtype).expect("both widths are blocks");
-                sample.graph.nodes.last_mut().expect("a sample has a node").attrs.set("compute", Attr::Int(1));
+                in_bf16(&mut sample);
                 sample
             };
             let outs = |sample: &Sample, bytes: &Bytes, device: Device| {

@@ -253,12 +253,14 @@ inline void multiply_16(float (&c)[4], const std::array<uint32_t, 6> &factors) {
   }
   if (l.wrong != nullptr) return;
   const Thread *warp = &l.threads[first];
-  for (unsigned e = 0; e < 4; e++) {
-    unsigned row = lane / 4, high = e / 2, column = 2 * (lane % 4) + e % 2;
-    for (unsigned k = 0; k < 16; k++) {
-      const uint32_t *a = warp[4 * row + k % 8 / 2].factors[turn].data();
-      const uint32_t *b = warp[4 * column + k % 8 / 2].factors[turn].data() + 4;
-      c[e] = fmaf(half_of(a + 2 * (k / 8) + high, k % 2), half_of(b + k / 8, k % 2), c[e]);
+  unsigned row = lane / 4, column = 2 * (lane % 4);
+  for (unsigned k = 0; k < 16; k++) {
+    unsigned of = k % 8 / 2, high = k / 8, half = k % 2;
+    const uint32_t *rows = warp[4 * row + of].factors[turn].data() + 2 * high;
+    float a[2] = {half_of(rows, half), half_of(rows + 1, half)};
+    for (unsigned e = 0; e < 4; e++) {
+      const uint32_t *b = warp[4 * (column + e % 2) + of].factors[turn].data() + 4 + high;
+      c[e] = fmaf(a[e / 2], half_of(b, half), c[e]);
     }
   }
 }
