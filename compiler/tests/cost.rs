@@ -174,6 +174,22 @@ fn a_kernel_takes_the_longer_of_arithmetic_and_traffic() {
     close(seconds(&update(1.0, false)), 0.1);
 }
 
+/// The processor's attention rounds nothing, so its time is not that of bf16 products.
+#[test]
+fn attention_multiplies_in_bf16_on_cards_alone() {
+    let machines = [("", 0.5), ("[traits]\nshares_cores = true\n", 1.0)];
+    for (traits, wanted) in machines {
+        let machine = card(|text| text.replace("[rates]", &format!("{traits}[rates]")));
+        for kernel in ["attention", "attention_grad"] {
+            let work = Work { kernel: kernel.to_string(), factors: DType::BF16, ..product(1.0) };
+            close(cost::seconds(&machine, &work).expect("rates").seconds, wanted);
+            assert_eq!(cost::factors(&machine, &work) == DType::F32, wanted == 1.0);
+        }
+        let product = Work { factors: DType::BF16, ..product(1.0) };
+        close(cost::seconds(&machine, &product).expect("rates").seconds, 0.5);
+    }
+}
+
 #[test]
 fn measured_kernels_take_what_was_measured() {
     let machine = card(|text| {

@@ -7,7 +7,12 @@
 // while one panel is multiplied the next is on its way. Factors are addressed by their strides, so a transpose is no
 // kernel of its own. The order of a sum follows from `k` and the segment alone, and every product and sum is one
 // `fmaf`. Bound: 2 m n k operations.
+//
+// `product_bf16` is the same where factors are rounded to bf16 and the card has matrix units: a block makes 128 x 64,
+// so that a weight is decoded once for 128 tokens; a warp 32 x 32 of it, from panels of 16 steps, two at a time. A chunk
+// is summed from its first step to its last, 16 at a time, whatever `m` and `n` are.
 #include "common.cuh"
+#include "mma.cuh"
 
 struct Params {
   u32 step;
@@ -27,6 +32,11 @@ struct Params {
 };
 
 constexpr u32 TILE = 64, STEPS = 16, CHUNK = 512;
+
+/// Where the chunk that begins at `start` ends.
+__device__ inline u32 chunk_end(const Params &p, u32 start) {
+  return min(min(p.k, (start / p.segment + 1) * p.segment), start + CHUNK);
+}
 
 /// Four rows of 64 a vector, a step of `k` after the other; one vector apart, so that neighbours along `k` lie in
 /// different banks.
@@ -115,7 +125,7 @@ KERNEL(256) product(Params p, u32 *status, const float *a, const void *b, const 
   Place at_a = place(p.a_col == 1), at_b = place(p.b_col == 1);
   u32 start = 0, now = 0;
   while (start < p.k) {
-    u32 end = min(min(p.k, (start / p.segment + 1) * p.segment), start + CHUNK);
+    u32 end = chunk_end(p, start);
     float sum[4][4] = {};
     put(panels[now], bring(p, a, b, at_a, at_b, start, end), at_a, at_b);
     __syncthreads();
@@ -146,6 +156,130 @@ KERNEL(256) product(Params p, u32 *status, const float *a, const void *b, const 
     }
   }
 }
+
+#ifdef MATRIX_UNITS
+/// The tile of a block, and the part of it that is a warp's.
+constexpr u32 DOWN = 128, ACROSS = 64, OF_WARP = 32;
+
+struct Panels {
+  uint4 left[2 * panel_units(DOWN)], right[2 * panel_units(ACROSS)];
+};
+
+/// Which of 64 rows and which eight steps of a panel a thread brings: neighbours read neighbouring elements.
+__device__ inline Place octet_place(bool is_along_k) {
+  return is_along_k ? Place{threadIdx.x / 4, threadIdx.x % 4} : Place{threadIdx.x % 64, threadIdx.x / 64};
+}
+
+__device__ inline Octet a_octet(const Params &p, const float *a, u32 i, u32 k, u32 end) {
+  u32 at = p.a_first + i * p.a_row + k * p.a_col, count = i < p.m && k < end ? end - k : 0;
+  if (p.a_col == 1) return eight(a + at, count);
+  Octet o;
+#pragma unroll
+  for (u32 e = 0; e < 8; e++) o.x[e] = e < count ? a[at + e * p.a_col] : 0.0f;
+  return o;
+}
+
+__device__ inline Octet b_octet(const Params &p, const void *b, u32 j, u32 k, u32 end) {
+  u32 at = p.b_first + j * p.b_row + k * p.b_col, count = j < p.n && k < end ? end - k : 0;
+  if (p.b_col == 1 && count >= 8 && at % 8 == 0) return eight_stored(b, at);
+  Octet o;
+#pragma unroll
+  for (u32 e = 0; e < 8; e++) o.x[e] = e < count ? stored(b, at + e * p.b_col) : 0.0f;
+  return o;
+}
+
+/// What a thread brings of the panels of both factors: two rows of the left one and one of the right one.
+struct Octets {
+  Octet a[2], b;
+};
+
+__device__ inline Octets bring_octets(const Params &p, const float *a, const void *b, u32 first, u32 end) {
+  Place at_a = octet_place(p.a_col == 1), at_b = octet_place(p.b_col == 1);
+  u32 i = blockIdx.y * DOWN + at_a.rows, k = first + 8 * at_a.step;
+  return {{a_octet(p, a, i, k, end), a_octet(p, a, i + DOWN / 2, k, end)},
+          b_octet(p, b, blockIdx.x * ACROSS + at_b.rows, first + 8 * at_b.step, end)};
+}
+
+__device__ inline void put_octets(const Params &p, Panels &panels, const Octets &o) {
+  Place at_a = octet_place(p.a_col == 1), at_b = octet_place(p.b_col == 1);
+  uint4 *left = panels.left + at_a.step / 2 * panel_units(DOWN);
+  uint4 *right = panels.right + at_b.step / 2 * panel_units(ACROSS);
+  left[unit(at_a.rows, at_a.step % 2)] = rounded(o.a[0]);
+  left[unit(at_a.rows + DOWN / 2, at_a.step % 2)] = rounded(o.a[1]);
+  right[unit(at_b.rows, at_b.step % 2)] = rounded(o.b);
+}
+
+/// The first row and column of a warp in its block's tile.
+__device__ inline u32 warp_row() { return threadIdx.x / 32 % (DOWN / OF_WARP) * OF_WARP; }
+__device__ inline u32 warp_col() { return threadIdx.x / 32 / (DOWN / OF_WARP) * OF_WARP; }
+
+/// Adds the products of two panels to a warp's 2 x 4 results of 16 x 8.
+__device__ inline void multiply_panels(const Panels &panels, float (&sum)[2][4][4]) {
+#pragma unroll
+  for (u32 half = 0; half < 2; half++) {
+    const uint4 *left = panels.left + half * panel_units(DOWN), *right = panels.right + half * panel_units(ACROSS);
+    Left a[2] = {left_of(left, warp_row()), left_of(left, warp_row() + 16)};
+#pragma unroll
+    for (u32 q = 0; q < 4; q++) {
+      uint2 b = right_of(right, warp_col() + 8 * q);
+      multiply(sum[0][q], a[0], b);
+      multiply(sum[1][q], a[1], b);
+    }
+  }
+}
+
+/// Where element `e` of a lane's result `(r, q)` is.
+struct Spot {
+  u32 row, col;
+  bool is_in;
+};
+
+__device__ inline Spot spot(const Params &p, u32 r, u32 q, u32 e) {
+  u32 row = blockIdx.y * DOWN + warp_row() + 16 * r + lane_row() + 8 * (e / 2);
+  u32 col = blockIdx.x * ACROSS + warp_col() + 8 * q + 2 * lane_part() + e % 2;
+  return {row, col, row < p.m && col < p.n};
+}
+
+KERNEL(256) product_bf16(Params p, u32 *status, const float *a, const void *b, const float *bias, const float *acc,
+                         float *c) {
+  __shared__ Panels panels[2];
+  float total[2][4][4], sum[2][4][4] = {};
+#pragma unroll
+  for (u32 i = 0; i < 32; i++) {
+    Spot at = spot(p, i / 16, i / 4 % 4, i % 4);
+    bool is_there = p.accumulate != 0 && at.is_in;
+    total[i / 16][i / 4 % 4][i % 4] = is_there ? acc[p.c_first + at.row * p.c_row + at.col] : 0.0f;
+  }
+  u32 first = 0, end = chunk_end(p, 0), now = 0;
+  Octets next = bring_octets(p, a, b, first, end);
+  while (first < p.k) {
+    put_octets(p, panels[now], next);
+    __syncthreads();
+    u32 after = min(first + DEPTH, end), after_end = after < end ? end : chunk_end(p, after);
+    if (after < p.k) next = bring_octets(p, a, b, after, after_end);
+    multiply_panels(panels[now], sum);
+    if (after == end) {
+#pragma unroll
+      for (u32 i = 0; i < 32; i++) {
+        float &of_chunk = sum[i / 16][i / 4 % 4][i % 4], &all = total[i / 16][i / 4 % 4][i % 4];
+        all = fmaf(p.alpha, of_chunk, all);
+        of_chunk = 0.0f;
+      }
+    }
+    first = after;
+    end = after_end;
+    now ^= 1;
+  }
+#pragma unroll
+  for (u32 i = 0; i < 32; i++) {
+    Spot at = spot(p, i / 16, i / 4 % 4, i % 4);
+    if (!at.is_in) continue;
+    float y = total[i / 16][i / 4 % 4][i % 4];
+    if (p.has_bias != 0) y += bias[at.col];
+    c[p.c_first + at.row * p.c_row + at.col] = y;
+  }
+}
+#endif
 
 /// Two of `m` elements a thread, rounded to bf16, for products of a library. Operands `x, y`.
 KERNEL(256) narrow(Params p, u32 *status, const void *x, u32 *y) {

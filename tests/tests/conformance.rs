@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tinyforge::cpu::CpuKernels;
-use tinyforge::gpu::GpuKernels;
+use tinyforge::gpu::{GpuKernels, cuda, work};
 use tinyforge_compiler::compile::CompileError;
 use tinyforge_compiler::ir::attrs::Attr;
 use tinyforge_compiler::ir::graph::{Builder, Kind, Value};
@@ -240,9 +240,18 @@ fn cuda_kernels_are_their_definitions() {
     }
 }
 
-/// Whether an op is a product, which a library may do.
+/// Whether an op's factors may be rounded to bf16.
 fn multiplies(op: Op) -> bool {
     op.def().attrs.iter().any(|a| a.name == "compute")
+}
+
+/// Whether its products are for a library.
+fn is_a_librarys(op: Op) -> bool {
+    multiplies(op) && !is_attention(op)
+}
+
+fn is_attention(op: Op) -> bool {
+    matches!(op, Op::Attention | Op::AttentionGrad)
 }
 
 #[test]
@@ -257,7 +266,7 @@ fn wgpu_products_by_matrices_are_their_definitions() {
 #[test]
 fn cuda_products_by_a_library_are_their_definitions() {
     if has_cuda_shim() {
-        check_definitions_of(cuda_by_library(), multiplies);
+        check_definitions_of(cuda_by_library(), is_a_librarys);
     }
 }
 
@@ -362,27 +371,27 @@ fn check_storages(devices: [Device; 2]) {
 
 #[test]
 fn bf16_products_are_near() {
-    check_bf16(cpu());
+    check_bf16(cpu(), multiplies);
 }
 
 #[test]
 fn wgpu_bf16_products_are_near() {
     if has_wgpu() {
-        check_bf16(wgpu());
+        check_bf16(wgpu(), multiplies);
     }
 }
 
 #[test]
 fn cuda_bf16_products_are_near() {
     if has_cuda_shim() {
-        check_bf16(cuda_shim());
-        check_bf16(cuda_by_library());
+        check_bf16(cuda_shim(), multiplies);
+        check_bf16(cuda_by_library(), is_a_librarys);
     }
 }
 
-fn check_bf16(devices: [Device; 2]) {
+fn check_bf16(devices: [Device; 2], wanted: fn(Op) -> bool) {
     let mut failures = Vec::new();
-    for op in ops().filter(|&op| multiplies(op)) {
+    for op in ops().filter(|&op| wanted(op)) {
         let before = failures.len();
         // Adam's first step is the gradient's sign, which rounding may turn where the gradient is near 0.
         let is_adam = |s: &Sample| {
@@ -396,15 +405,95 @@ fn check_bf16(devices: [Device; 2]) {
                     (_, Some(arg)) => stored_as(&sample, arg, dtype).expect("bf16 has no blocks"),
                     (_, None) => continue,
                 };
-                let node = sample.graph.nodes.last_mut().expect("a sample has a node");
-                node.attrs.set("compute", Attr::Int(1));
-                sample.name = format!("{} in bf16", sample.name);
+                in_bf16(&mut sample);
                 check(&sample, devices, &mut failures);
             }
         }
         failures.truncate(before + 4);
     }
     report(failures);
+}
+
+fn in_bf16(sample: &mut Sample) {
+    sample.graph.nodes.last_mut().expect("a sample has a node").attrs.set("compute", Attr::Int(1));
+    sample.name = format!("{} in bf16", sample.name);
+}
+
+/// Sizes around the tiles of products in matrix units, of one chunk of steps and of two; and heads around those of
+/// attention, whose tokens the edges have.
+#[test]
+fn cuda_bf16_products_are_near_at_the_ends_of_tiles() {
+    if !has_cuda_shim() {
+        return;
+    }
+    let products = [size(1, 127, 31, 63), size(1, 128, 32, 64), size(2, 129, 33, 65), size(1, 3, 520, 2)];
+    let heads = [size(1, 63, 65, 1), size(1, 35, 136, 1), size(1, 33, 256, 1)];
+    let mut failures = Vec::new();
+    for op in [Op::Linear, Op::LinearGradX, Op::LinearGradW, Op::Attention, Op::AttentionGrad] {
+        let sizes = if is_attention(op) { &heads[..] } else { &products };
+        for mut sample in sizes.iter().flat_map(|&z| family(op, z).into_iter().take(2)) {
+            in_bf16(&mut sample);
+            check(&sample, cuda_shim(), &mut failures);
+        }
+    }
+    report(failures);
+}
+
+/// Every op that multiplies has kernels in matrix units where its factors may be bf16, and only there.
+#[test]
+fn bf16_products_are_launched_in_matrix_units() {
+    // An update has the attribute for the product that may be fused with it.
+    for op in Op::ALL.iter().copied().filter(|&op| multiplies(op) && op != Op::Update) {
+        for compute in [0, 1] {
+            let mut sample = samples(op).remove(0);
+            if compute == 1 {
+                in_bf16(&mut sample);
+            }
+            let plan = compile_forward(&sample.graph, cuda_shim()[0]).expect("it has the kernel");
+            let steps = plan.entry(ENTRY).into_iter().flat_map(|e| &e.steps).filter(|s| s.kernel == op.name());
+            let launches: Vec<_> = steps.flat_map(|s| work(s).expect("a row").launches).collect();
+            assert_eq!(launches.iter().any(|l| l.in_units.is_some()), compute == 1, "{}: {launches:?}", sample.name);
+            for launch in launches {
+                let (kernel, _) = launch.on(true);
+                let text = cuda::text(kernel.stem).expect("a family");
+                assert!(cuda::kernels(&text).any(|(name, _)| name == kernel.entry), "{kernel:?}");
+                assert_eq!(launch.on(false).0, launch.kernel);
+            }
+        }
+    }
+}
+
+/// A token's row of a product has the same bytes whatever other tokens there are.
+#[test]
+fn cuda_bf16_rows_do_not_depend_on_one_another() {
+    if !has_cuda_shim() {
+        return;
+    }
+    for op in [Op::Linear, Op::LinearGradX] {
+        for dtype in [DType::F32, DType::Q8_0] {
+            let of = |tokens: u32| {
+                let sample = family(op, size(1, tokens, 96, 160)).remove(0);
+                let mut sample = stored_as(&sample, 1, dtype).expect("both widths are blocks");
+                in_bf16(&mut sample);
+                sample
+            };
+            let outs = |sample: &Sample, bytes: &Bytes, device: Device| {
+                let plan = compile_forward(&sample.graph, device).expect("it has the kernel");
+                run_plan(&plan, bytes, 0xff, device).remove("out").expect("the op's result")
+            };
+            let (bytes, _) = contents(&of(130));
+            let all = outs(&of(130), &bytes, cuda_shim()[0]);
+            for tokens in [1, 17, 128] {
+                let few = of(tokens);
+                let cut = |(name, bytes): (&String, &Vec<u8>)| {
+                    let v = few.graph.values.iter().find(|v| v.name == *name).expect("both have the same operands");
+                    (name.clone(), bytes[..v.ty.bytes() as usize].to_vec())
+                };
+                let found = outs(&few, &bytes.iter().map(cut).collect(), cuda_shim()[1]);
+                assert_eq!(found[..], all[..found.len()], "{tokens} tokens of {}", few.name);
+            }
+        }
+    }
 }
 
 #[test]

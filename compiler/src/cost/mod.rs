@@ -19,7 +19,7 @@ mod work;
 
 pub use bound::{Bound, Resource, bound};
 pub use schedule::{Path, events, path, schedule};
-pub use seconds::{Measured, ideal, seconds};
+pub use seconds::{Measured, factors, ideal, seconds};
 pub use simulate::{Prediction, Span, simulate};
 pub use work::work;
 
@@ -31,7 +31,7 @@ use tinyforge_plan::{DType, Part};
 pub struct Work {
     /// The kernel.
     pub kernel: String,
-    /// Number type of its arithmetic: f32, f16, bf16 or i8.
+    /// Number type of its arithmetic as it is asked for, f32, f16, bf16 or i8; on a machine, that of [`factors`].
     pub factors: DType,
     /// How its weights are stored.
     pub weights: DType,

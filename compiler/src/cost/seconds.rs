@@ -2,6 +2,7 @@
 
 use super::{CostError, Work, no_rate};
 use crate::machine::{Call, Limit, Machine};
+use tinyforge_plan::DType;
 
 /// What a work takes, and how that is known.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -24,7 +25,7 @@ pub fn seconds(machine: &Machine, work: &Work) -> Result<Measured, CostError> {
     let Some((limit, ideal_s)) = ideal(machine, work) else {
         return Ok(Measured { seconds: floor_s + launch_s, is_measured: false });
     };
-    let call = Call { kernel: &work.kernel, factors: work.factors, weights: work.weights, limit };
+    let call = Call { kernel: &work.kernel, factors: factors(machine, work), weights: work.weights, limit };
     let efficiency = machine.efficiency(&call, ideal_s);
     let seconds = floor_s.max(ideal_s / efficiency.unwrap_or(1.0)) + launch_s;
     Ok(Measured { seconds, is_measured: efficiency.is_some() })
@@ -44,9 +45,19 @@ pub(super) fn flops_s(machine: &Machine, work: &Work) -> Result<f64, CostError> 
     if work.flops == 0 || work.on_host {
         return Ok(0.0);
     }
-    let rate = machine.rates.flops(work.factors);
-    let rate = rate.ok_or_else(|| no_rate(machine, format!("FLOP/s in {}", work.factors.name())))?;
+    let factors = factors(machine, work);
+    let rate = machine.rates.flops(factors);
+    let rate = rate.ok_or_else(|| no_rate(machine, format!("FLOP/s in {}", factors.name())))?;
     Ok(work.flops as f64 / rate)
+}
+
+/// The number type of a work's arithmetic on a machine: what the step asks for, but that a processor's attention
+/// multiplies in f32 where bf16 is allowed.
+pub fn factors(machine: &Machine, work: &Work) -> DType {
+    match machine.traits.shares_cores && work.kernel.starts_with("attention") {
+        true => DType::F32,
+        false => work.factors,
+    }
 }
 
 /// The optimizer's bytes at their rate.

@@ -273,7 +273,7 @@ impl Writer<'_> {
         let o = match self.mode {
             Mode::Loss { seq, .. } | Mode::Logits { seq, .. } => {
                 let segments = self.shared_input(body, "segments");
-                attrs.push(("seq", seq.into()));
+                attrs.extend([("compute", body.compute.into()), ("seq", seq.into())]);
                 body.push("attn", Op::Attention, &[q, k, v, segments], &attrs)
             }
             Mode::Cached { context, .. } => {

@@ -1,12 +1,14 @@
 //! Rotary positions, attention and the key/value cache.
 
 use super::call::GROUP;
-use super::{Call, Kernel, Launch, Operand, Params, Row, Work, grid_of};
+use super::{Call, InUnits, Kernel, Launch, Operand, Params, Row, Work, grid_of};
 
 const STEM: &str = "attention";
 
 /// Queries and keys of a tile.
 const TILE: usize = 16;
+/// Queries or keys of a block's tile in matrix units, of heads of so many elements at most; of wider ones, half.
+const UNITS_TILE: (usize, usize) = (64, 128);
 /// Elements of a head that the kernels keep in registers.
 const DIM_MAX: usize = 256;
 
@@ -63,7 +65,7 @@ fn numbers(c: &Call) -> Result<Numbers, String> {
 }
 
 fn launch(entry: &'static str, operands: Vec<Operand>, params: Params, grid: [u32; 3]) -> Launch {
-    Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid }
+    Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid, in_units: None }
 }
 
 fn rope(c: &Call) -> Result<Work, String> {
@@ -84,33 +86,40 @@ fn rope(c: &Call) -> Result<Work, String> {
     Ok(Work::one(launch("rope", operands, numbers.params(), grid_of(count.div_ceil(GROUP)))))
 }
 
-/// Tiles of a packed row, heads, packed rows.
-fn tiles(c: &Call, numbers: &Numbers, heads: usize) -> [u32; 3] {
-    [numbers.seq.div_ceil(TILE) as u32, heads as u32, (c.rows(0) / numbers.seq) as u32]
+/// A block a tile of queries or keys, by two kernels: without matrix units and in them.
+fn tiled(c: &Call, numbers: &Numbers, heads: usize, entries: [&'static str; 2], operands: Vec<Operand>) -> Launch {
+    let (tile, widest) = UNITS_TILE;
+    let tile = if numbers.dim > widest { tile / 2 } else { tile };
+    let grid = |tile: usize| [numbers.seq.div_ceil(tile) as u32, heads as u32, (c.rows(0) / numbers.seq) as u32];
+    let in_units = (c.int("compute") == 1).then(|| InUnits { entry: entries[1], grid: grid(tile) });
+    Launch { in_units, ..launch(entries[0], operands, numbers.params(), grid(TILE)) }
 }
 
 fn attention(c: &Call) -> Result<Work, String> {
     let numbers = numbers(c)?;
     let operands = (0..4).map(Operand::Arg).chain((0..2).map(Operand::Out)).collect();
-    Ok(Work::one(launch("attention", operands, numbers.params(), tiles(c, &numbers, numbers.heads))))
+    let entries = ["attention", "attention_bf16"];
+    Ok(Work::one(tiled(c, &numbers, numbers.heads, entries, operands)))
 }
 
 fn attention_grad(c: &Call) -> Result<Work, String> {
     let numbers = numbers(c)?;
-    let (params, count) = (numbers.params(), c.rows(0) * numbers.heads);
+    let count = c.rows(0) * numbers.heads;
     let bytes = 4 * count as u64;
     let delta = Operand::Scratch(0, bytes);
     let first = launch(
         "attention_delta",
         vec![Operand::Arg(4), Operand::Arg(6), delta],
-        params,
+        numbers.params(),
         grid_of(count.div_ceil(GROUP)),
     );
     let with = |outs: &[usize]| -> Vec<Operand> {
         (0..7).map(Operand::Arg).chain([delta]).chain(outs.iter().map(|&o| Operand::Out(o))).collect()
     };
-    let queries = launch("attention_grad_q", with(&[0]), params, tiles(c, &numbers, numbers.heads));
-    let keys = launch("attention_grad_kv", with(&[1, 2]), params, tiles(c, &numbers, numbers.kv_heads));
+    let of_queries = ["attention_grad_q", "attention_grad_q_bf16"];
+    let of_keys = ["attention_grad_kv", "attention_grad_kv_bf16"];
+    let queries = tiled(c, &numbers, numbers.heads, of_queries, with(&[0]));
+    let keys = tiled(c, &numbers, numbers.kv_heads, of_keys, with(&[1, 2]));
     Ok(Work::of(vec![first, queries, keys], bytes))
 }
 

@@ -265,6 +265,28 @@ pub struct Launch {
     pub params: Params,
     /// Workgroups along each axis, at most [`GRID_MAX`].
     pub grid: [u32; 3],
+    /// The same in matrix units, where factors are rounded to bf16 and there is a kernel for that.
+    pub in_units: Option<InUnits>,
+}
+
+/// What a device with matrix units, which multiply bf16 factors, runs in a launch's place: another kernel of the same
+/// file on the same operands and numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InUnits {
+    /// The function.
+    pub entry: &'static str,
+    /// Workgroups along each axis.
+    pub grid: [u32; 3],
+}
+
+impl Launch {
+    /// The kernel and its workgroups, on a device that has matrix units or none.
+    pub fn on(&self, has_units: bool) -> (Kernel, [u32; 3]) {
+        match self.in_units.filter(|_| has_units) {
+            Some(InUnits { entry, grid }) => (Kernel { entry, ..self.kernel }, grid),
+            None => (self.kernel, self.grid),
+        }
+    }
 }
 
 /// A factor: elements between its neighbours along rows (of the left one) or columns (of the right one) of the

@@ -42,6 +42,7 @@ fn conv2d(c: &Call) -> Result<Work, String> {
         operands: vec![Operand::Arg(0), Operand::Arg(1), bias, Operand::Out(0)],
         params: params(c, c.dims(0), c.dims(1), c.out_dims(0), has_bias),
         grid: grid_of(c.out_elems(0).div_ceil(GROUP)),
+        in_units: None,
     }))
 }
 
@@ -51,6 +52,7 @@ fn grad_x(c: &Call) -> Result<Work, String> {
         operands: vec![Operand::Arg(0), Operand::Arg(1), Operand::Out(0)],
         params: params(c, c.out_dims(0), c.dims(1), c.dims(0), false),
         grid: grid_of(c.out_elems(0).div_ceil(GROUP)),
+        in_units: None,
     }))
 }
 
@@ -62,6 +64,7 @@ fn grad_w(c: &Call) -> Result<Work, String> {
         operands: vec![Operand::Arg(0), Operand::Arg(1), acc, Operand::Out(0)],
         params: params(c, c.dims(1), c.out_dims(0), c.dims(0), accumulate),
         grid: grid_of(c.out_elems(0)),
+        in_units: None,
     }))
 }
 
@@ -74,5 +77,6 @@ fn sum_channels(c: &Call) -> Result<Work, String> {
         operands: vec![Operand::Arg(0), acc, Operand::Out(0)],
         params: params(c, c.dims(0), &[1; 4], &[1; 4], accumulate),
         grid: grid_of(x[1]),
+        in_units: None,
     }))
 }

@@ -52,6 +52,7 @@ pub(super) fn factors(c: &Call, product: &Product, scratch: u64) -> Option<Facto
                     operands: vec![factor.operand, to],
                     params: Params::new().size(elems),
                     grid: grid_of(elems.div_ceil(2 * GROUP)),
+                    in_units: None,
                 }));
                 factor.operand = to;
             }

@@ -38,7 +38,13 @@ pub(super) fn work(c: &Call, kernel: Kernel) -> Result<Work, String> {
     let takes = "without a row in engine/src/gpu it takes operands and results of as many f32, and no attributes";
     let len = c.elems_of_all().ok_or(takes)?;
     let operands = (0..c.args()).map(Operand::Arg).chain((0..c.outs()).map(Operand::Out)).collect();
-    Ok(Work::one(Launch { kernel, operands, params: Params::new().size(len), grid: grid_of(len.div_ceil(GROUP)) }))
+    Ok(Work::one(Launch {
+        kernel,
+        operands,
+        params: Params::new().size(len),
+        grid: grid_of(len.div_ceil(GROUP)),
+        in_units: None,
+    }))
 }
 
 #[cfg(test)]
@@ -77,7 +83,7 @@ mod tests {
         let operands = vec![Operand::Arg(0), Operand::Arg(1), Operand::Out(0)];
         let params = Params::new().size(600);
         let kernel = Kernel::plain("activation", "swiglu");
-        assert_eq!(found, Work::one(Launch { kernel, operands, params, grid: [3, 1, 1] }));
+        assert_eq!(found, Work::one(Launch { kernel, operands, params, grid: [3, 1, 1], in_units: None }));
         let attrs = [("slope".to_string(), Number::Float(0.5))];
         for (dims, dtype, attrs) in
             [(&[300][..], DType::F32, &[][..]), (&[2, 300], DType::BF16, &[]), (&[2, 300], DType::F32, &attrs)]

@@ -60,7 +60,13 @@ pub(super) const ROWS: &[Row] = &[
 ];
 
 fn launch(entry: &'static str, operands: Vec<Operand>, numbers: Numbers, groups: usize) -> Launch {
-    Launch { kernel: Kernel::plain(STEM, entry), operands, params: numbers.params(), grid: grid_of(groups) }
+    Launch {
+        kernel: Kernel::plain(STEM, entry),
+        operands,
+        params: numbers.params(),
+        grid: grid_of(groups),
+        in_units: None,
+    }
 }
 
 /// An invocation an element of the one result; all operands come first.

@@ -18,6 +18,7 @@ fn lookup(c: &Call, first: usize, vocab: usize) -> Launch {
         operands: vec![Operand::Arg(1), Operand::Arg(0), Operand::Out(0)],
         params: Params::new().sizes(&[tokens, cols, vocab, 0, 0, first, c.rows(0)]),
         grid: grid_of((tokens * cols).div_ceil(GROUP)),
+        in_units: None,
     }
 }
 
@@ -39,6 +40,7 @@ fn embedding_grad(c: &Call) -> Result<Work, String> {
         operands: vec![Operand::Arg(1), Operand::Arg(0), Operand::Out(0)],
         params,
         grid: grid_of(tokens),
+        in_units: None,
     });
     Ok(Work::of(launches, 0))
 }

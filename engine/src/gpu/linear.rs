@@ -2,11 +2,13 @@
 
 use super::call::Parts;
 use super::elementwise::start_from;
-use super::{Call, Factor, Kernel, Launch, Operand, Params, Row, Work, dense};
+use super::{Call, Factor, InUnits, Kernel, Launch, Operand, Params, Row, Work, dense};
 use tinyforge_plan::DType;
 
 /// Rows and columns of the tile that a workgroup makes.
 const TILE: usize = 64;
+/// Rows of the one that a block makes in matrix units; it has as many columns.
+const UNITS_ROWS: usize = 128;
 
 pub(super) const ROWS: &[Row] = &[
     Row { name: "linear", work: |c| forward(c, 2) },
@@ -48,11 +50,13 @@ impl Product {
         let flags = [self.bias.is_some(), self.acc.is_some(), self.rounds];
         let params = flags.into_iter().fold(params, |p, flag| p.word(flag.into()));
         let operands = [Some(self.a.operand), Some(self.b.operand), self.bias, self.acc, Some(self.c)];
+        let grid = |rows: usize| [n.div_ceil(TILE) as u32, m.div_ceil(rows) as u32, 1];
         Launch {
             kernel: Kernel { stem: "linear", entry: "product", storage: self.storage },
             operands: operands.map(|o| o.unwrap_or(self.c)).into(),
             params,
-            grid: [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
+            grid: grid(TILE),
+            in_units: self.rounds.then(|| InUnits { entry: "product_bf16", grid: grid(UNITS_ROWS) }),
         }
     }
 }

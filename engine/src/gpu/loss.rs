@@ -35,7 +35,7 @@ fn rows(c: &Call, entry: &'static str) -> Work {
     let operands = (0..c.args()).map(Operand::Arg).chain([Operand::Out(0)]).collect();
     let rows = c.rows(0);
     let params = Params::new().sizes(&[rows, 0, c.cols(0), 0]);
-    Work::one(Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid: grid_of(rows) })
+    Work::one(Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid: grid_of(rows), in_units: None })
 }
 
 /// Tokens of every chunk of packed rows of `seq`: chunks begin anew with every packed row.
@@ -103,6 +103,7 @@ impl Rows {
             operands: vec![self.logits, Operand::Arg(2), Operand::Arg(3), sums],
             params: params.sizes(&[self.class, self.vocab]),
             grid: grid_of(chunk.len()),
+            in_units: None,
         }
     }
 
@@ -146,6 +147,7 @@ fn losses(tokens: usize, sums: Operand, weights: Operand) -> Launch {
         operands: vec![sums, weights, Operand::Out(0)],
         params: Params::new().size(tokens),
         grid: grid_of(tokens.div_ceil(GROUP)),
+        in_units: None,
     }
 }
 

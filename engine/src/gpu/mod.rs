@@ -26,7 +26,7 @@ mod update;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-pub use call::{Call, Dense, Factor, Kernel, Launch, Operand, Params, Part, Parts, Tables, Work, grid_of};
+pub use call::{Call, Dense, Factor, InUnits, Kernel, Launch, Operand, Params, Part, Parts, Tables, Work, grid_of};
 pub use choice::{Choice, choose};
 pub use device::GpuError;
 pub(crate) use device::{Device, Failure, Gpu};

@@ -28,7 +28,7 @@ fn vectors(c: &Call, entry: &'static str, w: usize) -> Work {
     let (cols, count) = (c.elems(w), c.elems(0) / c.elems(w));
     let operands = (0..c.args()).map(Operand::Arg).chain((0..c.outs()).map(Operand::Out)).collect();
     let params = params(c, count, cols, 1, false);
-    Work::one(Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid: grid_of(count) })
+    Work::one(Launch { kernel: Kernel::plain(STEM, entry), operands, params, grid: grid_of(count), in_units: None })
 }
 
 fn grad_x(c: &Call, entry: &'static str) -> Work {
@@ -39,6 +39,7 @@ fn grad_x(c: &Call, entry: &'static str) -> Work {
         operands: vec![Operand::Arg(0), Operand::Arg(1), Operand::Arg(2), acc, Operand::Out(0)],
         params: params(c, count, cols, 1, accumulate),
         grid: grid_of(count),
+        in_units: None,
     })
 }
 
@@ -56,12 +57,14 @@ fn grad_w(c: &Call, stats: &'static str) -> Work {
         operands: vec![Operand::Arg(0), scratch],
         params,
         grid: grid_of(count),
+        in_units: None,
     };
     let last = Launch {
         kernel: Kernel::plain(STEM, "grad_w"),
         operands: vec![Operand::Arg(0), Operand::Arg(1), scratch, acc, Operand::Out(0)],
         params,
         grid: [cols.div_ceil(16) as u32, 1, 1],
+        in_units: None,
     };
     Work::of(vec![first, last], bytes)
 }
@@ -77,5 +80,5 @@ fn channels(c: &Call, entry: &'static str, x: usize) -> Work {
         "batch_norm_eval" => grid_of(c.out_elems(0).div_ceil(GROUP)),
         _ => [channels as u32, 1, 1],
     };
-    Work::one(Launch { kernel: Kernel::plain("batch_norm", entry), operands, params, grid })
+    Work::one(Launch { kernel: Kernel::plain("batch_norm", entry), operands, params, grid, in_units: None })
 }

@@ -21,7 +21,7 @@ fn launch(c: &Call, entry: &'static str, x: &[u32], y: &[u32]) -> Work {
     let params = Params::new().sizes(&[x[0] * x[1], x[2], x[3], high, wide, y[2], y[3]]).sizes(&moves(c));
     let operands = (0..c.args()).map(Operand::Arg).chain([Operand::Out(0)]).collect();
     let grid = grid_of(c.out_elems(0).div_ceil(GROUP));
-    Work::one(Launch { kernel: Kernel::plain("pool", entry), operands, params, grid })
+    Work::one(Launch { kernel: Kernel::plain("pool", entry), operands, params, grid, in_units: None })
 }
 
 fn forward(c: &Call, entry: &'static str) -> Work {

@@ -73,7 +73,7 @@ fn panel(c: &Call, grad: Operand, after: usize, part: &Panel) -> Result<Launch, 
     let rates = ["beta1", "beta2", "eps", "weight_decay"];
     let params = rates.into_iter().fold(params, |p, name| p.float(c.float(name))).word(c.int("stream") as u32);
     let kernel = Kernel { stem: "update", entry, storage: c.dtype(0) };
-    Ok(Launch { kernel, operands, params, grid: grid_of(part.len.div_ceil(GROUP)) })
+    Ok(Launch { kernel, operands, params, grid: grid_of(part.len.div_ceil(GROUP)), in_units: None })
 }
 
 /// A panel of rows at a time: its gradient in scratch, whether that is finite, the update. Fixed by the shape, and no

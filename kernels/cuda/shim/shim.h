@@ -12,6 +12,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -30,6 +31,9 @@ struct float4 {
 };
 struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(8) uint2 {
+  unsigned int x, y;
 };
 struct alignas(16) uint4 {
   unsigned int x, y, z, w;
@@ -58,6 +62,9 @@ struct Thread {
   Fiber *fiber = nullptr;
   /// What it shows to its warp in a shuffle.
   uint64_t slot = 0;
+  /// What it shows to its warp in a product, at every second one, and how many products there were.
+  std::array<uint32_t, 6> factors[2];
+  unsigned products = 0;
 };
 
 /// The launch that runs on this thread of the system.
@@ -67,6 +74,8 @@ struct Launch {
   void (*body)(void **) = nullptr;
   void **args = nullptr;
   unsigned current = 0;
+  /// What is wrong with the kernel, where something is.
+  const char *wrong = nullptr;
   jmp_buf scheduler;
   std::vector<Thread> threads;
   std::vector<std::unique_ptr<Fiber>> fibers;
@@ -159,7 +168,7 @@ inline const char *run_block(Launch &l, bool descending) {
     for (Thread &thread : l.threads) {
       if (thread.state != State::Done) return "not all threads reach the barrier that others wait at";
     }
-    return nullptr;
+    return l.wrong;
   }
 }
 
@@ -172,6 +181,7 @@ inline const char *run(void (*body)(void **), const unsigned grid[3], unsigned t
   l.storage = storage;
   l.body = body;
   l.args = args;
+  l.wrong = nullptr;
   l.threads.assign(threads, Thread());
   uint64_t count = static_cast<uint64_t>(grid[0]) * grid[1] * grid[2];
   for (uint64_t k = 0; k < count; k++) {
@@ -218,6 +228,41 @@ template <class T> inline T exchanged(T value, unsigned from) {
   if (from < WARP && first + from < l.threads.size()) memcpy(&result, &l.threads[first + from].slot, sizeof(T));
   wait(State::AtWarp);
   return result;
+}
+
+/// The number that half `i` of some words of two bf16 is.
+inline float half_of(const uint32_t *words, unsigned i) {
+  uint32_t bits = words[i / 2] >> (16 * (i % 2)) << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+/// `c += a b` of a warp as `mma.m16n8k16` of bf16 has it, each lane's four words of `a` and two of `b` where PTX says
+/// that they are. A product of two bf16 is exact in f32; a sum goes from the first step to the last.
+inline void multiply_16(float (&c)[4], const std::array<uint32_t, 6> &factors) {
+  Launch &l = launch;
+  Thread &mine = l.threads[l.current];
+  unsigned first = l.current / WARP * WARP, lane = l.current % WARP, turn = mine.products % 2;
+  unsigned number = ++mine.products;
+  mine.factors[turn] = factors;
+  // One barrier: before a lane shows the next but one, it has waited for all to have read this.
+  wait(State::AtWarp);
+  for (unsigned t = first; t < first + WARP; t++) {
+    if (t >= l.threads.size() || l.threads[t].products < number) l.wrong = "a product lacks lanes of its warp";
+  }
+  if (l.wrong != nullptr) return;
+  const Thread *warp = &l.threads[first];
+  unsigned row = lane / 4, column = 2 * (lane % 4);
+  for (unsigned k = 0; k < 16; k++) {
+    unsigned of = k % 8 / 2, high = k / 8, half = k % 2;
+    const uint32_t *rows = warp[4 * row + of].factors[turn].data() + 2 * high;
+    float a[2] = {half_of(rows, half), half_of(rows + 1, half)};
+    for (unsigned e = 0; e < 4; e++) {
+      const uint32_t *b = warp[4 * (column + e % 2) + of].factors[turn].data() + 4 + high;
+      c[e] = fmaf(a[e / 2], half_of(b, half), c[e]);
+    }
+  }
 }
 
 } // namespace shim

@@ -126,7 +126,7 @@ fn segments(z: Size) -> Fill {
 
 /// Heads, key/value heads, features a head.
 fn head_shapes(z: Size) -> [(u32, u32, u32); 3] {
-    let d = z.k.min(64);
+    let d = z.k.min(256);
     [(1, 1, d), (4, 2, d), (3, 1, d)]
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Shapes: `T` tokens in `rows` packed rows of `seq`; `h` query heads, `g` key/value heads, `d` per head;
 //! `C` capacity of a cache. Segments: tokens of one packed row see each other when their segment ids are equal;
-//! a negative id is padding, which neither sees nor is seen.
+//! a negative id is padding, which neither sees nor is seen. `compute`: 0 multiplies in f32; with 1 a device may round
+//! the factors of its products to bf16, weights and gradients of scores too. Sums and softmax are f32.
 
 use super::def::{OpDef, ROW, Saves, Tensor, expect, expect_indices, expect_shape, matrix, no_flops};
 use crate::ir::attrs::{AttrDef, Attrs, float, int};
@@ -62,8 +63,15 @@ fn rope(x: &mut [Tensor], y: &mut [Tensor], a: &Attrs) {
     }
 }
 
-const ATTRS: &[AttrDef] =
-    &[int("seq", 1), int("heads", 1), int("kv_heads", 1), float("scale", 1.0), int("causal", 1), int("window", 0)];
+const ATTRS: &[AttrDef] = &[
+    int("compute", 0),
+    int("seq", 1),
+    int("heads", 1),
+    int("kv_heads", 1),
+    float("scale", 1.0),
+    int("causal", 1),
+    int("window", 0),
+];
 
 /// Checks `q, k, v` and returns `(T, h)`.
 fn heads(x: &[Type], a: &Attrs) -> Result<(u32, u32), String> {

@@ -76,7 +76,8 @@ pub fn measure(machine: &mut Machine, threads: u32, limit: Duration) -> Result<(
         machine.spaces[0].bytes.map_or(BEYOND_CACHES.0, |all| BEYOND_CACHES.0.min(all / BEYOND_CACHES.1));
     SAMPLES.iter().try_for_each(|sample| run(sample, weight_bytes, (threads, limit), &mut calls))?;
     let best = |factors: DType| {
-        let large = calls.iter().filter(|(work, _)| work.factors == factors && work.flops >= LARGE_FLOPS);
+        let is_such = |work: &cost::Work| cost::factors(machine, work) == factors && work.flops >= LARGE_FLOPS;
+        let large = calls.iter().filter(|(work, _)| is_such(work));
         large.fold(0.0f64, |best, (work, seconds)| best.max(work.flops as f64 / seconds))
     };
     let (f32, bf16) = (best(DType::F32), best(DType::BF16));
@@ -103,7 +104,8 @@ type Size = (f64, f64, u32);
 impl Sizes {
     fn add(&mut self, work: &cost::Work, machine: &Machine, seconds: f64) {
         let Some((limit, ideal_s)) = cost::ideal(machine, work) else { return };
-        let key = (work.kernel.clone(), work.factors.name().to_string(), work.weights.name().to_string(), limit);
+        let factors = cost::factors(machine, work);
+        let key = (work.kernel.clone(), factors.name().to_string(), work.weights.name().to_string(), limit);
         let size = self.0.entry(key).or_default().entry(ideal_s.log2().floor() as i32).or_default();
         *size = (size.0 + ideal_s, size.1 + seconds, size.2 + 1);
     }

@@ -84,7 +84,7 @@ enum Case {
     /// A product of a linear layer.
     Product { op: Op, tokens: u32, k: u32, n: u32, weights: DType, compute: i64 },
     /// Causal attention of one packed row.
-    Attention { op: Op, seq: u32 },
+    Attention { op: Op, seq: u32, compute: i64 },
 }
 
 /// Inputs and outputs of the widest layer of three models.
@@ -108,8 +108,8 @@ const RUNS: usize = 9;
 /// Name of the entry and of its result.
 const ENTRY: &str = "once";
 
-/// Every case, each kind from small to large.
-fn cases(tokens: u32) -> Vec<Case> {
+/// Every case, each kind from small to large. Attention in bf16 is another kernel on cards of NVIDIA alone.
+fn cases(tokens: u32, device: DeviceChoice) -> Vec<Case> {
     let mut all = vec![Case::Copy { elems: COPY_ELEMS }];
     for op in [Op::Linear, Op::LinearGradX, Op::LinearGradW] {
         // A gradient of weights reads none.
@@ -118,8 +118,9 @@ fn cases(tokens: u32) -> Vec<Case> {
             all.extend(WIDTHS.map(|(k, n)| Case::Product { op, tokens, k, n, weights, compute }));
         }
     }
+    let computes: &[i64] = if device == DeviceChoice::Cuda { &[COMPUTE_F32, COMPUTE_BF16] } else { &[COMPUTE_F32] };
     for op in [Op::Attention, Op::AttentionGrad] {
-        all.extend(SEQS.map(|seq| Case::Attention { op, seq }));
+        all.extend(computes.iter().flat_map(|&compute| SEQS.map(|seq| Case::Attention { op, seq, compute })));
     }
     all
 }
@@ -161,7 +162,7 @@ impl Case {
                 let rows = (op == Op::LinearGradW).then_some(("rows", 1.into()));
                 (args, [("compute", compute.into())].into_iter().chain(rows).collect())
             }
-            Case::Attention { op, seq } => {
+            Case::Attention { op, seq, compute } => {
                 let [heads, kv_heads, dim] = HEADS;
                 let [wide, narrow] = [Type::f32(&[seq, heads * dim]), Type::f32(&[seq, kv_heads * dim])];
                 let of = [("q", &wide), ("k", &narrow), ("v", &narrow)];
@@ -174,7 +175,8 @@ impl Case {
                 }
                 let scale = Attr::from(1.0 / f64::from(dim).sqrt());
                 let sizes = [("seq", seq.into()), ("heads", heads.into()), ("kv_heads", kv_heads.into())];
-                (args, [&sizes[..], &[("scale", scale), ("causal", true.into()), ("window", 0.into())]].concat())
+                let others = [("scale", scale), ("causal", true.into()), ("window", 0.into())];
+                (args, [&sizes[..], &others, &[("compute", compute.into())]].concat())
             }
         };
         let mut b = Builder::new(&mut graph);
@@ -274,7 +276,7 @@ pub fn measure(options: &Options, note: &mut dyn FnMut(&str)) -> Result<Measured
     let (mut found, mut left_out) = (Vec::new(), Vec::new());
     // The kernel, its types, and the rate that the last case of that kind reached.
     let mut last: Option<(Op, DType, f64)> = None;
-    for case in cases(options.tokens) {
+    for case in cases(options.tokens, options.device) {
         let weights = if let Case::Product { weights, .. } = case { weights } else { DType::F32 };
         let name = format!("{} {} {}", case.op().name(), weights.name(), case.shape());
         let flops = flops(case);

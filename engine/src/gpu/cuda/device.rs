@@ -150,12 +150,18 @@ impl Places {
         self.tables() + TABLE_BYTES
     }
 
-    fn call(&self, step: &Step, number: usize, launch: &Launch, (function, threads): (Function, u32)) -> Call {
+    fn call(
+        &self,
+        (number, step): (usize, &Step),
+        launch: &Launch,
+        (function, threads): (Function, u32),
+        grid: [u32; 3],
+    ) -> Call {
         let operands = launch.operands.iter().map(|&operand| self.operand(step, operand));
         Call {
             function,
             threads,
-            grid: launch.grid,
+            grid,
             params: launch.params.of_step(number as u32),
             pointers: [self.status()].into_iter().chain(operands).collect(),
         }
@@ -182,6 +188,7 @@ impl Places {
 /// Kernels and products of a card, each made ready once.
 struct Ready<'a> {
     driver: &'a dyn Driver,
+    has_units: bool,
     rounds_to_tf32: bool,
     functions: BTreeMap<Kernel, (Function, u32)>,
     products: BTreeMap<Matmul, Option<Product>>,
@@ -212,16 +219,18 @@ impl Ready<'_> {
                 return Ok(orders);
             }
         }
-        let mut order = |launch| Ok(Order::Launch(places.call(step, number, launch, self.function(launch.kernel)?)));
-        work.launches.iter().map(&mut order).collect()
+        work.launches.iter().map(|launch| self.launch(places, (number, step), launch)).collect()
+    }
+
+    fn launch(&mut self, places: &Places, step: (usize, &Step), launch: &Launch) -> Result<Order, String> {
+        let (kernel, grid) = launch.on(self.has_units);
+        Ok(Order::Launch(places.call(step, launch, self.function(kernel)?, grid)))
     }
 
     /// A part; none where the library has no such product.
     fn order(&mut self, places: &Places, (number, step): (usize, &Step), part: &Part) -> Result<Option<Order>, String> {
         Ok(match part {
-            Part::Launch(launch) => {
-                Some(Order::Launch(places.call(step, number, launch, self.function(launch.kernel)?)))
-            }
+            Part::Launch(launch) => Some(self.launch(places, (number, step), launch)?),
             Part::Dense(dense) => self.product(dense)?.map(|p| Order::Multiply(places.multiply(step, dense, p))),
         })
     }
@@ -236,9 +245,10 @@ fn code(
     driver: &dyn Driver,
     places: &Places,
     (plans, works): (&[&Plan], &[Vec<Vec<Work>>]),
+    has_units: bool,
     rounds_to_tf32: bool,
 ) -> Result<Vec<Vec<Code>>, String> {
-    let mut ready = Ready { driver, rounds_to_tf32, functions: BTreeMap::new(), products: BTreeMap::new() };
+    let mut ready = Ready { driver, has_units, rounds_to_tf32, functions: BTreeMap::new(), products: BTreeMap::new() };
     let mut of_entry = |entry: &PlanEntry, works: &[Work]| {
         let steps = entry.steps.iter().zip(works).enumerate();
         steps.map(|(number, (step, work))| ready.orders(places, number, step, work)).collect::<Result<Code, _>>()
@@ -272,7 +282,7 @@ impl CudaDevice {
     ) -> Result<CudaDevice, GpuError> {
         let driver: Arc<dyn Driver> = Arc::from(driver);
         let facts = driver.facts().map_err(|why| GpuError::Lost { device: "cuda".to_string(), why })?;
-        let name = facts.name;
+        let name = facts.name.clone();
         let lost = |why| GpuError::Lost { device: name.clone(), why };
         let works = plans.iter().map(|p| launches(p)).collect::<Result<Vec<_>, _>>().map_err(lost)?;
         let has_products = facts.library.is_ok();
@@ -295,7 +305,7 @@ impl CudaDevice {
         driver.pin(pinned).map_err(|why| GpuError::Pinned { bytes: pinned, device: name.clone(), why })?;
         let event = || driver.event().map_err(lost);
         let (uploaded, computed, arrived) = (event()?, event()?, event()?);
-        let code = code(&*driver, &places, (plans, &works), rounds_to_tf32).map_err(lost)?;
+        let code = code(&*driver, &places, (plans, &works), facts.has_units, rounds_to_tf32).map_err(lost)?;
         let clock = count_times.then(|| Clock::new(&*driver, &code)).transpose().map_err(lost)?;
         let first = if is_streamed || count_times { Recorded::Never } else { Recorded::BeforeFirst };
         let recorded = code.iter().map(|entries| vec![first; entries.len()]).collect();

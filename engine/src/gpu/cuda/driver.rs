@@ -72,6 +72,8 @@ pub struct Facts {
     pub processors: u32,
     /// Whether copies run beside kernels, in both directions.
     pub copies_overlap: bool,
+    /// Whether it has matrix units that multiply bf16: kernels for them can be asked for.
+    pub has_units: bool,
     /// The library of dense products with its version, or why there is none.
     pub library: Result<String, String>,
 }

@@ -20,7 +20,7 @@ mod source;
 
 pub use driver::{Call, Driver, Event, Facts, Function, Open, Recording, Stream};
 pub use matmul::{Matmul, Matrix, Multiply, Product, WORKSPACE_BYTES};
-pub use source::{COMMON, FAMILIES, kernels, text};
+pub use source::{COMMON, FAMILIES, MMA, kernels, text};
 
 pub(crate) use device::CudaDevice;
 

@@ -253,6 +253,7 @@ impl Driver for Card {
             driver: (version / 1000, version % 1000 / 10),
             processors: u32::try_from(processors).unwrap_or(0),
             copies_overlap: engines >= 2,
+            has_units: self.capability >= (8, 0),
             library: self
                 .library()
                 .map(|l| l.name.clone())

@@ -2,6 +2,8 @@
 
 /// What every family includes.
 pub const COMMON: &str = include_str!("../../../../kernels/cuda/common.cuh");
+/// What families include that multiply in matrix units, behind [`COMMON`].
+pub const MMA: &str = include_str!("../../../../kernels/cuda/mma.cuh");
 
 /// The text of every family, by its stem.
 pub const FAMILIES: &[(&str, &str)] = &[
@@ -18,16 +20,15 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("update", include_str!("../../../../kernels/cuda/update.cu")),
 ];
 
-/// The line that a family's file includes [`COMMON`] with.
-const INCLUDE: &str = "#include \"common.cuh\"\n";
+/// The lines that a family's file includes others with.
+const INCLUDES: [(&str, &str); 2] = [("#include \"common.cuh\"\n", COMMON), ("#include \"mma.cuh\"\n", MMA)];
 /// What a kernel begins with; the number of its threads and its name follow.
 const KERNEL: &str = "\nKERNEL(";
 
 /// The whole text of a family.
 pub fn text(stem: &str) -> Option<String> {
     let (_, text) = FAMILIES.iter().find(|(name, _)| *name == stem)?;
-    let (before, after) = text.split_once(INCLUDE)?;
-    Some(format!("{before}{COMMON}\n{after}"))
+    Some(INCLUDES.iter().fold((*text).to_string(), |text, (line, included)| text.replacen(line, included, 1)))
 }
 
 /// The kernels of a family's text, with the threads of their blocks.

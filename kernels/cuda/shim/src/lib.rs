@@ -185,6 +185,7 @@ impl Driver for Host {
             driver: (0, 0),
             processors: 1,
             copies_overlap: true,
+            has_units: true,
             library: if self.has_library { Ok("the host".to_string()) } else { Err("not asked for".to_string()) },
         })
     }

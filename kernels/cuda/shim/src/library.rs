@@ -30,10 +30,12 @@ pub fn compiler() -> Result<String, String> {
         .clone()
 }
 
-/// Products and sums stay apart; what `fmaf` says is one operation, without a call where the processor has it.
+/// Products and sums stay apart; what `fmaf` says is one operation, without a call where the processor has it. Memory
+/// may be read as another type than it was written as, as on a card.
 fn flags() -> Vec<&'static str> {
     let mut flags = vec!["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"];
     flags.extend(["-U_FORTIFY_SOURCE", "-Wall", "-Wno-unused-function", "-Wno-unused-but-set-variable"]);
+    flags.push("-fno-strict-aliasing");
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
         flags.extend(["-mavx2", "-mfma"]);
@@ -174,7 +176,7 @@ fn compiled(stem: &str, text: &str) -> Result<PathBuf, String> {
 mod tests {
     use super::*;
     use tinyforge::gpu::Params;
-    use tinyforge::gpu::cuda::{COMMON, Function};
+    use tinyforge::gpu::cuda::{COMMON, Function, MMA};
 
     /// A block of 64 threads: each writes a place, and reads another's.
     fn reversed(barrier: &str) -> String {
@@ -196,13 +198,70 @@ KERNEL(64) summed(Params p, u32 *status, float *y) {{
     }
 
     /// What a kernel of the text leaves, or what is wrong with it.
-    fn run(name: &str, (text, kernel): (&str, &str), descending: bool) -> Result<Vec<f32>, String> {
+    fn run(name: &str, text: (&str, &str), descending: bool) -> Result<Vec<f32>, String> {
+        run_on(vec![-1.0; 64], name, text, descending)
+    }
+
+    fn run_on(mut y: Vec<f32>, name: &str, (text, kernel): (&str, &str), descending: bool) -> Result<Vec<f32>, String> {
+        let (_, threads) = cuda::kernels(text).find(|(found, _)| *found == kernel).ok_or("it is not there")?;
         let entry = Library::of_text(name, text)?.entry(kernel)?;
-        let mut y = vec![-1.0_f32; 64];
         let pointers = vec![0, y.as_mut_ptr() as u64];
         let params = [0; Params::WORDS];
-        let call = Call { function: Function(0), grid: [1, 1, 1], threads: 64, params, pointers };
+        let call = Call { function: Function(0), grid: [1, 1, 1], threads, params, pointers };
         entry.launch(&call, DType::F32, descending).map(|()| y)
+    }
+
+    /// A warp's product of `a`, 16 x 16, and `b`, 16 x 8, which lie one behind the other with the result behind them;
+    /// words `of` of a lane's four of `a`, by lanes of which `condition` is true.
+    fn product(of: [u32; 4], condition: &str) -> String {
+        let [w0, w1, w2, w3] = of;
+        format!(
+            "{COMMON}{MMA}
+struct Params {{ u32 step; }};
+KERNEL(32) product(Params p, u32 *status, float *y) {{
+  u32 g = threadIdx.x / 4, t = threadIdx.x % 4, a[4], b[2];
+  for (u32 i = 0; i < 4; i++) {{
+    const float *pair = y + 16 * (g + 8 * (i % 2)) + 2 * t + 8 * (i / 2);
+    a[i] = bf16_pair(pair[0], pair[1]);
+  }}
+  for (u32 i = 0; i < 2; i++) {{
+    const float *pair = y + 256 + 8 * (2 * t + 8 * i) + g;
+    b[i] = bf16_pair(pair[0], pair[8]);
+  }}
+  float sum[4] = {{}};
+  if ({condition}) multiply_16(sum, a[{w0}], a[{w1}], a[{w2}], a[{w3}], b[0], b[1]);
+  for (u32 e = 0; e < 4; e++) y[384 + 8 * (g + 8 * (e / 2)) + 2 * t + e % 2] = sum[e];
+}}
+"
+        )
+    }
+
+    #[test]
+    fn products_in_matrix_units_are_products() {
+        if compiler().is_err() {
+            eprintln!("skipped: no C++ compiler (Debian: g++)");
+            return;
+        }
+        // Small whole numbers, so that sums are exact; all rows and columns differ.
+        let mut y: Vec<f32> = (0..512_u16).map(|i| f32::from(i * 37 % 101) - 50.0).collect();
+        let sum = |i: usize, j: usize| (0..16).map(|k| y[16 * i + k] * y[256 + 8 * k + j]).sum::<f32>();
+        let wanted: Vec<f32> = (0..128).map(|at| sum(at / 8, at % 8)).collect();
+        y[384..].fill(-1.0);
+        let good = product([0, 1, 2, 3], "true");
+        for descending in [false, true] {
+            let found = run_on(y.clone(), "test-product", (&good, "product"), descending).expect("runs");
+            assert_eq!(found[384..], wanted);
+        }
+        for swapped in [[1, 0, 2, 3], [0, 2, 1, 3], [0, 1, 3, 2], [2, 1, 0, 3]] {
+            let text = product(swapped, "true");
+            let found = run_on(y.clone(), "test-swapped", (&text, "product"), false).expect("runs");
+            assert_ne!(found[384..], wanted, "{swapped:?}");
+        }
+        let lacking = product([0, 1, 2, 3], "threadIdx.x != 5");
+        for descending in [false, true] {
+            let why = run_on(y.clone(), "test-lacking", (&lacking, "product"), descending).expect_err("lacks a lane");
+            assert!(why.contains("lacks lanes"), "{why}");
+        }
     }
 
     #[test]
