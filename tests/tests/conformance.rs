@@ -259,7 +259,7 @@ fn wgpu_products_by_matrices_are_their_definitions() {
     if has_wgpu_cooperative() {
         check_definitions_of(wgpu_cooperative(), multiplies);
         check_storages(wgpu_cooperative());
-        check_bf16(wgpu_cooperative());
+        check_bf16(wgpu_cooperative(), multiplies);
     }
 }
 

@@ -61,8 +61,9 @@ pub fn losses_are_the_cpus(device: &str, on_device: Train) {
         let gpu = on_device(&model, &[base, &[device]].concat(), 20);
         let far = apart(&cpu.losses, &gpu.losses);
         println!("{base:?}: losses {:.4} to {:.4}, at most {far:.1e} apart", cpu.losses[0], cpu.losses[19]);
-        // bf16 products are rounded where sums of another order fall on the other side.
-        let limit = if base.iter().any(|b| b.contains("bf16")) { 5e-3 } else { 1e-3 };
+        // bf16 products are rounded where sums of another order fall on the other side, and a device may round the
+        // factors of attention, which the CPU does not: by a 256th.
+        let limit = if base.iter().any(|b| b.contains("bf16")) { 1e-2 } else { 1e-3 };
         assert!(far < limit, "{base:?}: {:?} and {:?}", cpu.losses, gpu.losses);
         assert!(apart(&[cpu.eval], &[gpu.eval]) < limit, "{base:?}: evaluated {} and {}", cpu.eval, gpu.eval);
         assert!(cpu.losses[19] < cpu.losses[0], "{base:?} learns nothing");

@@ -199,7 +199,7 @@ fn run(name: &str, open: &Opened, case: &Case) -> Result<Vec<f32>, GpuError> {
         buffer.unmap();
         Ok(buffer)
     };
-    let Launch { kernel, operands, params, grid } = case.product.launch();
+    let Launch { kernel, operands, params, grid, .. } = case.product.launch();
     let storage = wgpu::BufferUsages::STORAGE;
     let args = case.contents.iter().map(|x| filled(bytemuck::cast_slice(x), storage));
     let args = args.collect::<Result<Vec<_>, GpuError>>()?;
