@@ -46,7 +46,11 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     if choice.spills {
         let spilled = plan.stored.iter().filter(|s| s.is_spilled());
         let bytes = show(plan.stored_bytes(Stored::is_spilled));
-        let _ = writeln!(out, "  activations: {}, {bytes}, rest on disk from forward to backward", spilled.count());
+        let _ = writeln!(
+            out,
+            "  activations: {}, {bytes}, rest in the far memory from forward to backward",
+            spilled.count()
+        );
     }
     let how = match choice.embeddings {
         _ if plan.arena_start() == 0 => None,

@@ -15,8 +15,9 @@ struct Group<'a> {
 }
 
 /// Names of the far tensors that `host_bytes` of the host's memory hold; `aligned` are a tensor's bytes there. What
-/// changes comes first, since it goes both ways, then what is copied most often; what is never copied has no use for
-/// it. Where plans take turns, all of them take the first parcels, so that each finds them in one place.
+/// changes comes first, since it goes both ways, then what is copied most often; of those that are alike, such as lie
+/// evenly among the others, so that a disk has time for each. What is never copied has no use for it. Where plans take
+/// turns, all of them take the first parcels, so that each finds them in one place.
 pub fn in_host(
     graphs: &[&Graph],
     pipeline: &Pipeline,
@@ -42,7 +43,10 @@ pub fn in_host(
     let rotates = pipeline.parcels.iter().any(|p| p.rotates);
     groups.retain(|g| !g.tensors.is_empty() && (rotates || g.copies > 0));
     if !rotates {
-        groups.sort_by_key(|g| Reverse((g.changes, g.copies)));
+        // Numbers whose bits are turned round lie evenly, however many of them are taken.
+        let mut order: Vec<(u32, Group)> = groups.into_iter().zip(0u32..).map(|(g, i)| (i.reverse_bits(), g)).collect();
+        order.sort_by_key(|(turned, g)| (Reverse((g.changes, g.copies)), *turned));
+        groups = order.into_iter().map(|(_, group)| group).collect();
     }
     let (mut found, mut left) = (HashSet::new(), host_bytes);
     for group in groups {
@@ -81,24 +85,19 @@ mod tests {
 
     const BLOCK: u64 = 16;
 
+    fn parcel(name: &str, rotates: bool) -> Parcel {
+        Parcel { block: name.to_string(), holds: Holds::Weights, tensors: vec![name.to_string()], rotates }
+    }
+
+    fn stay(parcel: u32, comes: Option<[u32; 2]>, leaves: Vec<[u32; 2]>) -> Stay {
+        Stay { parcel, comes, is_made: false, leaves, lives: vec![[0, 3]] }
+    }
+
     /// Three parcels of a weight each and one of a state: `a` is there always, `b` comes once, `c` twice; `s` changes.
     fn pipeline(rotates: bool) -> Pipeline {
-        let parcel = |name: &str| Parcel {
-            block: name.to_string(),
-            holds: Holds::Weights,
-            tensors: vec![name.to_string()],
-            rotates,
-        };
-        let stay = |parcel, comes: Option<[u32; 2]>, leaves: Vec<[u32; 2]>| Stay {
-            parcel,
-            comes,
-            is_made: false,
-            leaves,
-            lives: vec![[0, 3]],
-        };
         let comes = Some([0, 1]);
         Pipeline {
-            parcels: ["a", "b", "c", "s"].map(parcel).to_vec(),
+            parcels: ["a", "b", "c", "s"].map(|name| parcel(name, rotates)).to_vec(),
             stays: vec![vec![
                 stay(0, None, Vec::new()),
                 stay(1, comes, Vec::new()),
@@ -125,6 +124,18 @@ mod tests {
             assert_eq!(held(false, blocks * BLOCK), names(expected), "{blocks} blocks");
         }
         assert_eq!(held(false, 2 * BLOCK - 1), names(&["s"]), "half a tensor is none");
+    }
+
+    /// Of eight that are alike, half are every second one.
+    #[test]
+    fn what_rests_in_files_lies_evenly_among_the_rest() {
+        let text: String = (0..8).map(|i| format!("weight @w{i} : f32[4]\n")).collect();
+        let graph = parse_graph(&format!("rows 1\ninput %x : f32[4]\n{text}return x = %x\n")).expect("a graph");
+        let parcels = (0..8).map(|i| parcel(&format!("w{i}"), false)).collect();
+        let stays = vec![(0..8).map(|i| stay(i, Some([0, 1]), Vec::new())).collect()];
+        let held = in_host(&[&graph], &Pipeline { parcels, stays }, 4 * BLOCK, |bytes| bytes);
+        let held: BTreeSet<&str> = held.iter().map(String::as_str).collect();
+        assert_eq!(held, BTreeSet::from(["w0", "w2", "w4", "w6"]));
     }
 
     #[test]
