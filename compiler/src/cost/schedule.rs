@@ -50,20 +50,17 @@ pub struct Path {
 /// # Errors
 /// There is none.
 pub fn path(machine: &Machine, direction: Direction) -> Result<Path, CostError> {
-    let into = machine.links.iter().find(|l| l.to == machine.near);
-    let feeds = into.map(|l| l.from.as_str());
-    let joins = |ends: [Option<&str>; 2]| {
-        let is_it = |l: &&crate::machine::Link| ends == [Some(l.from.as_str()), Some(l.to.as_str())];
-        machine.links.iter().position(|l| is_it(&l)).map(|i| i as u32)
-    };
-    let (near, disk) = (Some(machine.near.as_str()), Some(DISK));
-    let [link, files] = match direction {
-        Direction::In => [joins([feeds, near]), joins([disk, feeds])],
-        Direction::Out => [joins([near, feeds]), joins([feeds, disk])],
-    };
-    let what = || format!("which link joins `{}` to the memory that blocks stream from", machine.near);
-    let link = link.ok_or_else(|| CostError::NoRate { machine: machine.name.clone(), what: what() })?;
-    Ok(Path { link, files })
+    let near = machine.near.as_str();
+    let feeds = machine.links.iter().find(|l| l.to == near).map(|l| l.from.as_str());
+    let joins = |from, to| machine.link(from, to).map(|i| i as u32);
+    let found = feeds.and_then(|feeds| {
+        Some(match direction {
+            Direction::In => Path { link: joins(feeds, near)?, files: joins(DISK, feeds) },
+            Direction::Out => Path { link: joins(near, feeds)?, files: joins(feeds, DISK) },
+        })
+    });
+    let what = || format!("which link joins `{near}` to the memory that blocks stream from");
+    found.ok_or_else(|| CostError::NoRate { machine: machine.name.clone(), what: what() })
 }
 
 /// Name of the memory that files lie in.

@@ -5,8 +5,9 @@ use crate::fixed;
 use crate::planning::Planned;
 use crate::sizes::{self, show};
 use tinyforge::gpu::GpuKernels;
+use tinyforge_compiler::cost::{self, Path};
 use tinyforge_compiler::machine::Machine;
-use tinyforge_plan::Plan;
+use tinyforge_plan::{Direction, Plan};
 
 /// What leaves all of it in files, and what leaves it to the device.
 const NONE: &str = "0";
@@ -33,10 +34,13 @@ pub fn most(asked: Option<&str>, device: Option<&GpuKernels>) -> Result<u64, Com
 /// # Errors
 /// As [`most`].
 pub fn most_on(asked: Option<&str>, machine: &Machine) -> Result<u64, CommandError> {
-    let feeds = machine.links.iter().find(|l| l.to == machine.near).map(|l| l.from.as_str());
-    match feeds.filter(|from| machine.links.iter().any(|l| l.to == **from && l.from != machine.near)) {
-        Some(from) => stated(asked, machine.space(from).and_then(|s| s.bytes)),
-        None => most(asked, None),
+    // Files behind the memory that feeds the near one: that one is the host's.
+    match cost::path(machine, Direction::In) {
+        Ok(Path { link, files: Some(_) }) => {
+            let feeds = &machine.links[link as usize].from;
+            stated(asked, machine.space(feeds).and_then(|s| s.bytes))
+        }
+        _ => most(asked, None),
     }
 }
 

@@ -81,10 +81,10 @@ fn block_bytes<'a>(users: &[User<'a>]) -> BTreeMap<&'a str, u64> {
 pub(super) struct User<'a> {
     pub(super) name: &'a str,
     kind: Kind,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Names, and whether they are numbered.
     pub(super) blocks: Vec<(&'a str, bool)>,
-    changes: bool,
+    pub(super) changes: bool,
 }
 
 impl User<'_> {
@@ -120,7 +120,7 @@ impl User<'_> {
     }
 }
 
-fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
+pub(super) fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
     let mut users: Vec<User> = Vec::new();
     let mut at: BTreeMap<&str, usize> = BTreeMap::new();
     for graph in graphs {

@@ -1,9 +1,10 @@
 //! Which of two far memories holds what: the host's memory, as far as it reaches, and files.
 
 use super::Pipeline;
+use super::parcels::{User, users};
 use crate::ir::graph::Graph;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 /// Tensors of one parcel that are alike: all of them change, or none.
 struct Group<'a> {
@@ -27,16 +28,16 @@ pub fn in_host(
     if host_bytes == 0 {
         return HashSet::new();
     }
-    let (changed, bytes) = (changed(graphs), bytes_of(graphs));
+    let users: BTreeMap<&str, User> = users(graphs).into_iter().map(|u| (u.name, u)).collect();
     let mut groups: Vec<Group> = Vec::new();
     for (p, parcel) in pipeline.parcels.iter().enumerate() {
         let stays = || pipeline.stays.iter().flatten().filter(|s| s.parcel as usize == p);
         let (comes, leaves) =
             (stays().filter(|s| s.comes.is_some()).count(), stays().map(|s| s.leaves.len()).sum::<usize>());
         for changes in [true, false] {
-            let is_of = |name: &&str| changes == (parcel.rotates || changed.contains(name));
+            let is_of = |name: &&str| changes == (parcel.rotates || users[name].changes);
             let tensors: Vec<&str> = parcel.tensors.iter().map(String::as_str).filter(is_of).collect();
-            let bytes = tensors.iter().map(|name| aligned(bytes[name])).sum();
+            let bytes = tensors.iter().map(|name| aligned(users[name].bytes)).sum();
             groups.push(Group { tensors, bytes, changes, copies: comes + if changes { leaves } else { 0 } });
         }
     }
@@ -58,22 +59,6 @@ pub fn in_host(
         found.extend(group.tensors.iter().map(|name| (*name).to_string()));
     }
     found
-}
-
-/// Names of what a node of any graph changes.
-fn changed<'a>(graphs: &[&'a Graph]) -> BTreeSet<&'a str> {
-    let nodes = graphs.iter().flat_map(|g| g.nodes.iter().map(move |node| (g, node)));
-    let changed = nodes.flat_map(|(g, node)| {
-        let count = (node.op.def().mutates)(&node.attrs);
-        node.args[..count].iter().map(|&v| g.info(v).name.as_str())
-    });
-    changed.collect()
-}
-
-/// Bytes of what graphs declare, by name.
-fn bytes_of<'a>(graphs: &[&'a Graph]) -> BTreeMap<&'a str, u64> {
-    let declared = graphs.iter().flat_map(|g| g.values.iter().filter(|info| info.decl.is_some()));
-    declared.map(|info| (info.name.as_str(), info.ty.bytes())).collect()
 }
 
 #[cfg(test)]
@@ -110,7 +95,8 @@ mod tests {
 
     fn held(rotates: bool, host_bytes: u64) -> BTreeSet<String> {
         let text = "rows 1\ninput %x : f32[4]\nweight @a : f32[4]\nweight @b : f32[4]\nweight @c : f32[4]\n\
-                    state @s : f32[4]\nblock head forward\nassign @s, %x\nreturn x = %x\n";
+                    state @s : f32[4]\nblock head forward\n%p = add %x, @a : f32[4]\n%q = add %p, @b : f32[4]\n\
+                    %r = add %q, @c : f32[4]\nassign @s, %r\nreturn x = %x\n";
         let graph = parse_graph(text).expect("a graph");
         in_host(&[&graph], &pipeline(rotates), host_bytes, |bytes| bytes.next_multiple_of(BLOCK)).into_iter().collect()
     }
@@ -130,7 +116,9 @@ mod tests {
     #[test]
     fn what_rests_in_files_lies_evenly_among_the_rest() {
         let text: String = (0..8).map(|i| format!("weight @w{i} : f32[4]\n")).collect();
-        let graph = parse_graph(&format!("rows 1\ninput %x : f32[4]\n{text}return x = %x\n")).expect("a graph");
+        let reads: String = (0..8).map(|i| format!("%y{i} = add %x, @w{i} : f32[4]\n")).collect();
+        let text = format!("rows 1\ninput %x : f32[4]\n{text}block head forward\n{reads}return x = %x\n");
+        let graph = parse_graph(&text).expect("a graph");
         let parcels = (0..8).map(|i| parcel(&format!("w{i}"), false)).collect();
         let stays = vec![(0..8).map(|i| stay(i, Some([0, 1]), Vec::new())).collect()];
         let held = in_host(&[&graph], &Pipeline { parcels, stays }, 4 * BLOCK, |bytes| bytes);
