@@ -1,8 +1,9 @@
 //! From imported graphs to a plan: the one place that knows the order of the passes.
 //!
 //! ```text
-//! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> fuse_update -> split_update ->
-//! split_tables -> order -> recompute -> order -> fuse_rows -> fuse_channels -> spill -> pipeline -> place -> lower
+//! parameterize -> differentiate -> prune -> fuse -> update -> layer_major -> host_update -> fuse_update ->
+//! split_update -> split_tables -> order -> recompute -> order -> fuse_rows -> fuse_channels -> host_update -> spill ->
+//! pipeline -> place -> lower
 //! ```
 //! Every graph is verified after every pass; a fault there is ours and names the pass. Under a budget the choice
 //! that costs least time is taken: keep gradients rather than compute them twice, recompute as little as fits.
@@ -20,8 +21,8 @@ use crate::passes::place::{Guest, Needs, Placement};
 use crate::passes::split_tables::Tables;
 use crate::passes::update::{ClipBy, Optimizer};
 use crate::passes::{
-    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, order, parameterize, pipeline, place,
-    prune, quantize, recompute, spill, split_tables, split_update, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, host_update, layer_major, order, parameterize,
+    pipeline, place, prune, quantize, recompute, spill, split_tables, split_update, update,
 };
 use crate::scheme::{Scheme, SchemeError, SchemeKind};
 use crate::target::Target;
@@ -121,6 +122,9 @@ pub struct Request<'a> {
     /// The most of the host's memory that may hold what lives in a far memory; files hold the rest. Nothing where the
     /// host's memory is the near one.
     pub host_bytes_max: u64,
+    /// Whether the host updates, beside the device's backward, the weights that come and go with their blocks: all of
+    /// them, with their states and gradients, then rest in its memory.
+    pub host_updates: bool,
     /// Blocks that the near memory holds at a time, the others living in the far one; `None` keeps all of them.
     pub window: Option<Window>,
     /// Where, with a window, embeddings and heads larger than a block live; `None` takes the first that fits, or under
@@ -162,6 +166,7 @@ impl<'a> Request<'a> {
             recompute: Recompute::Nothing,
             arena_bytes_max: None,
             host_bytes_max: 0,
+            host_updates: false,
             window: None,
             embeddings: None,
             spill: None,
@@ -224,6 +229,14 @@ pub enum CompileError {
         entry: String,
         /// What, and why not.
         why: String,
+    },
+    /// The host cannot update what its memory has no room for.
+    #[error("the host's updates need {need} bytes of its memory, the limit is {limit} ({} over)", .need - .limit)]
+    HostMemory {
+        /// Weights, states and gradients.
+        need: u64,
+        /// The most that the plan may take.
+        limit: u64,
     },
     /// The budget cannot be met.
     #[error("plan needs an arena of {} bytes, the budget leaves {} ({} over)", .need, .limit, .need - .limit)]
@@ -393,6 +406,12 @@ fn updated(request: &Request, front: &Front, way: &Way) -> (Vec<Stage>, Embeddin
                 }
                 finish => finish,
             };
+            if let Some(window) = request.window.filter(|_| request.host_updates && !rotates(request)) {
+                let others = front.stages.iter().filter(|s| s.name != stage.name).map(|s| &s.graph);
+                let graphs: Vec<&Graph> = std::iter::once(&stage.graph).chain(others).collect();
+                let streamed = pipeline::streamed_weights(&graphs, window);
+                stage.pass(request, "host_update", |g| host_update::mark(g, &streamed));
+            }
             stage.pass(request, "fuse_update", fuse_update::run);
             // Where groups take turns, their states stay near.
             if let Some(window) = request.window.filter(|_| !rotates(request)) {
@@ -596,6 +615,15 @@ fn back(request: &Request, stages: &[Stage], front: &Front, embeddings: Embeddin
     let Request { name, threads, files, target, .. } = request;
     let (kept, parcels) = (&front.kept, &pipeline.parcels);
     let in_host = &pipeline::in_host(&graphs, &pipeline, request.host_bytes_max, |bytes| target.align(bytes));
+    let of_host = host_update::tensors(&graphs);
+    if of_host.iter().any(|name| !in_host.contains(*name)) {
+        let bytes = |name: &&str| graphs.iter().find_map(|g| Some(target.align(g.ty(g.find(name)?).bytes())));
+        let need: u64 = of_host.iter().filter_map(bytes).sum();
+        return Err(CompileError::HostMemory {
+            need: need.max(request.host_bytes_max + 1),
+            limit: request.host_bytes_max,
+        });
+    }
     let (source, threads, target) = (&source, *threads, *target);
     Ok(lower::run(&Input { name, entries, source, threads, files, target, kept, parcels, in_host }))
 }
@@ -637,6 +665,9 @@ fn arrange(request: &Request, stage: &Stage, step: u32) -> Stage {
     }
     if request.window.is_some() {
         stage.pass(request, "pipeline", pipeline::gather);
+    }
+    if host_update::has_any(&stage.graph) {
+        stage.pass(request, "host_update", host_update::run);
     }
     stage
 }

@@ -74,7 +74,8 @@ pub fn needs(graph: &Graph, kernels: &dyn Kernels) -> Result<Needs, String> {
     }
     let mut needs = Needs::default();
     for node in &graph.nodes {
-        if is_free(node.op) {
+        // The host's updates have none.
+        if is_free(node.op) || node.region == Region::Host {
             needs.scratch.push(0);
             needs.leads.push(None);
             continue;
@@ -349,7 +350,12 @@ impl<'a> Lowering<'a> {
 
     fn step(&self, i: usize) -> Option<Step> {
         let (graph, node) = (self.placed.graph, &self.placed.graph.nodes[i]);
-        let args: Vec<Tensor> = node.args.iter().map(|&v| self.tensor(v, i as u32)).collect();
+        let place = |&v: &Value| match node.region {
+            // The host works where the tensors rest.
+            Region::Host => self.home.named(&graph.info(v).name).tensor.clone(),
+            _ => self.tensor(v, i as u32),
+        };
+        let args: Vec<Tensor> = node.args.iter().map(place).collect();
         let outs: Vec<Tensor> = node.outs.iter().map(|&v| self.tensor(v, i as u32)).collect();
         let nothing = match node.op {
             Op::Reshape => args[0].offset == outs[0].offset,
@@ -370,7 +376,7 @@ impl<'a> Lowering<'a> {
             part: match node.region {
                 Region::Forward => Part::Forward,
                 Region::Backward => Part::Backward,
-                Region::Update => Part::Update,
+                Region::Update | Region::Host => Part::Update,
             },
             flops: (node.op.def().flops)(&graph.types(&node.args), &graph.types(&node.outs), &node.attrs),
             label: label(graph, node),
@@ -462,6 +468,7 @@ fn holders(placed: &Placed, parcels: &[Parcel]) -> Vec<Holder> {
                 Holds::Weights => "copy of",
                 Holds::States => "states of",
                 Holds::Activation => "activation",
+                Holds::Gradient => "gradient",
             };
             by_place.insert(place, (guest.bytes, format!("{what} {}", parcel.block)));
         }

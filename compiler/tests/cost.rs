@@ -59,7 +59,7 @@ fn update(gb: f64, on_host: bool) -> Work {
 }
 
 fn transfer(link: u32, mb: u64, begins: u32, ends: u32) -> Transfer {
-    Transfer { link, files: None, bytes: mb * 1_000_000, begins, ends }
+    Transfer { link, files: None, bytes: mb * 1_000_000, begins, ends, follows: None }
 }
 
 fn close(a: f64, b: f64) {
@@ -139,9 +139,14 @@ fn what_lies_in_files_crosses_both_links() {
 fn gradients_leave_beside_loads_and_the_host_updates_them() {
     // 1 s of work, 50 MB of gradient down (1 s) while the second work runs, then 3 s of update on the host, then up.
     let works = vec![product(1.0), product(2.0), update(3.0, true)];
-    let transfers = vec![transfer(DOWN, 50, 1, 2), transfer(UP, 100, 3, 3)];
+    let back = Transfer { follows: Some(2), ..transfer(UP, 100, 3, 3) };
+    let transfers = vec![transfer(DOWN, 50, 1, 2), back];
     let schedule = Schedule { works, transfers };
     check(&card(str::to_string), &schedule, (7.5, 4.5, 3.0, Resource::Host));
+    // What brings something else does not wait for the host.
+    let mut other = schedule;
+    other.transfers[1].follows = None;
+    check(&card(str::to_string), &other, (6.0, 3.0, 3.0, Resource::Host));
 }
 
 #[test]
@@ -250,7 +255,9 @@ fn random(stream: &Stream) -> Schedule {
         let begins = last[link].0.max(draw(u64::from(count) + 1) as u32);
         let ends = last[link].1.max(begins).max(draw(u64::from(count) + 1) as u32);
         last[link] = (begins, ends);
-        transfers.push(transfer(link as u32, draw(200), begins, ends));
+        let updated = (0..begins).rev().find(|&work| works[work as usize].on_host);
+        let follows = updated.filter(|_| link == UP as usize && draw(2) == 0);
+        transfers.push(Transfer { follows, ..transfer(link as u32, draw(200), begins, ends) });
     }
     Schedule { works, transfers }
 }
@@ -273,8 +280,11 @@ fn the_bound_is_at_most_the_prediction() {
             assert!(played.waiting_s <= seconds);
             // A transfer runs between what it may begin after and what waits for it.
             for (transfer, span) in schedule.transfers.iter().zip(&played.transfers) {
-                let before = played.works[..transfer.begins as usize].iter();
-                assert!(before.fold(0.0f64, |most, w| most.max(w.end_s)) <= span.start_s);
+                let followed = transfer.follows.map_or(0.0, |work| played.works[work as usize].end_s);
+                assert!(span.start_s >= followed, "{seed}: {transfer:?} began at {}", span.start_s);
+                let before = schedule.works.iter().zip(&played.works).take(transfer.begins as usize);
+                let of_device = before.filter(|(work, _)| !work.on_host).map(|(_, span)| span.end_s);
+                assert!(of_device.fold(0.0f64, f64::max) <= span.start_s);
                 let after = played.works.get(transfer.ends as usize).map_or(played.seconds, |w| w.start_s);
                 assert!(span.end_s <= after);
             }

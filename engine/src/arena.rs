@@ -13,15 +13,16 @@ const MOST_PIECES: usize = 24;
 
 /// The memories of a plan that are not far.
 pub struct Arena {
-    /// Owns the memory; it is reached through `first` alone.
-    memory: MmapMut,
+    /// Owns the memory, where it is the arena's own; it is reached through `first` alone.
+    memory: Option<MmapMut>,
     first: NonNull<u8>,
     len: usize,
     /// The address of the first byte.
     start: u64,
 }
 
-// SAFETY: the memory belongs to the arena alone, and references to it are made from borrows of the arena.
+// SAFETY: the memory belongs to the arena alone, or what it has of another's lies apart from what others use meanwhile;
+// references to it are made from borrows of the arena.
 #[expect(unsafe_code, reason = "pieces of the arena go to worker threads")]
 unsafe impl Send for Arena {}
 // SAFETY: through a shared borrow the memory is only read.
@@ -38,7 +39,7 @@ impl Arena {
         let arena = Arena::sparse(start, bytes)?;
         // Large pages save time, no more: a system without them is as correct.
         #[cfg(target_os = "linux")]
-        let _ = arena.memory.advise(memmap2::Advice::HugePage);
+        let _ = arena.memory.as_ref().map(|memory| memory.advise(memmap2::Advice::HugePage));
         Ok(arena)
     }
 
@@ -51,7 +52,12 @@ impl Arena {
         let bytes = usize::try_from(bytes).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
         let mut memory = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
         let first = NonNull::new(memory.as_mut_ptr()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        Ok(Arena { memory, first, len: bytes, start })
+        Ok(Arena { memory: Some(memory), first, len: bytes, start })
+    }
+
+    /// Memory of another, which outlives the arena, with the address of its first byte.
+    pub(crate) fn over(memory: Part, start: u64) -> Arena {
+        Arena { memory: None, first: memory.start, len: memory.bytes, start }
     }
 
     /// The address of the first byte.
@@ -102,11 +108,10 @@ impl Arena {
         let (first, end) = (index.start.next_multiple_of(PAGE), index.end / PAGE * PAGE);
         #[cfg(target_os = "linux")]
         #[expect(unsafe_code, reason = "the arena is one block of memory")]
-        if first < end {
+        if let Some(memory) = self.memory.as_ref().filter(|_| first < end) {
             // SAFETY: the arena is borrowed exclusively, so nothing holds a reference into these bytes, and zeros are
             // valid bytes. Pages that the system keeps are as correct.
-            let _ =
-                unsafe { self.memory.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first) };
+            let _ = unsafe { memory.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first) };
         }
         #[cfg(not(target_os = "linux"))]
         let _ = (first, end);

@@ -160,7 +160,8 @@ impl Runner {
             return Err(RunError::Plan("the phases' arenas begin at different addresses".to_string()));
         }
         let threads = plans[0].threads.max(1) as usize;
-        let sim = options.sim.as_ref().map(Sim::new);
+        let updates = plans.iter().flat_map(|p| p.entries.iter().map(|e| p.host_steps(e).len())).max().unwrap_or(0);
+        let sim = options.sim.as_ref().map(|options| Sim::new(options, updates));
         if let Some(sim) = &sim {
             reserve(sim, &plans, bytes, threads)?;
         }

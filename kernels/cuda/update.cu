@@ -116,22 +116,29 @@ KERNEL(256) adamw(Params p, u32 *status, void *w, const float *grad, const float
   store_weight(p, w, rng, place, i, after.w);
 }
 
-/// The number of the entry of a table of 256 that is nearest to `x`.
-__device__ inline u32 nearest(const float *table, float x) {
-  u32 low = 0, high = 255;
-  while (high - low > 1) {
-    u32 middle = (low + high) / 2;
-    if (table[middle] <= x) {
-      low = middle;
-    } else {
-      high = middle;
+/// Lines that lead from a magnitude to its code, and the numbers of a table of them: the code of 0, then of every line
+/// the magnitude behind which it counts, slope, offset, first and last step.
+constexpr u32 LINES = 8, LINE_NUMBERS = 1 + 5 * LINES;
+
+/// The code of the value nearest to `x`, rounded as on the CPU.
+__device__ inline u32 code_of(const float *table, float x) {
+  float magnitude = fabsf(x), zero = table[0], slope = 0.0f, offset = 0.0f, first = 0.0f, last = 0.0f;
+  for (u32 i = 0; i < LINES; i++) {
+    const float *line = table + 1 + 5 * i;
+    if (line[0] < magnitude) {
+      slope = line[1];
+      offset = line[2];
+      first = line[3];
+      last = line[4];
     }
   }
-  return x - table[low] > table[high] - x ? high : low;
+  float step = rintf(fminf(fmaxf(fmaf(magnitude, slope, offset), first), last));
+  // Only the positive side has a code for 1.
+  return static_cast<u32>(x < 0.0f ? zero - fminf(step, zero) : zero + step);
 }
 
 /// `adamw` with moments in codes of 8 bits, relative to the largest magnitude of a block of 256 elements, which a block
-/// of threads has. `codes` are what signed ones stand for, then unsigned ones.
+/// of threads has. `codes` are what signed ones stand for, then unsigned ones, then the lines that lead to both.
 KERNEL(256) adamw8(Params p, u32 *status, void *w, const float *grad, const float *hyper, const u32 *rng,
                    const float *clip, const u32 *index, u8 *m, u8 *v, float *m_scale, float *v_scale,
                    const float *codes) {
@@ -148,8 +155,9 @@ KERNEL(256) adamw8(Params p, u32 *status, void *w, const float *grad, const floa
   }
   float largest_m = block_max<256>(lanes, fabsf(after.m)), largest_v = block_max<256>(lanes, fabsf(after.v));
   if (!is_there) return;
-  m[own] = static_cast<u8>(nearest(codes, after.m * (largest_m > 0.0f ? 1.0f / largest_m : 0.0f)));
-  v[own] = static_cast<u8>(nearest(codes + 256, after.v * (largest_v > 0.0f ? 1.0f / largest_v : 0.0f)));
+  const float *lines = codes + 512;
+  m[own] = static_cast<u8>(code_of(lines, after.m * (largest_m > 0.0f ? 1.0f / largest_m : 0.0f)));
+  v[own] = static_cast<u8>(code_of(lines + LINE_NUMBERS, after.v * (largest_v > 0.0f ? 1.0f / largest_v : 0.0f)));
   if (threadIdx.x == 0) {
     m_scale[whole] = largest_m;
     v_scale[whole] = largest_v;

@@ -94,6 +94,8 @@ models() {
         ways=("--micro-batch 2" "--window 1" "--window 2 --prefetch 2 --recompute all")
         # What streams to a card rests in the host's memory unless it is told to rest in files, or in both.
         [ "$device" != cuda ] || ways+=("--window 1 --host-memory 0" "--window 2 --host-memory 256KiB")
+        # Who updates makes no difference either.
+        [ "$device" != cuda ] || ways+=("--window 1 --host-optimizer" "--window 2 --host-optimizer --micro-batch 2")
         for way in "${ways[@]}"; do
             # shellcheck disable=SC2086
             small "$device" other.txt --scheme "$scheme" $way

@@ -86,9 +86,12 @@ impl Device {
         match self {
             Device::Cpu(threads) => Box::new(CpuKernels { threads }),
             // The least that any adapter gives.
-            Device::Wgpu | Device::WgpuPlain | Device::WgpuCooperative => {
-                Box::new(GpuKernels { operand_bytes_max: 128 << 20, takes_products: false, has_own_memory: false })
-            }
+            Device::Wgpu | Device::WgpuPlain | Device::WgpuCooperative => Box::new(GpuKernels {
+                operand_bytes_max: 128 << 20,
+                takes_products: false,
+                has_own_memory: false,
+                updates_as_host: false,
+            }),
             Device::CudaShim(..) => Box::new(cuda::KERNELS),
         }
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `parameterize` | an update scheme: `last:1+head` |
 //! | `differentiate`, `fuse`, `fuse_update`, `split_tables`, `spill`, `order`, `verify` | none |
+//! | `host_update` | names of weights whose updates it marks; none makes those that are marked the host's |
 //! | `split_update` | none, or `gradients`: by panels too; and `tables`: those that `split_tables` cuts, by its parts |
 //! | `fuse_rows` | none; scratch is a row of what `i8_bottleneck` reads, times 8 |
 //! | `fuse_channels` | none; scratch is two channels of what `i8_bottleneck_grad_update` makes |
@@ -21,8 +22,8 @@ use tinyforge_compiler::passes::split_tables::Tables;
 use tinyforge_compiler::passes::split_update::Panels;
 use tinyforge_compiler::passes::update::{ClipBy, Optimizer};
 use tinyforge_compiler::passes::{
-    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, layer_major, live, order, parameterize, prune,
-    recompute, spill, split_tables, split_update, update,
+    differentiate, fuse, fuse_channels, fuse_rows, fuse_update, host_update, layer_major, live, order, parameterize,
+    prune, recompute, spill, split_tables, split_update, update,
 };
 use tinyforge_compiler::scheme::Scheme;
 use tinyforge_plan::DType;
@@ -119,6 +120,10 @@ impl Stages {
             ("prune", names) => prune::run(&mut self.graph, |name| names.contains(&name)),
             ("fuse", []) => fuse::run(&mut self.graph),
             ("update", [rule, settings @ ..]) => self.update(rule, settings),
+            ("host_update", []) => host_update::run(&mut self.graph),
+            ("host_update", names) => {
+                host_update::mark(&mut self.graph, &names.iter().map(|name| (*name).to_string()).collect());
+            }
             ("fuse_update", []) => self.both(fuse_update::run),
             ("layer_major", [micro]) => {
                 let finish = self.finish.take().expect("`update` was told of several micro-batches");

@@ -6,7 +6,7 @@
 //! meant; results and scratch overlap nothing that is read or changed by the same step, save a result that takes
 //! exactly an operand's place, or lies over the operand of a kernel that writes each byte after its last read
 //! ([`rows`]); what is changed is a stored tensor that is said to change; sources are there; peaks
-//! are what is touched; steps touch nothing far. Transfers are checked in `moves`.
+//! are what is touched; steps touch nothing far, but for those of the host. Transfers are checked in `moves`.
 
 use crate::DType;
 use crate::moves::Moves;
@@ -128,10 +128,7 @@ fn check_places(plan: &Plan, faults: &mut Vec<String>) {
         for (i, step) in entry.steps.iter().enumerate() {
             let at = at_step(entry, i);
             step.args.iter().chain(&step.outs).for_each(|t| in_arena(plan, t, &at, faults));
-            let start = plan.arena_start();
-            if step.args.iter().chain(&step.outs).any(|t| t.offset < start) {
-                faults.push(format!("{at}: touches a far memory, which ends at {start}"));
-            }
+            check_memory(plan, step, &at, faults);
             let end = scratch_span(step).1;
             if step.scratch_bytes > 0 && !is_writable(plan, step.scratch_offset, end) {
                 faults.push(format!("{at}: scratch {}..{end} lies in no written space", step.scratch_offset));
@@ -140,6 +137,19 @@ fn check_places(plan: &Plan, faults: &mut Vec<String>) {
                 faults.push(format!("{at}: result {k} at {} lies in no written space", out.offset));
             }
         }
+    }
+}
+
+/// A step touches no far memory; one of the host touches nothing but the host's.
+fn check_memory(plan: &Plan, step: &Step, at: &str, faults: &mut Vec<String>) {
+    let start = plan.arena_start();
+    let is_on_host = plan.is_on_host(step);
+    let is_in_host = |t: &Tensor| plan.space_of(t.offset).is_some_and(|s| s.is_host);
+    if !is_on_host && step.args.iter().chain(&step.outs).any(|t| t.offset < start) {
+        faults.push(format!("{at}: touches a far memory, which ends at {start}"));
+    }
+    if is_on_host && !(step.args.iter().all(is_in_host) && step.outs.is_empty() && step.scratch_bytes == 0) {
+        faults.push(format!("{at}: is the host's, and touches more than what rests in its memory"));
     }
 }
 
@@ -275,7 +285,8 @@ fn clear_of_stored(plan: &Plan, written: (u64, u64), at: &str, faults: &mut Vec<
 /// one that is far.
 fn is_changed_stored(plan: &Plan, t: &Tensor) -> bool {
     let is_meant = |s: &Stored| {
-        let is_here = if plan.is_far(&s.tensor) { s.tensor.bytes() == t.bytes() } else { span(&s.tensor) == span(t) };
+        let is_copy = plan.is_far(&s.tensor) && !plan.is_far(t);
+        let is_here = if is_copy { s.tensor.bytes() == t.bytes() } else { span(&s.tensor) == span(t) };
         s.changes && s.tensor.value == t.value && is_here
     };
     plan.stored.iter().any(is_meant)

@@ -3,10 +3,11 @@
 //! Checked: a transfer concerns a tensor of a far memory and a place in the near one; it ends, and not before it
 //! begins; while a copy comes in nothing reads or writes its place, while one goes out nothing writes it; what comes
 //! in is the newest, what goes out too; a change leaves no older copy behind; at an entry's end the far memory is up
-//! to date and the residents are there.
+//! to date and the residents are there. A step of the host finds all that it reads taken out, and nothing of it moves;
+//! nothing of it is taken out behind that, and what it changes comes in again.
 
 use crate::check::{Contents, overlap, span, stored_under};
-use crate::plan::{Direction, Entry, Plan, Resident, Step, Transfer};
+use crate::plan::{Direction, Entry, Plan, Resident, Step, Tensor, Transfer};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
@@ -20,6 +21,8 @@ pub(crate) struct Moves<'a> {
     moving: Vec<(usize, (u64, u64))>,
     /// Whether a stored tensor was changed since its far memory last had it.
     is_behind: Vec<bool>,
+    /// Whether a step of the host was given it, which may go on until the entry's end.
+    is_given: Vec<bool>,
     /// Highest near address that a copy takes.
     pub(crate) top: u64,
 }
@@ -37,6 +40,7 @@ impl<'a> Moves<'a> {
             entry,
             moving: Vec::new(),
             is_behind: vec![false; plan.stored.len()],
+            is_given: vec![false; plan.stored.len()],
             top: plan.arena_start(),
         };
         let before = faults.len();
@@ -134,6 +138,9 @@ impl<'a> Moves<'a> {
                 if !contents.holds(place.0, place.1, value) {
                     faults.push(format!("{at}: its place does not hold the tensor"));
                 }
+                if self.is_given[transfer.stored as usize] {
+                    faults.push(format!("{at}: a step of the host may still be at it"));
+                }
             }
         }
         if stored_under(self.plan, place).is_some() {
@@ -157,6 +164,8 @@ impl<'a> Moves<'a> {
                 Direction::In => contents.write(place.0, place.1, Some(value)),
                 Direction::Out if contents.holds(place.0, place.1, value) => {
                     self.is_behind[transfer.stored as usize] = false;
+                    let there = span(&self.plan.stored[transfer.stored as usize].tensor);
+                    contents.write(there.0, there.1, Some(value));
                 }
                 Direction::Out => {
                     let at = format!("{} transfer {t} of `{}`", self.entry.name, self.name(transfer));
@@ -169,6 +178,9 @@ impl<'a> Moves<'a> {
     /// Holds a step against what is on its way, and notes what it changes.
     pub(crate) fn step(&mut self, step: &Step, at: &str, contents: &mut Contents, faults: &mut Vec<String>) {
         let changed = &step.args[..(step.changes as usize).min(step.args.len())];
+        if self.plan.is_on_host(step) {
+            return self.host_step(step, changed, at, contents, faults);
+        }
         let scratch = (step.scratch_offset, step.scratch_offset.saturating_add(step.scratch_bytes));
         for &(t, place) in &self.moving {
             let writes = changed.iter().chain(&step.outs).any(|x| overlap(span(x), place))
@@ -188,6 +200,34 @@ impl<'a> Moves<'a> {
                 contents.forget_elsewhere(x.value, span(x));
             }
         }
+    }
+
+    /// The same of a step of the host.
+    fn host_step(
+        &mut self,
+        step: &Step,
+        changed: &[Tensor],
+        at: &str,
+        contents: &mut Contents,
+        faults: &mut Vec<String>,
+    ) {
+        for (k, x) in step.args.iter().enumerate() {
+            let Some(i) = self.plan.stored.iter().position(|s| s.tensor.value == x.value) else {
+                faults.push(format!("{at}: operand {k} of a step of the host is not stored"));
+                continue;
+            };
+            let name = &self.plan.stored[i].name;
+            self.is_given[i] = true;
+            if self.is_behind[i] {
+                faults.push(format!("{at}: the host's memory does not have the newest `{name}`"));
+            }
+            let is_moving =
+                |t: &Transfer| t.stored as usize == i && (k < changed.len() || t.direction == Direction::Out);
+            if let Some((t, _)) = self.moving.iter().find(|(t, _)| is_moving(&self.entry.transfers[*t])) {
+                faults.push(format!("{at}: touches `{name}`, which transfer {t} moves"));
+            }
+        }
+        changed.iter().for_each(|x| contents.forget_elsewhere(x.value, span(x)));
     }
 
     /// What must hold when the last step has ended.

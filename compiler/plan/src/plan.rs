@@ -91,6 +91,9 @@ pub fn part_of(name: &str) -> Option<(&str, u32)> {
 /// What the name of a state ends with that holds an activation between forward and backward.
 pub const SPILLED: &str = ".spilled";
 
+/// What the name of such a state ends with that an update by the host reads: a gradient, or a number.
+pub const FOR_HOST: &str = ".host.spilled";
+
 /// A tensor that keeps its place: in the near memory, or in a far one, from where transfers bring copies of it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Stored {
@@ -449,6 +452,28 @@ impl Plan {
     pub fn is_in_host(&self, stored: u32) -> bool {
         let tensor = self.stored.get(stored as usize).map(|s| &s.tensor);
         tensor.and_then(|t| self.space_of(t.offset)).is_some_and(|s| s.is_host)
+    }
+
+    /// Whether the host carries out a step, beside the device: it works on tensors that rest in the host's memory.
+    pub fn is_on_host(&self, step: &Step) -> bool {
+        let first = step.args.first().and_then(|t| self.space_of(t.offset));
+        first.is_some_and(|s| s.is_host)
+    }
+
+    /// Indices of an entry's steps that the host carries out.
+    pub fn host_steps(&self, entry: &Entry) -> Vec<u32> {
+        let steps = entry.steps.iter().zip(0..);
+        steps.filter(|(step, _)| self.is_on_host(step)).map(|(_, i)| i).collect()
+    }
+
+    /// Which of these steps of the host, before a transfer in begins, is the last that changes what the transfer
+    /// brings.
+    pub fn changed_by(&self, entry: &Entry, host_steps: &[u32], transfer: &Transfer) -> Option<usize> {
+        let value = self.stored.get(transfer.stored as usize)?.tensor.value;
+        let changes = |s: &Step| s.args.iter().take(s.changes as usize).any(|t| t.value == value);
+        let before = host_steps.partition_point(|&i| i < transfer.begins);
+        let found = host_steps[..before].iter().rposition(|&i| changes(&entry.steps[i as usize]));
+        found.filter(|_| transfer.direction == Direction::In)
     }
 
     /// Whether a tensor lies in a far memory.

@@ -21,7 +21,7 @@ pub use bound::{Bound, Resource, bound};
 pub use schedule::{Path, events, path, schedule};
 pub use seconds::{Measured, factors, ideal, seconds};
 pub use simulate::{Prediction, Span, simulate};
-pub use work::work;
+pub use work::{work, work_in};
 
 use crate::machine::{Link, Machine};
 use tinyforge_plan::{DType, Part};
@@ -62,13 +62,15 @@ pub struct Transfer {
     pub begins: u32,
     /// The work at this index waits for it; the number of works where only the end does. At least `begins`.
     pub ends: u32,
+    /// Index of the work of the host, before `begins`, that it waits for: it brings what that has changed.
+    pub follows: Option<u32>,
 }
 
 /// What an entry does in one run.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Schedule {
     /// In the order of execution. Works of the host take part in the order: they wait for what comes before them, and
-    /// what comes after them waits only by way of a transfer that begins later.
+    /// what comes after them waits only by way of a transfer that follows them.
     pub works: Vec<Work>,
     /// In the order in which they are asked for; those of one link run one after the other, in this order.
     pub transfers: Vec<Transfer>,
@@ -85,7 +87,7 @@ pub enum CostError {
         /// The figure.
         what: String,
     },
-    /// A transfer names works or a link that do not exist, or ends before it begins.
+    /// A transfer names works or a link that do not exist, ends before it begins, or begins before what it follows.
     #[error("transfer {index} goes from work {begins} to {ends} of {works}, over link {link} of {links}")]
     Order {
         /// The transfer.
@@ -186,9 +188,10 @@ fn no_rate(machine: &Machine, what: impl Into<String>) -> CostError {
 /// The transfers, checked against works and links.
 fn check(machine: &Machine, schedule: &Schedule) -> Result<(), CostError> {
     let (works, links) = (schedule.works.len(), machine.links.len());
-    for (index, &Transfer { link, files, begins, ends, .. }) in schedule.transfers.iter().enumerate() {
+    for (index, &Transfer { link, files, begins, ends, follows, .. }) in schedule.transfers.iter().enumerate() {
         let link = files.unwrap_or(link).max(link);
-        if begins > ends || ends as usize > works || link as usize >= links {
+        let is_behind = follows.is_none_or(|work| work < begins);
+        if !is_behind || begins > ends || ends as usize > works || link as usize >= links {
             return Err(CostError::Order { index, begins, ends, works, link, links });
         }
     }

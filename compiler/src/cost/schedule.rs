@@ -1,6 +1,6 @@
 //! The schedule of a plan's entry: its steps, and what moves between the memories beside them.
 
-use super::{CostError, Schedule, Transfer, work};
+use super::{CostError, Schedule, Transfer, work_in};
 use crate::machine::Machine;
 use std::ops::Range;
 use tinyforge_plan::{Direction, Entry, Plan};
@@ -13,14 +13,18 @@ use tinyforge_plan::{Direction, Entry, Plan};
 /// The entry transfers, and the machine has no link for that.
 pub fn schedule(plan: &Plan, entry: &Entry, machine: &Machine) -> Result<Schedule, CostError> {
     let mut transfers: Vec<Transfer> = Vec::new();
+    let host_steps = plan.host_steps(entry);
     for event in events(plan, entry) {
         let &tinyforge_plan::Transfer { stored, direction, begins, ends, .. } = &entry.transfers[event.start];
-        let bytes = entry.transfers[event].iter().map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum();
+        let moved = &entry.transfers[event];
+        let bytes = moved.iter().map(|t| plan.stored[t.stored as usize].tensor.bytes()).sum();
         let Path { link, files } = path(machine, direction)?;
         let files = files.filter(|_| !plan.is_in_host(stored));
-        transfers.push(Transfer { link, files, bytes, begins, ends });
+        let follows = moved.iter().filter_map(|t| plan.changed_by(entry, &host_steps, t)).max();
+        let follows = follows.map(|i| host_steps[i]);
+        transfers.push(Transfer { link, files, bytes, begins, ends, follows });
     }
-    Ok(Schedule { works: entry.steps.iter().map(work).collect(), transfers })
+    Ok(Schedule { works: entry.steps.iter().map(|step| work_in(plan, step)).collect(), transfers })
 }
 
 /// Transfers of an entry that begin and end together in one direction, of tensors in one far memory, which a link

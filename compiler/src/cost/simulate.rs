@@ -3,8 +3,8 @@
 //! There is a queue for kernels, one for the host's updates, and one for each link. Each takes what it is given in
 //! order and does one thing at a time. Works are visited in the schedule's order; before each, the transfers that may
 //! have begun by then are put on their links: those out of the near memory at once, those into it when what the work
-//! waits for has ended, whose place they may take. What crosses two links begins when its own, the one to the files, is
-//! free. One pass: a time is known when it is asked for.
+//! waits for has ended, whose place they may take, and when the host has changed what they bring. What crosses two
+//! links begins when its own, the one to the files, is free. One pass: a time is known when it is asked for.
 
 use super::{CostError, Schedule, Transfer, check, link_s, seconds, takes_queue};
 use crate::machine::Machine;
@@ -75,22 +75,23 @@ pub fn simulate(machine: &Machine, schedule: &Schedule) -> Result<Prediction, Co
     let mut works = Vec::with_capacity(schedule.works.len());
     let (mut done_s, mut busy_s) = (0.0f64, 0.0);
     for (index, awaited) in awaited.iter().enumerate() {
-        queues.begin(index as u32, done_s, Way::Out)?;
+        queues.begin(index as u32, done_s, Way::Out, &works)?;
         let free_s = done_s.max(queues.ended(awaited));
-        queues.begin(index as u32, free_s, Way::In)?;
+        queues.begin(index as u32, free_s, Way::In, &works)?;
         let ready_s = queues.landed(index, awaited)?;
         let Some(work) = schedule.works.get(index) else {
-            done_s = done_s.max(ready_s);
+            done_s = done_s.max(ready_s).max(queues.host_s);
             break;
         };
         let takes_s = seconds(machine, work)?.seconds;
         let is_host = work.on_host && !machine.traits.shares_cores;
-        // What the host updates, earlier kernels have computed.
-        let start_s = if is_host { queues.host_s.max(done_s) } else { queues.compute_s }.max(ready_s);
+        // What the host updates, earlier kernels have computed. Kernels behind it take the place of what went out.
+        queues.compute_s = queues.compute_s.max(ready_s);
+        let start_s = if is_host { queues.host_s.max(queues.compute_s) } else { queues.compute_s };
         let span = Span { start_s, end_s: start_s + takes_s };
         *(if is_host { &mut queues.host_s } else { &mut queues.compute_s }) = span.end_s;
         busy_s += if is_host { 0.0 } else { takes_s };
-        done_s = done_s.max(span.end_s);
+        done_s = if is_host { done_s } else { done_s.max(span.end_s) };
         works.push(span);
     }
     let transfers: Vec<Span> = queues.transfers.iter().map(|span| span.unwrap_or_default()).collect();
@@ -114,8 +115,9 @@ impl<'a> Queues<'a> {
         }
     }
 
-    /// Puts on their links what may begin one way before work `index`, at `ready_s` at the earliest.
-    fn begin(&mut self, index: u32, ready_s: f64, way: Way) -> Result<(), CostError> {
+    /// Puts on their links what may begin one way before work `index`, at `ready_s` at the earliest, and behind the
+    /// host's work that it follows.
+    fn begin(&mut self, index: u32, ready_s: f64, way: Way, works: &[Span]) -> Result<(), CostError> {
         for link in 0..self.pending.len() {
             let is_out = self.machine.links[link].from == self.machine.near;
             if is_out != (way == Way::Out) {
@@ -126,7 +128,8 @@ impl<'a> Queues<'a> {
                 if transfer.begins > index {
                     break;
                 }
-                self.transfers[next] = Some(self.put(transfer, ready_s)?);
+                let followed_s = transfer.follows.map_or(0.0, |work| works[work as usize].end_s);
+                self.transfers[next] = Some(self.put(transfer, ready_s.max(followed_s))?);
                 self.pending[link].pop();
             }
         }

@@ -1,13 +1,18 @@
 //! The amounts of one step of a plan.
 
 use super::Work;
-use tinyforge_plan::{DType, Part, Step, Tensor};
+use tinyforge_plan::{DType, Part, Plan, Step, Tensor};
 
 /// Kernels that read or write only chosen rows or columns of their largest tensor.
 const PARTIAL: [&str; 5] = ["embedding", "embedding_grad", "gather_cols", "slice_cols", "kv_write"];
 
-/// The amounts of a step. Each tensor counts once for reading and once for writing; what is looked up in a larger one,
-/// twice.
+/// The amounts of a step of a plan, which says whether the host carries it out.
+pub fn work_in(plan: &Plan, step: &Step) -> Work {
+    Work { on_host: plan.is_on_host(step), ..work(step) }
+}
+
+/// The amounts of a step of the device. Each tensor counts once for reading and once for writing; what is looked up in
+/// a larger one, twice.
 pub fn work(step: &Step) -> Work {
     let near_bytes = near_bytes(step);
     let is_update = step.part == Part::Update && step.changes > 0;

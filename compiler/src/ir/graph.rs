@@ -62,12 +62,23 @@ pub enum Region {
     Backward,
     /// Changes weights and state.
     Update,
+    /// Does so in the host's memory, beside the device.
+    Host,
 }
 
 impl Region {
     /// Every region with its word in text.
-    pub const ALL: [(Region, &'static str); 3] =
-        [(Region::Forward, "forward"), (Region::Backward, "backward"), (Region::Update, "update")];
+    pub const ALL: [(Region, &'static str); 4] = [
+        (Region::Forward, "forward"),
+        (Region::Backward, "backward"),
+        (Region::Update, "update"),
+        (Region::Host, "host"),
+    ];
+
+    /// Whether it changes weights and state.
+    pub fn is_update(self) -> bool {
+        matches!(self, Region::Update | Region::Host)
+    }
 
     /// The word in text.
     pub fn word(self) -> &'static str {

@@ -11,7 +11,7 @@
 //! 6. Blocks exist; results name existing values.
 
 use super::attrs::Attr;
-use super::graph::{Graph, Kind, Node, Region, Value};
+use super::graph::{Graph, Kind, Node, Value};
 use super::ops::panel;
 use super::program::{Operand, Program};
 use super::types::Type;
@@ -142,10 +142,10 @@ impl Check<'_> {
                 return false;
             }
             let rows = self.rows(node, *v);
-            before.iter().any(|r| node.region != Region::Update || (r.start < rows.end && rows.start < r.end))
+            before.iter().any(|r| !node.region.is_update() || (r.start < rows.end && rows.start < r.end))
         };
         // What an update changes it may change again.
-        let read = if node.region == Region::Update { &node.args[count..] } else { &node.args[..] };
+        let read = if node.region.is_update() { &node.args[count..] } else { &node.args[..] };
         if let Some(&v) = read.iter().find(|v| is_late(v)) {
             self.report(Some(i), format!("{} is read after its update", self.graph.display(v)));
         }

@@ -4,7 +4,7 @@
 //! that update. Int8 weights have one such op a form of convolution, and one for biases.
 
 use crate::ir::attrs::{Attr, Attrs};
-use crate::ir::graph::{Graph, Kind, Node};
+use crate::ir::graph::{Graph, Kind, Node, Region};
 use crate::ir::ops::Op;
 
 /// The op that is an update and the gradient it reads, and which of the two says an attribute that both have.
@@ -26,6 +26,8 @@ pub fn run(graph: &mut Graph) {
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         let at = match node.op {
+            // The host has no part in the gradient.
+            _ if node.region == Region::Host => continue,
             Op::Update => 1 + node.attrs.size("states"),
             Op::I8Update => (Op::I8Update.def().mutates)(&node.attrs),
             _ => continue,

@@ -6,6 +6,7 @@ pub mod fuse;
 pub mod fuse_channels;
 pub mod fuse_rows;
 pub mod fuse_update;
+pub mod host_update;
 pub mod layer_major;
 pub mod live;
 pub mod order;

@@ -2,13 +2,14 @@
 //!
 //! Before: an ordered graph of which some stored tensors live in a far memory. After (a list of [`Stay`]s beside the
 //! graph, which is only read): whenever a node reads such a tensor, a copy of it stays in the near memory; at most
-//! `window` blocks stay at one time, those on their way included. A place that a block leaves is given to the next
-//! one to come at once, so that the copy has the longest time to arrive; what is left behind is the block that is
-//! needed last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs
-//! fewer. Steps repeat: what stays at the end of one is there when the next begins. Where they are asked to, embeddings
-//! and heads come and go as blocks do. The optimizer's states, and the activations that `spill` sent away, have places
-//! of their own. A block that is too large to be near as a whole comes and goes in parts, each of some of its tensors:
-//! a part then is what a block is otherwise.
+//! `window` blocks stay at one time, those on their way included. A place that a block leaves is given to the next one
+//! to come at once, so that the copy has the longest time to arrive; what is left behind is the block that is needed
+//! last. Forward and backward being a zigzag, `2 (blocks - window)` copies a step come in, and no order needs fewer.
+//! Steps repeat: what stays at the end of one is there when the next begins. Where they are asked to, embeddings and
+//! heads come and go as blocks do. The optimizer's states, and the activations that `spill` sent away, have places of
+//! their own. What the host updates is out of date here once backward has gone over it: it comes in again behind that
+//! update, for the next forward, and its states never come. A block that is too large to be near as a whole comes and
+//! goes in parts, each of some of its tensors: a part then is what a block is otherwise.
 
 mod parcels;
 mod parts;
@@ -18,8 +19,8 @@ mod tiers;
 use crate::ir::graph::{Graph, Node, Region};
 use crate::ir::ops::Op;
 use crate::passes::live;
-pub use parcels::has_embeddings;
 use parcels::parcels;
+pub use parcels::{has_embeddings, streamed_weights};
 use slots::{Copy, permanent, steady};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -52,6 +53,8 @@ pub enum Holds {
     States,
     /// An activation between forward and backward.
     Activation,
+    /// What an update of the host reads: a gradient, or a number.
+    Gradient,
 }
 
 /// Tensors that move together: those of one block, of one kind, or of one part.
@@ -65,6 +68,8 @@ pub struct Parcel {
     pub tensors: Vec<String>,
     /// Whether plans take turns that each change another part of the model: all of them then find it in one place.
     pub rotates: bool,
+    /// Whether the host updates one of the tensors.
+    pub on_host: bool,
 }
 
 /// A visit: one walk of the nodes over a parcel, from the first node that reads it to the last.
@@ -78,6 +83,8 @@ pub struct Visit {
     pub changed: Option<u32>,
     /// Whether the first node sets all of it, so that nothing need come in.
     pub is_made: bool,
+    /// The first and the last node of the host that reads or changes one of its tensors: known of the last visit alone.
+    pub host: Option<[u32; 2]>,
 }
 
 /// A copy of a parcel in the near memory, over one step of training or one run of an entry.
@@ -143,6 +150,7 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -
         let mut found = stays(&visits(graph, &parcels, Holds::Weights), weights, nodes, 0);
         found.extend(stays(&visits(graph, &parcels, Holds::States), states, nodes, backward(graph)));
         found.extend(stays(&visits(graph, &parcels, Holds::Activation), ACTIVATIONS, nodes, 0));
+        found.extend(stays(&visits(graph, &parcels, Holds::Gradient), GRADIENTS, nodes, 0));
         found
     };
     let stays = graphs.iter().map(of_graph).collect();
@@ -151,6 +159,9 @@ pub fn run(graphs: &[&Graph], window: Window, rotates: bool, embeddings: bool) -
 
 /// Activations that stay at one time: one that is read, and one on its way.
 const ACTIVATIONS: Window = Window { blocks: 2, prefetch: 1, parts: 1 };
+
+/// What is sent to the host's updates at one time: one that is made, and one on its way.
+const GRADIENTS: Window = Window { blocks: 2, prefetch: 1, parts: 1 };
 
 fn remove(parcels: &mut Vec<Parcel>, gone: &[u32]) {
     let mut next = 0;
@@ -161,9 +172,9 @@ fn remove(parcels: &mut Vec<Parcel>, gone: &[u32]) {
 }
 
 /// Of the optimizer's states those that stay: all but what two places are for, spread over the blocks so that the
-/// others come and go at an even pace.
+/// others come and go at an even pace. Those that the host updates are never near.
 fn near_states(parcels: &[Parcel], window: Window) -> Vec<u32> {
-    let is_state = |p: &u32| parcels[*p as usize].holds == Holds::States;
+    let is_state = |p: &u32| parcels[*p as usize].holds == Holds::States && !parcels[*p as usize].on_host;
     let states: Vec<u32> = (0..parcels.len() as u32).filter(is_state).collect();
     let count = states.len();
     let keep = if window.blocks as usize >= count { count } else { window.blocks.saturating_sub(2) as usize };
@@ -207,14 +218,14 @@ fn visits(graph: &Graph, parcels: &[Parcel], holds: Holds) -> Vec<Visit> {
     }
     let mut visits: Vec<Visit> = Vec::new();
     let mut region_of: Vec<bool> = Vec::new();
-    for (i, node) in graph.nodes.iter().enumerate() {
+    for (i, node) in graph.nodes.iter().enumerate().filter(|(_, n)| n.region != Region::Host) {
         let (i, changes) = (i as u32, (node.op.def().mutates)(&node.attrs));
         let is_forward = node.region == Region::Forward;
         for (k, &v) in node.args.iter().enumerate().filter(|(_, v)| graph.info(**v).decl.is_some()) {
             let Some(&parcel) = parcel_of.get(graph.info(v).name.as_str()) else { continue };
             // The top block is walked forward and right after it backward: that is one visit.
             if visits.last().is_none_or(|last| last.parcel != parcel) {
-                visits.push(Visit { parcel, nodes: [i, i], changed: None, is_made: sets(node, k) });
+                visits.push(Visit { parcel, nodes: [i, i], changed: None, is_made: sets(node, k), host: None });
                 region_of.push(is_forward);
             }
             let last = visits.last_mut().expect("pushed above");
@@ -222,6 +233,14 @@ fn visits(graph: &Graph, parcels: &[Parcel], holds: Holds) -> Vec<Visit> {
             if k < changes {
                 last.changed = Some(i);
             }
+        }
+    }
+    let of_host = graph.nodes.iter().enumerate().filter(|(_, n)| n.region == Region::Host);
+    let touched = of_host.flat_map(|(i, n)| n.args.iter().map(move |&v| (i as u32, v)));
+    for (i, v) in touched {
+        let Some(parcel) = parcel_of.get(graph.info(v).name.as_str()) else { continue };
+        if let Some(last) = visits.iter_mut().rfind(|visit| visit.parcel == *parcel) {
+            last.host = Some([last.host.map_or(i, |[first, _]| first), i]);
         }
     }
     visits
@@ -244,9 +263,10 @@ fn stays(visits: &[Visit], window: Window, nodes: u32, from: u32) -> Vec<Stay> {
     if visits.is_empty() {
         return Vec::new();
     }
-    // What is made anew in every run is not kept for the next.
+    // What is made anew in every run is not kept for the next, and what the host changes neither.
     let is_last = |t: usize| visits[t + 1..].iter().all(|v| v.parcel != visits[t].parcel);
-    let round = steady(visits, window, |t| made(visits, visits[t].parcel).is_some() && is_last(t));
+    let is_old = |t: usize| visits[t].host.is_some() || made(visits, visits[t].parcel).is_some() && is_last(t);
+    let round = steady(visits, window, is_old);
     let frame = Frame { visits, nodes, start: round.start, from };
     let always = round.permanent.iter().map(|&parcel| Stay {
         parcel,
@@ -295,7 +315,11 @@ impl Frame<'_> {
             None => self.from,
         };
         let is_early = copy.loads < self.start || self.boundary(copy.loads) < from;
-        let is_held_back = is_made || (is_early && (1..=needed).contains(&from));
+        // In the run before, the host's update may come behind where the copy could begin.
+        let updated = self.visits.iter().filter(|v| v.parcel == copy.parcel).find_map(|v| v.host);
+        let is_behind = updated.is_some_and(|[_, last]| self.boundary(copy.loads) <= last);
+        let is_too_early = copy.loads < self.start && is_behind;
+        let is_held_back = is_made || is_too_early || (is_early && (1..=needed).contains(&from));
         // A load that begins in the run before is over at its end, so that every run is whole in itself.
         let [begins, waits] = match is_held_back {
             true => [from, needed],
@@ -321,7 +345,9 @@ impl Frame<'_> {
         let changes = own.filter_map(|t| Some((t, self.visits[t % n].changed?)));
         let leave = |(t, node): (usize, u32)| {
             let last = (until - 1).min(t + 1);
-            [node + 1, if last / n > t / n { self.nodes } else { self.end(last) }]
+            let end = if last / n > t / n { self.nodes } else { self.end(last) };
+            // The host's updates read it where it has gone to.
+            [node + 1, self.visits[t % n].host.map_or(end, |[first, _]| end.min(first))]
         };
         changes.map(leave).collect()
     }
@@ -338,7 +364,7 @@ mod tests {
         let visit = |(i, parcel): (usize, u32)| {
             let is_last = i as u32 + 1 >= blocks;
             let changed = (changes && is_last).then_some(i as u32);
-            Visit { parcel, nodes: [i as u32; 2], changed, is_made: false }
+            Visit { parcel, nodes: [i as u32; 2], changed, is_made: false, host: None }
         };
         order.enumerate().map(visit).collect()
     }

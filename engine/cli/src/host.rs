@@ -54,6 +54,39 @@ fn stated(asked: Option<&str>, there: Option<u64>) -> Result<u64, CommandError> 
     }
 }
 
+/// Whether the host updates what streams to a device with these kernels; nothing where what is faster may decide, since
+/// both give the same bits: the kernels of CUDA round as the processor's do.
+///
+/// # Errors
+/// It is asked to, and the device has no memory of its own.
+pub fn optimizer(asked: Option<bool>, device: Option<&GpuKernels>) -> Result<Option<bool>, CommandError> {
+    let is_beside = device.is_some_and(|gpu| gpu.has_own_memory);
+    match asked {
+        Some(true) if !is_beside => Err(no_optimizer()),
+        None if !device.is_some_and(|gpu| gpu.updates_as_host) => Ok(Some(false)),
+        asked => Ok(asked),
+    }
+}
+
+/// The same on a machine that is described and need not be here.
+///
+/// # Errors
+/// As [`optimizer`].
+pub fn optimizer_on(asked: Option<bool>, machine: &Machine) -> Result<Option<bool>, CommandError> {
+    let is_beside = matches!(cost::path(machine, Direction::In), Ok(Path { files: Some(_), .. }));
+    if asked == Some(true) && !is_beside {
+        return Err(no_optimizer());
+    }
+    Ok(asked.or((!is_beside).then_some(false)))
+}
+
+fn no_optimizer() -> CommandError {
+    CommandError::request(
+        "--host-optimizer is for a device with memory of its own; this one works in the host's, where the processor \
+         updates anyway",
+    )
+}
+
 /// Holds what plans take of the host's memory against what is free.
 ///
 /// # Errors

@@ -96,6 +96,10 @@ pub struct Knobs {
     /// quarters of what is free]
     #[arg(long)]
     pub host_memory: Option<String>,
+    /// The host updates what streams to a device with memory of its own, beside the device's backward: weights,
+    /// states and gradients of blocks then rest in the host's memory [the device updates]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub host_optimizer: Option<bool>,
     /// This machine's profile, for predicted times and efficiency [what `bench` wrote]
     #[arg(long)]
     pub profile: Option<PathBuf>,
@@ -310,6 +314,7 @@ impl Knobs {
             clip_by,
             memory: self.memory()?,
             host_memory,
+            host_optimizer: host::optimizer(self.host_optimizer, gpu.as_ref())?,
             threads: positive("threads", self.threads.unwrap_or(cores))?.min(256),
             target: planning::target(device),
             device,

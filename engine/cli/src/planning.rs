@@ -2,7 +2,7 @@
 
 use crate::error::CommandError;
 use crate::model::{Format, Model};
-use crate::streaming::{self, Asked, Streaming};
+use crate::streaming::{self, Asked, Streamed, Streaming};
 use std::ops::Range;
 use tinyforge::cpu::CpuKernels;
 use tinyforge::gpu::GpuKernels;
@@ -79,6 +79,8 @@ pub struct Settings {
     pub memory: Option<u64>,
     /// The most of the host's memory that holds what streams to a device with memory of its own; files hold the rest.
     pub host_memory: u64,
+    /// Whether the host updates what streams; `None` leaves it to what is predicted to be faster.
+    pub host_optimizer: Option<bool>,
     /// Worker threads.
     pub threads: u32,
     /// The machine that the plan is made for.
@@ -133,6 +135,8 @@ pub struct Planned {
     pub window: Option<Window>,
     /// Windows that fit, with the seconds a step that they were predicted to take; empty where there was no choice.
     pub considered: Vec<(Option<Window>, f64)>,
+    /// The same of updates by the device and by the host, where either would do.
+    pub optimizers: Option<[f64; 2]>,
 }
 
 /// How many plans take turns.
@@ -179,7 +183,8 @@ pub fn plan_groups(
             let found = streaming::plan(&asked)?;
             window = found.window.map_or(Streaming::Never, Streaming::Window);
             embeddings = Some(found.compiled.choice.embeddings);
-            Ok(Planned { compiled: found.compiled, micro_rows, window: found.window, considered: found.considered })
+            let Streamed { compiled, window, considered, optimizers } = found;
+            Ok(Planned { compiled, micro_rows, window, considered, optimizers })
         };
         // The lowest group's backward is the longest: what does not fit shows there first.
         let mut plans = groups.clone().rev().map(of_group).collect::<Result<Vec<Planned>, CompileError>>()?;
@@ -278,6 +283,7 @@ pub(crate) fn compile_window(asked: &Asked, window: Option<Window>) -> Result<Co
         recompute: settings.recompute,
         arena_bytes_max: settings.memory.map(|m| m.saturating_sub(fixed_bytes)),
         host_bytes_max: settings.host_memory,
+        host_updates: settings.host_optimizer == Some(true),
         window,
         embeddings: settings.embeddings,
         spill: settings.spill,

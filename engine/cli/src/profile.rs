@@ -168,9 +168,9 @@ pub fn simulate(machine: &Machine, plans: &[Planned], batch: u32, bound_s: f64) 
         // What lacks a rate is told before anything is played.
         steps
             .clone()
-            .try_for_each(|step| cost::seconds(machine, &cost::work(step)).map(drop))
+            .try_for_each(|step| cost::seconds(machine, &cost::work_in(plan, step)).map(drop))
             .map_err(CommandError::run)?;
-        let seconds = |step: &Step| cost::seconds(machine, &cost::work(step)).map_or(0.0, |it| it.seconds);
+        let seconds = |step: &Step| cost::seconds(machine, &cost::work_in(plan, step)).map_or(0.0, |it| it.seconds);
         let paper = Paper { inward, outward, files, single_queue: machine.traits.single_queue, seconds: &seconds };
         let report = sim::played(plan, &runs, &paper)?;
         (step_s, compute_s, waited_s) =

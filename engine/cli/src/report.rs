@@ -41,6 +41,7 @@ pub fn plan(planned: &Planned, memory: Option<u64>) -> String {
     }
     entries(&mut out, plan);
     windows(&mut out, planned);
+    optimizer(&mut out, planned);
     let choice = &planned.compiled.choice;
     let _ = writeln!(out, "  recomputation: step {} of {}", choice.recompute_step, choice.recompute_steps);
     if choice.spills {
@@ -131,6 +132,19 @@ pub fn schedule(window: Option<&Window>) -> String {
     }
 }
 
+/// What the host updates, and who else was considered.
+fn optimizer(out: &mut String, planned: &Planned) {
+    let plan = &planned.compiled.plan;
+    let count: usize = plan.entries.iter().map(|e| plan.host_steps(e).len()).sum();
+    if count > 0 {
+        let _ = writeln!(out, "  optimizer: the host updates {count} tensors in its memory, beside backward");
+    }
+    if let Some([by_device, by_host]) = planned.optimizers {
+        let said = format!("by the device {by_device:.3} s a step, by the host {by_host:.3}");
+        let _ = writeln!(out, "    predicted: with updates {said}");
+    }
+}
+
 /// Which blocks stream, and what else was considered.
 fn windows(out: &mut String, planned: &Planned) {
     let _ = writeln!(out, "  schedule: {}", schedule(planned.window.as_ref()));
@@ -165,8 +179,15 @@ pub fn lowest_block(plan: &Plan) -> String {
 
 /// A budget that cannot be met, in words; other errors as they are.
 pub fn refusal(error: &CompileError, fixed_bytes: u64, budget: u64, hints: &[String]) -> String {
-    let CompileError::Budget { need, entry, peak, at, steps, stored, beside, .. } = error else {
-        return error.to_string();
+    let (need, entry, peak, at, steps, stored, beside) = match error {
+        CompileError::Budget { need, entry, peak, at, steps, stored, beside, .. } => {
+            (need, entry, peak, at, steps, stored, beside)
+        }
+        CompileError::HostMemory { need, .. } => {
+            let help = format!("--host-memory {}, or --host-optimizer=false: then the device updates", show(*need));
+            return format!("{error}\n  help: {help}");
+        }
+        other => return other.to_string(),
     };
     let total = need + fixed_bytes;
     let mut out = format!(

@@ -8,8 +8,9 @@ use std::cell::Cell;
 use std::ops::Range;
 use tinyforge::far::{CHUNK_BYTES, MOVING_STACK_BYTES, MOVING_THREADS};
 use tinyforge_compiler::compile::{CompileError, Compiled, Embeddings};
+use tinyforge_compiler::machine::Machine;
 use tinyforge_compiler::passes::pipeline::Window;
-use tinyforge_plan::{Fixed, Plan, Stored};
+use tinyforge_plan::{Fixed, Plan, Stored, StoredKind};
 
 /// What streams from disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +49,8 @@ pub(crate) struct Streamed {
     pub(crate) window: Option<Window>,
     /// Windows that fit with the seconds a step that they were predicted to take, where a profile says.
     pub(crate) considered: Vec<(Option<Window>, f64)>,
+    /// The same of updates by the device and by the host, where either would do.
+    pub(crate) optimizers: Option<[f64; 2]>,
 }
 
 /// The window that takes least: a model that is smaller than the buffers of moving copies does not stream.
@@ -64,12 +67,36 @@ pub(crate) fn moving(asked: &Asked, window: Option<Window>) -> Option<Fixed> {
     (streams && asked.settings.gpu.is_none()).then(|| Fixed { name: "transfers".to_string(), bytes: MOVING_BYTES })
 }
 
-/// A plan in the way that the settings ask for.
+/// A plan in the way that the settings ask for. Where nobody says who updates what rests in the host's memory, the host
+/// does if that is predicted to be faster.
 pub(crate) fn plan(asked: &Asked) -> Result<Streamed, CompileError> {
+    let by_device = of_window(asked)?;
+    let plan = &by_device.compiled.plan;
+    let is_trained_there = |s: &Stored| s.kind == StoredKind::Weight && s.changes && plan.is_in_host(s.tensor.value);
+    let is_open = asked.settings.host_optimizer.is_none() && plan.stored.iter().any(is_trained_there);
+    let Some(machine) = asked.settings.machine.as_ref().filter(|_| is_open) else { return Ok(by_device) };
+    let settings = Settings { host_optimizer: Some(true), ..asked.settings.clone() };
+    let by_host = match of_window(&Asked { settings: &settings, ..*asked }) {
+        Err(CompileError::Budget { .. } | CompileError::HostMemory { .. }) => return Ok(by_device),
+        result => result?,
+    };
+    let optimizers = [&by_device, &by_host].map(|found| predicted_s(asked, machine, &found.compiled));
+    let found = if optimizers[1] < optimizers[0] { by_host } else { by_device };
+    Ok(Streamed { optimizers: Some(optimizers), ..found })
+}
+
+/// Seconds a step that a plan is predicted to take.
+fn predicted_s(asked: &Asked, machine: &Machine, compiled: &Compiled) -> f64 {
+    let cost = profile::plan_cost(machine, &compiled.plan, asked.rows, asked.settings.batch);
+    cost.map_or(f64::INFINITY, |cost| cost.prediction_s)
+}
+
+/// A plan of the window that the settings ask for.
+fn of_window(asked: &Asked) -> Result<Streamed, CompileError> {
     let heap = Cell::new(0);
     let one = |window| {
         let compiled = fitting(asked, window, &heap)?;
-        Ok(Streamed { compiled, window, considered: Vec::new() })
+        Ok(Streamed { compiled, window, considered: Vec::new(), optimizers: None })
     };
     match asked.settings.window {
         Streaming::Never => one(None),
@@ -110,7 +137,7 @@ fn cheapest(asked: &Asked, (prefetch, parts): (u32, Option<u32>), heap: &Cell<u6
     let Some(machine) = asked.settings.machine.as_ref().filter(|_| is_train) else {
         let is_alone = can_cut && first.1.is_some_and(|w| w.blocks == 1 && w.parts == 1);
         let (compiled, window) = if is_alone { beside(asked, first, prefetch, heap)? } else { first };
-        return Ok(Streamed { compiled, window, considered: Vec::new() });
+        return Ok(Streamed { compiled, window, considered: Vec::new(), optimizers: None });
     };
     let cuts = if can_cut { cuts(first.1) } else { 0..0 };
     let narrower = narrower(asked, &first, prefetch).into_iter().map(Some);
@@ -123,15 +150,12 @@ fn cheapest(asked: &Asked, (prefetch, parts): (u32, Option<u32>), heap: &Cell<u6
             Err(error) => return Err(error),
         }
     }
-    let seconds = |compiled: &Compiled| {
-        let cost = profile::plan_cost(machine, &compiled.plan, asked.rows, asked.settings.batch);
-        cost.map_or(f64::INFINITY, |cost| cost.prediction_s)
-    };
-    let considered: Vec<_> = plans.iter().map(|(compiled, window)| (*window, seconds(compiled))).collect();
+    let considered = plans.iter().map(|(compiled, window)| (*window, predicted_s(asked, machine, compiled)));
+    let considered: Vec<_> = considered.collect();
     let best = (0..plans.len()).min_by(|&a, &b| considered[a].1.total_cmp(&considered[b].1)).unwrap_or(0);
     let considered = if considered.len() > 1 { considered } else { Vec::new() };
     let (compiled, window) = plans.swap_remove(best);
-    Ok(Streamed { compiled, window, considered })
+    Ok(Streamed { compiled, window, considered, optimizers: None })
 }
 
 /// A window of parts where there is room for several beside one another, in place of a block that nothing comes in

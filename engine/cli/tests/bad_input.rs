@@ -414,6 +414,8 @@ fn requests() {
         &["--batch", "0"],
         &["--host-memory", "1GiB"],
         &["--host-memory", "much"],
+        &["--host-optimizer"],
+        &["--host-optimizer", "maybe"],
         &["--batch", "16777216", "--seq", "256", "--micro-batch", "16777216"],
         &["--batch", "99999999999"],
         &["--batch", "16777216", "--seq", "100"],

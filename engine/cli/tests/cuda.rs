@@ -111,6 +111,13 @@ fn cuda_windows_do_not_change_the_result() {
 }
 
 #[test]
+fn cuda_the_hosts_updates_are_the_cards() {
+    if has_shim() {
+        devices::the_hosts_updates_are_the_devices(CUDA, &ascends, &descends);
+    }
+}
+
+#[test]
 fn cuda_the_highest_byte_touched_is_the_planned_peak() {
     if !has_shim() {
         return;

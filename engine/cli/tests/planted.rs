@@ -1,8 +1,8 @@
-//! Faults planted in the transfers of plans: the checker finds every one of them.
+//! Faults planted in the transfers of plans, and in steps of the host beside them: the checker finds every one of them.
 
 mod made;
 
-use made::{Llama, Scratch, TIED, knobs, planned};
+use made::{Llama, Scratch, TIED, knobs, planned, planned_in_host};
 use std::collections::BTreeMap;
 use tinyforge_cli::model::Model;
 use tinyforge_plan::check::check;
@@ -46,6 +46,20 @@ fn going(plan: &Plan, (e, t): (usize, usize), direction: Direction) -> Option<(T
     let transfer = plan.entries[e].transfers[t].clone();
     let at = place(plan, &transfer);
     (transfer.direction == direction).then_some((transfer, at, plan.entries[e].steps.len() as u32))
+}
+
+/// The first step of the host that does something with a transfer's tensor at its place in the host's memory.
+fn host_step(plan: &Plan, (e, t): (usize, usize), wanted: impl Fn(&Step, &Tensor) -> bool) -> Option<usize> {
+    let stored = &plan.stored[plan.entries[e].transfers[t].stored as usize].tensor;
+    plan.entries[e].steps.iter().position(|s| plan.is_on_host(s) && wanted(s, stored))
+}
+
+fn is_read(step: &Step, stored: &Tensor) -> bool {
+    step.args.iter().skip(step.changes as usize).any(|t| t.value == stored.value)
+}
+
+fn is_changed(step: &Step, stored: &Tensor) -> bool {
+    step.args.iter().take(step.changes as usize).any(|t| t.value == stored.value)
 }
 
 /// The first step that reads the copy that a transfer brings.
@@ -314,6 +328,72 @@ const FAULTS: &[Fault] = &[
         "no copy's place",
     ),
     (
+        "an update by the host before its gradient has gone out",
+        |p, (e, t)| {
+            let host = host_step(p, (e, t), is_read)? as u32;
+            p.entries[e].transfers[t].ends = host + 1;
+            Some(())
+        },
+        "moves",
+    ),
+    (
+        "an update by the host whose gradient does not go out",
+        |p, (e, t)| {
+            host_step(p, (e, t), is_read)?;
+            p.entries[e].transfers.remove(t);
+            Some(())
+        },
+        "does not have the newest",
+    ),
+    (
+        "a gradient that goes out once more while the host reads it",
+        |p, (e, t)| {
+            let host = host_step(p, (e, t), is_read)? as u32;
+            let again = Transfer { begins: host + 1, ends: host + 1, ..p.entries[e].transfers[t].clone() };
+            p.entries[e].transfers.push(again);
+            sort(&mut p.entries[e]);
+            Some(())
+        },
+        "may still be",
+    ),
+    (
+        "a copy that comes in while the host changes it",
+        |p, (e, t)| {
+            going(p, (e, t), Direction::In)?;
+            let host = host_step(p, (e, t), is_changed)? as u32;
+            let transfer = &mut p.entries[e].transfers[t];
+            (transfer.begins, transfer.ends) = (transfer.begins.min(host), host + 1);
+            sort(&mut p.entries[e]);
+            Some(())
+        },
+        "",
+    ),
+    (
+        "an update by the host of a copy",
+        |p, (e, t)| {
+            let host = host_step(p, (e, t), is_changed)?;
+            let near = p.entries[e].transfers[t].near_byte;
+            p.entries[e].steps[host].args[1].offset = near;
+            Some(())
+        },
+        "touches more than",
+    ),
+    (
+        "an update by the host at another tensor's place",
+        |p, (e, t)| {
+            let host = host_step(p, (e, t), is_changed)?;
+            let own = p.entries[e].steps[host].args[0].clone();
+            let is_other = |s: &&tinyforge_plan::Stored| {
+                p.is_far(&s.tensor) && s.tensor.bytes() == own.bytes() && s.tensor.value != own.value
+            };
+            let in_host = |s: &&tinyforge_plan::Stored| p.space_of(s.tensor.offset).is_some_and(|s| s.is_host);
+            let other = p.stored.iter().filter(in_host).find(is_other)?.tensor.offset;
+            p.entries[e].steps[host].args[0].offset = other;
+            Some(())
+        },
+        "no longer holds",
+    ),
+    (
         "a resident that is another one's",
         |p, (e, t)| {
             let count = p.entries[e].residents.len();
@@ -369,6 +449,11 @@ fn plans() -> Vec<(String, Plan)> {
             let pairs = [base, &more[..]].concat();
             let plans = planned(&model, &knobs(&pairs)).0;
             found.extend(plans.into_iter().map(|plan| (format!("{pairs:?}"), plan)));
+            let is_trained = base[0] == "scheme=\"full\"" || base[0] == "scheme=\"last:2\"";
+            if is_trained && more[0] == "window=\"2\"" {
+                let plans = planned_in_host(&model, &knobs(&pairs), (u64::MAX, true)).0;
+                found.extend(plans.into_iter().map(|plan| (format!("{pairs:?}, by the host"), plan)));
+            }
         }
     }
     found

@@ -47,9 +47,14 @@ impl Desk {
     /// The same with half of what streams in the host's memory, and with all of it.
     fn plans_in_host(&self, base: &[&str], more: &[&str]) -> [(Vec<Plan>, TrainOptions); 2] {
         let knobs = knobs(&[&["seq=12"], base, more].concat());
-        let all = planned_in_host(&self.model, &knobs, u64::MAX);
+        let all = planned_in_host(&self.model, &knobs, (u64::MAX, false));
         let host_bytes = all.0.iter().map(Plan::host_bytes).max().expect("a phase");
-        [planned_in_host(&self.model, &knobs, host_bytes / 2), all]
+        [planned_in_host(&self.model, &knobs, (host_bytes / 2, false)), all]
+    }
+
+    /// The same where the host updates what streams.
+    fn plans_by_host(&self, base: &[&str], more: &[&str]) -> (Vec<Plan>, TrainOptions) {
+        planned_in_host(&self.model, &knobs(&[&["seq=12"], base, more].concat()), (u64::MAX, true))
     }
 
     fn work(&self) -> PathBuf {
@@ -148,6 +153,43 @@ fn the_hosts_memory_gives_the_same() {
     }
     assert!(found.is_empty(), "{} of {runs} runs differ:\n{}", found.len(), found.join("\n"));
     assert!(mixed >= 10, "{mixed} plans have both kinds");
+}
+
+fn host_steps(plan: &Plan) -> usize {
+    plan.entries.iter().map(|e| plan.host_steps(e).len()).sum()
+}
+
+/// What the host updates beside backward is what would be updated here.
+#[test]
+fn the_hosts_updates_give_the_same() {
+    let desk = Desk::new("sim-updates");
+    let (mut found, mut runs) = (Vec::new(), 0);
+    for base in [
+        &["scheme=\"full\""][..],
+        &["scheme=\"full\"", "activations=\"far\"", "recompute=\"all\""],
+        &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""],
+        &["scheme=\"full+head\"", "optimizer=\"sgd\"", "beta1=0"],
+        &["scheme=\"last:2\"", "clip=0.05"],
+        &["scheme=\"last:3\"", "clip=0.05", "clip_by=\"second\""],
+    ] {
+        let (wanted, _) = desk.trace(&desk.plans(base, &["window=\"all\""]), None);
+        for more in [
+            &["window=\"1\""][..],
+            &["window=\"2\"", "prefetch=2", "micro_batch=2"],
+            &["window=\"3\"", "micro_batch=1"],
+            &["window=\"2\"", "block_parts=2"],
+            &["window=\"2\"", "embeddings=\"far\"", "threads=2"],
+        ] {
+            let planned = desk.plans_by_host(base, more);
+            assert!(planned.0.iter().all(|p| host_steps(p) > 0), "{base:?} {more:?}: the host does nothing");
+            for sim in [None, Some(seed(1)), Some(seed(2)), Some(seed(3))] {
+                runs += 1;
+                let what = format!("{base:?} {more:?}, {sim:?}");
+                found.extend(difference(&wanted, &desk.trace(&planned, sim).0).map(|t| format!("{what}: {t}")));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{} of {runs} runs differ:\n{}", found.len(), found.join("\n"));
 }
 
 /// A plan that counts on a moment or an order gives something else: the simulation would show it.
@@ -382,9 +424,14 @@ fn the_executor_takes_what_the_cost_model_predicts() {
             &["window=\"3\"", "recompute=\"all\"", "micro_batch=1"],
         ] {
             let knobs = knobs(&[&["seq=12"], base, more].concat());
-            // In files, in the host's memory, and in both.
-            let ways = [0, u64::MAX, 8 << 10].map(|host_memory| {
-                let settings = Settings { host_memory, ..knobs.settings().expect("settings") };
+            // In files, in the host's memory, and in both; and updated by the host.
+            let ways = [(0, false), (u64::MAX, false), (8 << 10, false), (u64::MAX, true)];
+            let ways = ways.map(|(host_memory, host_optimizer)| {
+                let settings = Settings {
+                    host_memory,
+                    host_optimizer: Some(host_optimizer),
+                    ..knobs.settings().expect("settings")
+                };
                 let plans = plan_phases(&desk.model, &settings, Wanted::Train, &[]).expect("plans");
                 (settings, plans)
             });
@@ -410,5 +457,5 @@ fn the_executor_takes_what_the_cost_model_predicts() {
         }
     }
     let counts = [compared, exact, waited, overlapped];
-    assert!(compared == 288 && exact > 60 && waited > 60 && overlapped > 15, "{counts:?}");
+    assert!(compared == 384 && exact > 60 && waited > 60 && overlapped > 15, "{counts:?}");
 }

@@ -60,6 +60,7 @@ fn settings(reference: &Tensors, scheme: &str) -> Settings {
         clip_by: None,
         memory: None,
         host_memory: 0,
+        host_optimizer: Some(false),
         threads: 1,
         target: tinyforge_compiler::target::Target::CPU,
         device: DeviceChoice::Cpu,

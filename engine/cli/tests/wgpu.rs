@@ -59,6 +59,29 @@ fn windows_do_not_change_the_result() {
     }
 }
 
+/// What the host updates beside the adapter's backward, which may round its divisions and roots otherwise.
+#[test]
+fn the_hosts_updates_are_near_the_adapters() {
+    if !has_wgpu() {
+        return;
+    }
+    let (_scratch, model) = made_model("wgpu-updates", TIED);
+    let knobs = knobs(&["scheme=\"full\"", "window=\"1\"", "micro_batch=2", WGPU]);
+    let rows = devices::rows_of(&model, &knobs);
+    let losses = |host_optimizer| {
+        let (plans, options) = made::planned_in_host(&model, &knobs, (u64::MAX, host_optimizer));
+        let host_steps: usize = plans.iter().flat_map(|p| p.entries.iter().map(|e| p.host_steps(e).len())).sum();
+        assert_eq!(host_steps > 0, host_optimizer);
+        let run = RunOptions { device: DeviceChoice::Wgpu, ..RunOptions::default() };
+        let mut runner = Runner::with_phases(plans, run).expect("runs");
+        runner.load(&model.files, options.seed).expect("loads");
+        Trace::of(&mut Trainer::new(runner, options, rows.rows()), &rows, 6).expect("trains").losses
+    };
+    let [by_adapter, by_host] = [false, true].map(losses);
+    assert!(apart(&by_adapter, &by_host) < 1e-5, "{by_adapter:?} and {by_host:?}");
+    assert!(by_host[5] < by_host[0], "{by_host:?}");
+}
+
 #[test]
 fn copies_give_the_bytes_that_are_written_in_place() {
     if !has_wgpu() {

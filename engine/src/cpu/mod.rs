@@ -163,9 +163,65 @@ struct Bound {
     kernel: Found,
 }
 
+impl Bound {
+    /// Binds a step over memory of so many bytes from an address on.
+    fn of(step: &Step, (start, bytes): (u64, u64)) -> Result<Bound, String> {
+        let kernel = find(&step.kernel).ok_or_else(|| format!("the CPU has no kernel `{}`", step.kernel))?;
+        let overlays = lead(&step.kernel).is_some();
+        Ok(Bound { cuts: Cuts::of(step, start, bytes, overlays)?, kernel })
+    }
+
+    fn run(&self, step: &Step, memory: &mut Arena, par: &Par) -> Result<(), KernelError> {
+        let pieces = memory.pieces(&self.cuts);
+        let mut call = Call::new(step, par, &self.cuts, pieces);
+        match self.kernel {
+            Found::Row(row) => (row.run)(&mut call),
+            Found::Each(kernel) => {
+                each::run(&mut call, kernel);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The steps of a plan that the host carries out beside a device, bound to kernels over the host's part of the far
+/// memory: those of each entry, in order.
+pub(crate) struct HostCode {
+    entries: Vec<Vec<(Step, Bound)>>,
+}
+
+impl HostCode {
+    /// Binds them.
+    ///
+    /// # Errors
+    /// A kernel is unknown, or the plan is damaged.
+    pub(crate) fn bind(plan: &Plan) -> Result<HostCode, String> {
+        let place = plan.spaces.iter().find(|s| s.is_host).map_or((0, 0), |s| (s.first_byte, s.bytes));
+        let of_host = |step: &&Step| plan.is_on_host(step);
+        let bind = |step: &Step| Ok((step.clone(), Bound::of(step, place)?));
+        let entries = plan.entries.iter().map(|e| e.steps.iter().filter(of_host).map(bind).collect());
+        Ok(HostCode { entries: entries.collect::<Result<_, String>>()? })
+    }
+
+    /// The most steps of an entry.
+    pub(crate) fn most(&self) -> usize {
+        self.entries.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Runs one of them.
+    ///
+    /// # Errors
+    /// A kernel refused its data.
+    pub(crate) fn step(&self, (entry, nth): (usize, usize), memory: &mut Arena, par: &Par) -> Result<(), KernelError> {
+        let (step, bound) = &self.entries[entry][nth];
+        bound.run(step, memory, par)
+    }
+}
+
 /// The entries of a plan, bound to kernels.
 pub(crate) struct Code {
-    entries: Vec<Vec<Bound>>,
+    /// Nothing for what the host carries out beside.
+    entries: Vec<Vec<Option<Bound>>>,
     /// Nanoseconds spent in every step, and how often it ran, where they are counted.
     times: Option<Vec<Vec<(u64, u64)>>>,
 }
@@ -176,12 +232,8 @@ impl Code {
     /// # Errors
     /// A kernel is unknown, or the plan is damaged.
     pub(crate) fn bind(plan: &Plan, count_times: bool) -> Result<Code, String> {
-        let bind = |step: &Step| {
-            let kernel = find(&step.kernel).ok_or_else(|| format!("the CPU has no kernel `{}`", step.kernel))?;
-            let overlays = lead(&step.kernel).is_some();
-            let cuts = Cuts::of(step, plan.arena_start(), plan.arena_bytes(), overlays)?;
-            Ok(Bound { cuts, kernel })
-        };
+        let arena = (plan.arena_start(), plan.arena_bytes());
+        let bind = |step: &Step| (!plan.is_on_host(step)).then(|| Bound::of(step, arena)).transpose();
         let entries = plan.entries.iter().map(|e| e.steps.iter().map(bind).collect::<Result<Vec<_>, String>>());
         let entries = entries.collect::<Result<Vec<_>, String>>()?;
         let times = count_times.then(|| entries.iter().map(|e| vec![(0, 0); e.len()]).collect());
@@ -221,14 +273,9 @@ impl Code {
         par: &Par,
     ) -> Result<(), KernelError> {
         let Code { entries, times } = self;
-        let bound = &entries[entry][i];
+        let Some(bound) = &entries[entry][i] else { return Ok(()) };
         let started = times.is_some().then(Instant::now);
-        let pieces = arena.pieces(&bound.cuts);
-        let mut call = Call::new(step, par, &bound.cuts, pieces);
-        match bound.kernel {
-            Found::Row(row) => (row.run)(&mut call)?,
-            Found::Each(kernel) => each::run(&mut call, kernel),
-        }
+        bound.run(step, arena, par)?;
         if let (Some(times), Some(started)) = (times.as_mut(), started) {
             times[entry][i].0 += started.elapsed().as_nanos() as u64;
             times[entry][i].1 += 1;

@@ -3,6 +3,7 @@
 use super::mover::Move;
 use crate::runner::RunError;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Carries out moves beside the steps.
@@ -33,11 +34,26 @@ pub(crate) trait Carrier: Send + Sync {
     /// A step has ended.
     fn stepped(&mut self);
 
+    /// What waits for moves elsewhere than where steps are begun; nothing where a move has ended once [`Carrier::wait`]
+    /// returns.
+    fn landing(&self) -> Option<Arc<dyn Landing>> {
+        None
+    }
+
     /// Time that steps waited, time that moves took, and the bytes that moved.
     fn times(&self) -> (Duration, Duration, u64);
 }
 
-/// A part of the arena, for one move.
+/// Waits for moves that streams carry out, of what rests in the host's memory.
+pub(crate) trait Landing: Send + Sync {
+    /// Waits until the move of this number has ended, of those that have begun since all was at rest.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait(&self, number: u64) -> Result<(), RunError>;
+}
+
+/// A part of the arena for one move, or of the host's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub(crate) start: NonNull<u8>,
@@ -45,7 +61,7 @@ pub(crate) struct Span {
 }
 
 // SAFETY: a span is handed to the carrier for one move at a time, in which nothing else touches its bytes; the arena
-// outlives the carrier, which the runner drops first.
+// and the host's memory outlive the carrier, which is dropped first.
 #[expect(unsafe_code, reason = "parts of the arena go to the thread that fills them")]
 unsafe impl Send for Span {}
 // SAFETY: through a shared span its bytes are only read, and only by who carries out the move.

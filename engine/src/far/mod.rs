@@ -9,14 +9,16 @@ mod carrier;
 pub(crate) mod direct;
 mod host;
 mod mover;
+mod updates;
 
-pub(crate) use carrier::{Carrier, Span};
+pub(crate) use carrier::{Carrier, Landing, Span};
 pub use direct::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Direct};
 pub(crate) use host::HostMemory;
 pub(crate) use mover::Move;
 pub use mover::{MOVING_STACK_BYTES, MOVING_THREADS};
 
 use crate::arena::Arena;
+use crate::cpu::HostCode;
 use crate::files::{FileError, ReadAt};
 use crate::gpu::Gpu;
 use crate::runner::RunError;
@@ -28,7 +30,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tinyforge_plan::{Direction, Entry, Plan, Source, Stored, Tensor};
+use tinyforge_plan::{Direction, Entry, Plan, Source, Step, Stored, Tensor};
+use updates::Updates;
 
 /// Where a stored tensor of a far memory lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -133,7 +136,7 @@ impl Files {
             Place::Model(file, offset) => self.model[file].read(offset, out, chunk),
             Place::Work(offset) => self.work_file().read(offset, out, chunk),
             Place::Host(at) => {
-                self.host().read(at, out);
+                out.copy_from_slice(self.host().part(at, out.len() as u64).bytes());
                 Ok(())
             }
         }
@@ -144,7 +147,7 @@ impl Files {
         match place {
             Place::Work(offset) => self.work_file().write(offset, data, chunk),
             Place::Host(at) => {
-                self.host().write(at, data);
+                self.host().part(at, data.len() as u64).bytes_mut().copy_from_slice(data);
                 Ok(())
             }
             Place::Model(..) => unreachable!("the model's files are only read"),
@@ -230,6 +233,8 @@ struct EntryMoves {
     /// Indices into `list`, in the order in which they end.
     by_end: Vec<usize>,
     residents: Vec<Move>,
+    /// The steps of the host, in order, each with the last of the moves before it, out and in, of what it touches.
+    updates: Vec<(usize, [Option<usize>; 2])>,
 }
 
 impl EntryMoves {
@@ -237,7 +242,17 @@ impl EntryMoves {
         let list = mover::moves(plan, entry);
         let mut by_end: Vec<usize> = (0..list.len()).collect();
         by_end.sort_by_key(|&k| list[k].ends);
-        EntryMoves { list, by_end, residents: mover::residents(plan, entry) }
+        let last = |i: usize, way| {
+            list.iter().rposition(|m| m.begins <= i && m.direction == way && touches(plan, &entry.steps[i], m))
+        };
+        let host_steps = plan.host_steps(entry).into_iter().map(|i| i as usize);
+        let updates = host_steps.map(|i| (i, [Direction::Out, Direction::In].map(|way| last(i, way)))).collect();
+        EntryMoves { list, by_end, residents: mover::residents(plan, entry), updates }
+    }
+
+    /// Which of the host's steps step `i` is.
+    fn update(&self, i: usize) -> Option<usize> {
+        self.updates.binary_search_by_key(&i, |(step, _)| *step).ok()
     }
 
     /// The moves that step `i` waits for and that have begun before it.
@@ -246,6 +261,13 @@ impl EntryMoves {
         let due = self.by_end[first..].iter().copied().take_while(move |&k| self.list[k].ends == i);
         due.filter(move |&k| self.list[k].begins < i)
     }
+}
+
+/// Whether a move is from or to where a step of the host does something.
+fn touches(plan: &Plan, step: &Step, m: &Move) -> bool {
+    let Place::Host(first) = m.place else { return false };
+    let first = plan.spaces.iter().find(|s| s.is_host).map_or(0, |s| s.first_byte) + first;
+    step.args.iter().any(|t| t.offset < first + m.near.1 && first < t.end())
 }
 
 /// The near memory: the arena itself, or a device's, to and from which copies pass through the arena.
@@ -271,8 +293,10 @@ pub(crate) trait Near {
 
 /// The far memory of a run.
 pub(crate) struct Far {
-    files: Arc<Files>,
+    /// Before the memory in which they work.
+    updates: Option<Updates>,
     mover: Box<dyn Carrier>,
+    files: Arc<Files>,
     /// For calls between runs.
     chunk: Chunk,
     paths: Vec<PathBuf>,
@@ -302,7 +326,7 @@ impl Far {
         if let Some(sim) = sim {
             sim.allocate("the work file", Files::work_bytes(plan))?;
         }
-        let host_bytes = plans.map(Plan::host_bytes).max().unwrap_or(0);
+        let host_bytes = plans.clone().map(Plan::host_bytes).max().unwrap_or(0);
         let host = match gpu.as_deref().and_then(|gpu| gpu.host_memory()) {
             _ if host_bytes == 0 => None,
             Some(own) => Some(own),
@@ -322,9 +346,10 @@ impl Far {
                     .map_err(|e| RunError::System { what: "cannot start the moving threads", why: e.to_string() })?,
             ),
         };
+        let updates = updates_of(plans, &files_of_run, mover.landing())?;
         let paths = files.iter().map(|f| f.path().to_path_buf()).collect();
         let (chunk, numbers) = (Chunk::new(), vec![0; most]);
-        Ok(Far { files: files_of_run, mover, chunk, paths, moves, resident: None, numbers })
+        Ok(Far { updates, files: files_of_run, mover, chunk, paths, moves, resident: None, numbers })
     }
 
     /// The far memory of a plan that is only played: without files, over the carrier that `carrier` makes for at most
@@ -336,7 +361,8 @@ impl Far {
         let (moves, most) = moves_of(std::iter::once(plan));
         let files = Arc::new(Files { model: Vec::new(), stamps: Vec::new(), work: None, host: None });
         let mover = carrier(most, &mut named(&moves));
-        Far { files, mover, chunk: Chunk::new(), paths: Vec::new(), moves, resident: None, numbers: vec![0; most] }
+        let (updates, paths, resident) = (None, Vec::new(), None);
+        Far { updates, files, mover, chunk: Chunk::new(), paths, moves, resident, numbers: vec![0; most] }
     }
 
     /// Brings in what an entry finds there when it begins.
@@ -373,14 +399,26 @@ impl Far {
         let end = steps.end.min(count);
         for i in steps.start..end {
             self.before(i, arena, near)?;
+            self.update(i);
             near.step(i, arena)?;
             self.mover.stepped();
         }
         if end == count {
             self.before(count, arena, near)?;
+            self.updates.as_mut().map_or(Ok(()), Updates::wait_all)?;
             self.mover.rest()?;
         }
         Ok(())
+    }
+
+    /// Gives the host step `i`, where that is its own.
+    fn update(&mut self, i: usize) {
+        let at = self.resident.expect("the entry was entered");
+        let moves = &self.moves[at.0][at.1];
+        if let (Some(updates), Some(nth)) = (&mut self.updates, moves.update(i)) {
+            let landed = moves.updates[nth].1.map(|k| k.map_or(0, |k| self.numbers[k]));
+            updates.give(at, nth, landed);
+        }
     }
 
     /// Begins what may begin before step `i`, and waits for what must have ended there. What goes out reads what the
@@ -409,6 +447,9 @@ impl Far {
             if way == Direction::Out {
                 near.going(arena, m.near)?;
             }
+            if let Some(updates) = self.updates.as_mut().filter(|_| m.follows > 0) {
+                updates.wait(m.follows)?;
+            }
             self.numbers[k] = self.mover.begin(m, arena.part(m.near.0, m.near.1));
         }
         for (k, m) in beginning.filter(|(_, m)| m.ends == i) {
@@ -429,6 +470,7 @@ impl Far {
         if result.is_err() {
             // The first error is the one to tell.
             let _ = self.mover.wait_all();
+            let _ = self.updates.as_mut().map(Updates::wait_all);
         }
         let result = self.files.check_unchanged(&self.paths).map_err(RunError::from).and(result);
         if result.is_err() {
@@ -469,6 +511,25 @@ impl Far {
     pub(crate) fn times(&self) -> (Duration, Duration, u64) {
         self.mover.times()
     }
+}
+
+/// What carries out the host's steps of some plans, where there are any.
+///
+/// # Errors
+/// A plan is damaged, or the system has no thread.
+fn updates_of<'a>(
+    plans: impl Iterator<Item = &'a Plan> + Clone,
+    files: &Files,
+    landing: Option<Arc<dyn Landing>>,
+) -> Result<Option<Updates>, RunError> {
+    let code = plans.clone().map(HostCode::bind).collect::<Result<Vec<_>, _>>().map_err(RunError::Plan)?;
+    if code.iter().all(|code| code.most() == 0) {
+        return Ok(None);
+    }
+    let plan = plans.max_by_key(|p| p.host_bytes()).expect("a run has a phase");
+    let start = plan.spaces.iter().find(|s| s.is_host).map_or(0, |s| s.first_byte);
+    let memory = Arena::over(files.host().part(0, plan.host_bytes()), start);
+    Updates::new(code, memory, landing, plan.threads.max(1) as usize).map(Some)
 }
 
 /// So much of the host's memory, as the system gives it.

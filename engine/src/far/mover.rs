@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tinyforge_plan::{Direction, Entry, Plan};
+use tinyforge_plan::{Direction, Entry, Plan, Transfer};
 
 /// Threads that move, each with a buffer and a stack of its own.
 pub const MOVING_THREADS: usize = 2;
@@ -32,22 +32,28 @@ pub(crate) struct Move {
     pub(crate) direction: Direction,
     pub(crate) begins: usize,
     pub(crate) ends: usize,
+    /// How many of the entry's steps of the host it follows.
+    pub(crate) follows: usize,
 }
 
 /// The moves of an entry, in order.
 pub(crate) fn moves(plan: &Plan, entry: &Entry) -> Vec<Move> {
-    joined(plan, entry.transfers.iter().map(|t| (t.stored, t.near_byte, t.direction, [t.begins, t.ends])))
+    let host_steps = plan.host_steps(entry);
+    let follows = |t: &Transfer| plan.changed_by(entry, &host_steps, t).map_or(0, |nth| nth + 1);
+    let copy = |t: &Transfer| (t.stored, t.near_byte, t.direction, [t.begins, t.ends], follows(t));
+    joined(plan, entry.transfers.iter().map(copy))
 }
 
 /// The copies that must be there when an entry begins, as moves that come in.
 pub(crate) fn residents(plan: &Plan, entry: &Entry) -> Vec<Move> {
-    joined(plan, entry.residents.iter().map(|r| (r.stored, r.near_byte, Direction::In, [0, 0])))
+    joined(plan, entry.residents.iter().map(|r| (r.stored, r.near_byte, Direction::In, [0, 0], 0)))
 }
 
-/// Copies as moves: the stored tensor, its place in the near memory, which way, and between which steps.
-fn joined(plan: &Plan, copies: impl Iterator<Item = (u32, u64, Direction, [u32; 2])>) -> Vec<Move> {
+/// Copies as moves: the stored tensor, its place in the near memory, which way, between which steps, and how many of
+/// the host's it follows.
+fn joined(plan: &Plan, copies: impl Iterator<Item = (u32, u64, Direction, [u32; 2], usize)>) -> Vec<Move> {
     let mut found: Vec<Move> = Vec::new();
-    for (stored, near_byte, direction, [begins, ends]) in copies {
+    for (stored, near_byte, direction, [begins, ends], follows) in copies {
         let stored = &plan.stored[stored as usize];
         let next = Move {
             name: stored.name.clone(),
@@ -57,6 +63,7 @@ fn joined(plan: &Plan, copies: impl Iterator<Item = (u32, u64, Direction, [u32; 
             direction,
             begins: begins as usize,
             ends: ends as usize,
+            follows,
         };
         join(&mut found, next, u64::from(plan.align_bytes));
     }
@@ -78,6 +85,7 @@ fn join(found: &mut Vec<Move>, next: Move, align: u64) {
         };
         if together && fits {
             last.near.1 = next.near.0 + next.near.1 - last.near.0;
+            last.follows = last.follows.max(next.follows);
             return;
         }
     }
@@ -369,7 +377,7 @@ mod tests {
     }
 
     fn coming(place: Place, near: (u64, u64)) -> Move {
-        Move { name: "w".to_string(), number: 0, place, near, direction: Direction::In, begins: 0, ends: 0 }
+        Move { name: "w".to_string(), number: 0, place, near, direction: Direction::In, begins: 0, ends: 0, follows: 0 }
     }
 
     /// Hands over a move of 100 bytes from `place` to byte `near`.

@@ -92,6 +92,8 @@ pub struct GpuKernels {
     pub takes_products: bool,
     /// Whether it works in a memory of its own, so that the host's can hold what that has no room for.
     pub has_own_memory: bool,
+    /// Whether its updates have the bits of the host's: it then does not matter who updates.
+    pub updates_as_host: bool,
 }
 
 impl GpuKernels {
@@ -137,6 +139,8 @@ pub fn kernels(device: DeviceChoice) -> Result<Option<GpuKernels>, GpuError> {
                 operand_bytes_max: adapter.operand_bytes_max,
                 takes_products: false,
                 has_own_memory: !adapter.is_unified(),
+                // Its divisions and roots may be rounded otherwise.
+                updates_as_host: false,
             }))
         }
         #[cfg(not(feature = "wgpu"))]
@@ -146,11 +150,14 @@ pub fn kernels(device: DeviceChoice) -> Result<Option<GpuKernels>, GpuError> {
     }
 }
 
-/// The launches of every step of a plan, by entry.
+/// The launches of every step of a plan, by entry; none of what the host carries out.
 ///
 /// # Errors
 /// A step has no kernel: the plan was made for another device.
 pub fn launches(plan: &Plan) -> Result<Vec<Vec<Work>>, String> {
-    let of_step = |step: &Step| work(step).map_err(|why| format!("kernel `{}`: {why}", step.kernel));
+    let of_step = |step: &Step| match plan.is_on_host(step) {
+        true => Ok(Work::default()),
+        false => work(step).map_err(|why| format!("kernel `{}`: {why}", step.kernel)),
+    };
     plan.entries.iter().map(|e| e.steps.iter().map(of_step).collect()).collect()
 }

@@ -45,6 +45,8 @@ pub struct Rates {
     pub flops_per_second: Vec<(DType, f64)>,
     /// Bytes a second that kernels read and write in the near memory.
     pub near_bytes_per_second: f64,
+    /// The same of the host's updates in its own.
+    pub host_bytes_per_second: f64,
     /// Seconds from one kernel to the next beside their work.
     pub launch_s: f64,
     /// Whether copies and kernels take turns.
@@ -61,6 +63,7 @@ impl Default for Rates {
             files: None,
             flops_per_second: vec![(DType::F32, 5e10)],
             near_bytes_per_second: 1e10,
+            host_bytes_per_second: 1e10,
             launch_s: 1e-6,
             single_queue: false,
         }
@@ -121,6 +124,8 @@ pub(super) struct Clock {
     links: [(Traffic, f64); 2],
     /// When the links to and from files are free again, where they are others.
     files_free_s: [f64; 2],
+    /// When each of the host's steps of the entry that runs ends.
+    updated_s: Vec<f64>,
     /// The copy that began last.
     last: Option<Begun>,
     /// By a copy's number.
@@ -132,11 +137,13 @@ pub(super) struct Clock {
 type Begun = (usize, (Direction, bool, [usize; 2]));
 
 impl Clock {
-    pub(super) fn new(rates: Rates) -> Clock {
+    /// A clock of a machine whose entries have at most so many steps of the host.
+    pub(super) fn new(rates: Rates, updates: usize) -> Clock {
         let links = Default::default();
         let (now_s, compute_s, waited_s) = (0.0, 0.0, 0.0);
         let (files_free_s, waits) = ([0.0; 2], Vec::new());
-        Clock { rates, now_s, compute_s, waited_s, launches: 0, links, files_free_s, last: None, waits }
+        let updated_s = Vec::with_capacity(updates);
+        Clock { rates, now_s, compute_s, waited_s, launches: 0, links, files_free_s, updated_s, last: None, waits }
     }
 
     pub(super) fn rates(&self) -> &Rates {
@@ -166,6 +173,26 @@ impl Clock {
         self.launches += 1;
     }
 
+    /// Lets the host begin a step that takes so many seconds, beside the kernels.
+    pub(super) fn update(&mut self, seconds: f64) {
+        let free_s = self.updated_s.last().copied().unwrap_or(0.0);
+        self.updated_s.push(self.now_s.max(free_s) + seconds);
+    }
+
+    /// The same of a step, by its bytes.
+    pub(super) fn update_bytes(&mut self, step: &Step) {
+        let bytes: u64 = step.args.iter().map(Tensor::bytes).sum();
+        self.update(bytes as f64 / self.rates.host_bytes_per_second);
+    }
+
+    /// Waits for the host's steps, at the end of an entry.
+    pub(super) fn rest(&mut self) {
+        let seconds = (self.updated_s.last().copied().unwrap_or(0.0) - self.now_s).max(0.0);
+        self.now_s += seconds;
+        self.waited_s += seconds;
+        self.updated_s.clear();
+    }
+
     /// Puts a copy on its links; when it is there.
     pub(super) fn begin(&mut self, m: &Move) -> f64 {
         let (link, at) = match m.direction {
@@ -173,6 +200,9 @@ impl Clock {
             Direction::Out => (self.rates.outward, 1),
         };
         let is_of_file = !matches!(m.place, Place::Host(_));
+        // What the host changes can be copied when it has.
+        let ready_s = m.follows.checked_sub(1).and_then(|nth| self.updated_s.get(nth)).copied().unwrap_or(0.0);
+        let ready_s = ready_s.max(self.now_s);
         let files = self.rates.files.filter(|_| is_of_file).map(|links| links[at]);
         let alike = (m.direction, is_of_file, [m.begins, m.ends]);
         let is_together = m.number > 0 && self.last == Some((m.number - 1, alike));
@@ -185,10 +215,10 @@ impl Clock {
         // together goes on behind it, on both.
         let from_s = match files {
             Some(_) if is_together => self.files_free_s[at],
-            Some(_) => self.now_s.max(self.files_free_s[at]),
-            None => self.now_s,
+            Some(_) => ready_s.max(self.files_free_s[at]),
+            None => ready_s,
         };
-        let may_s = if is_together { self.now_s } else { from_s };
+        let may_s = if is_together { ready_s } else { from_s };
         if self.rates.single_queue {
             self.wait(m.number, may_s);
         }
@@ -211,7 +241,7 @@ impl Clock {
     /// Counts from now on alone; everything has come to rest.
     pub(super) fn forget(&mut self) {
         let waits = self.waits.drain(..).map(|w| (w.name, w.direction)).collect::<Vec<_>>();
-        *self = Clock::new(self.rates.clone());
+        *self = Clock::new(self.rates.clone(), self.updated_s.capacity());
         self.name_copies(waits.into_iter());
     }
 
@@ -282,7 +312,7 @@ mod tests {
             launch_s: 0.25,
             ..Rates::default()
         };
-        let mut clock = Clock::new(rates);
+        let mut clock = Clock::new(rates, 4);
         clock.name_copies([("w".to_string(), Direction::In), ("w".to_string(), Direction::In)].into_iter());
         clock
     }
@@ -302,7 +332,7 @@ mod tests {
 
     fn copy(number: usize, direction: Direction, bytes: u64, ends: usize) -> Move {
         let (name, place, near) = ("w".to_string(), Place::Work(0), (0, bytes));
-        Move { name, number, place, near, direction, begins: 0, ends }
+        Move { name, number, place, near, direction, begins: 0, ends, follows: 0 }
     }
 
     #[test]

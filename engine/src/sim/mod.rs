@@ -49,9 +49,10 @@ struct State {
 }
 
 impl Sim {
-    /// A machine that has done nothing yet.
-    pub(crate) fn new(options: &SimOptions) -> Sim {
-        let state = State { clock: Clock::new(options.rates.clone()), failures: Failures::new(options.failure) };
+    /// A machine that has done nothing yet, for entries of at most so many steps of the host.
+    pub(crate) fn new(options: &SimOptions, updates: usize) -> Sim {
+        let clock = Clock::new(options.rates.clone(), updates);
+        let state = State { clock, failures: Failures::new(options.failure) };
         Sim { seed: options.seed, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -79,14 +80,17 @@ impl Sim {
         self.state().failures.count(FailureKind::Allocation, || format!("{bytes} bytes for {what}"))
     }
 
-    /// Counts the launch of a step and lets its time pass.
+    /// Counts the launch of a step, by the device or by the host, and lets its time pass.
     ///
     /// # Errors
     /// It is the one that fails.
-    pub(crate) fn launch(&self, step: &Step) -> Result<(), SimError> {
+    pub(crate) fn launch(&self, step: &Step, on_host: bool) -> Result<(), SimError> {
         let mut state = self.state();
         state.failures.count(FailureKind::Launch, || format!("{} {}", step.kernel, step.label))?;
-        state.clock.compute(step);
+        match on_host {
+            true => state.clock.update_bytes(step),
+            false => state.clock.compute(step),
+        }
         Ok(())
     }
 
@@ -106,6 +110,11 @@ impl Sim {
     /// Waits on the clock for a copy.
     fn wait(&self, number: usize, arrives_s: f64) {
         self.state().clock.wait(number, arrives_s);
+    }
+
+    /// Waits on the clock for the host's steps, at the end of an entry.
+    fn rest(&self) {
+        self.state().clock.rest();
     }
 
     /// Names the copies that there can be waits for, in the order of their numbers.
@@ -132,7 +141,7 @@ pub(crate) fn launch(
 ) -> Result<(), RunError> {
     let step = &plan.entries[entry].steps[i];
     if let Some(sim) = sim {
-        sim.launch(step)?;
+        sim.launch(step, plan.is_on_host(step))?;
     }
     Ok(code.step(step, (entry, i), arena, par)?)
 }

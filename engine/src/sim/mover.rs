@@ -106,6 +106,11 @@ impl Carrier for SimMover {
         self.failed.take().map_or(Ok(()), Err)
     }
 
+    fn rest(&mut self) -> Result<(), RunError> {
+        self.sim.rest();
+        Ok(())
+    }
+
     fn stepped(&mut self) {
         // The dice fall once for each: in the order of places in the list, which is as good as any.
         let mut at = 0;
@@ -177,7 +182,7 @@ mod tests {
             let plan = Plan { spaces: vec![space], ..Plan::default() };
             let files = [ReadAt::open(&model).expect("opens")];
             let files = Files::open(&plan, &files, &folder.join("work"), None).expect("opens");
-            Desk { mover: SimMover::new(Sim::new(options), files, 8), near: vec![7; 4 * BYTES], folder }
+            Desk { mover: SimMover::new(Sim::new(options, 0), files, 8), near: vec![7; 4 * BYTES], folder }
         }
 
         fn begin(&mut self, slot: usize, direction: Direction) -> u64 {
@@ -186,7 +191,7 @@ mod tests {
                 Direction::Out => Place::Work((slot * BYTES) as u64),
             };
             let near = ((slot * BYTES) as u64, BYTES as u64);
-            let m = Move { name: "w".to_string(), number: 0, place, near, direction, begins: 0, ends: 0 };
+            let m = Move { name: "w".to_string(), number: 0, place, near, direction, begins: 0, ends: 0, follows: 0 };
             let start = NonNull::from(&mut self.near[slot * BYTES..]).cast();
             self.mover.begin(&m, Span { start, bytes: BYTES })
         }

@@ -37,7 +37,8 @@ pub fn played(plan: &Plan, runs: &[(usize, u32)], paper: &Paper) -> Result<Repor
     }
     let &Paper { inward, outward, files, single_queue, .. } = paper;
     let rates = Rates { inward, outward, files, single_queue, ..Rates::default() };
-    let clock = Shared(Arc::new(Mutex::new(Clock::new(rates))));
+    let updates = plan.entries.iter().map(|e| plan.host_steps(e).len()).max().unwrap_or(0);
+    let clock = Shared(Arc::new(Mutex::new(Clock::new(rates, updates))));
     let reserved = Arena::sparse(plan.arena_start(), plan.arena_bytes());
     let mut arena = reserved.map_err(|e| RunError::System { what: "cannot reserve addresses", why: e.to_string() })?;
     let mut far = Far::played(plan, |most, copies| {
@@ -90,7 +91,12 @@ impl Near for On<'_> {
     }
 
     fn step(&mut self, i: usize, _: &mut Arena) -> Result<(), RunError> {
-        self.clock.clock().pass((self.paper.seconds)(&self.plan.entries[self.entry].steps[i]));
+        let step = &self.plan.entries[self.entry].steps[i];
+        let (seconds, mut clock) = ((self.paper.seconds)(step), self.clock.clock());
+        match self.plan.is_on_host(step) {
+            true => clock.update(seconds),
+            false => clock.pass(seconds),
+        }
         Ok(())
     }
 }
@@ -122,6 +128,11 @@ impl Carrier for Told {
     fn wait_all(&mut self) -> Result<(), RunError> {
         let mut clock = self.clock.clock();
         self.under_way.drain(..).for_each(|(_, copy, arrives_s)| clock.wait(copy, arrives_s));
+        Ok(())
+    }
+
+    fn rest(&mut self) -> Result<(), RunError> {
+        self.clock.clock().rest();
         Ok(())
     }
 

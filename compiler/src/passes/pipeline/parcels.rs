@@ -1,10 +1,11 @@
 //! What lives in the far memory: the stored tensors that one block alone reads, in parcels.
 
+use super::Window;
 use super::parts::parts;
 use super::{Holds, Parcel};
-use crate::ir::graph::{Graph, Kind};
+use crate::ir::graph::{Graph, Kind, Region};
 use std::collections::{BTreeMap, BTreeSet};
-use tinyforge_plan::{SPILLED, part_of};
+use tinyforge_plan::{FOR_HOST, SPILLED, part_of};
 
 /// A tensor that is changed and takes at most one part in so many of its block stays in the near memory.
 const SMALL_PART: u64 = 64;
@@ -18,7 +19,8 @@ const LARGE_PART: u64 = 2;
 pub(super) fn parcels(graphs: &[&Graph], cut: u32, rotates: bool, embeddings: bool) -> (Vec<Parcel>, usize) {
     let is_resident = |user: &User, block: u64| match rotates {
         true => user.kind == Kind::State,
-        false => user.changes && user.bytes * SMALL_PART <= block,
+        // What the host updates has all of it there.
+        false => user.changes && !user.on_host && user.bytes * SMALL_PART <= block,
     };
     let users = users(graphs);
     let bytes_of = block_bytes(&users);
@@ -33,6 +35,7 @@ pub(super) fn parcels(graphs: &[&Graph], cut: u32, rotates: bool, embeddings: bo
     for user in users.iter().filter(moves) {
         let (name, _) = user.blocks[0];
         let (block, holds) = match user.state_part() {
+            _ if user.is_for_host() => (user.name.trim_end_matches(FOR_HOST).to_string(), Holds::Gradient),
             _ if user.is_spilled() => (user.name.trim_end_matches(SPILLED).to_string(), Holds::Activation),
             Some(part) => (format!("{name}, part {part}"), Holds::States),
             None if user.is_of_numbered() && !comes(&user) => continue,
@@ -45,10 +48,11 @@ pub(super) fn parcels(graphs: &[&Graph], cut: u32, rotates: bool, embeddings: bo
         let found = parcels.iter().position(|p| p.block == block && p.holds == holds);
         let at = found.unwrap_or_else(|| {
             blocks += usize::from(holds == Holds::Weights && user.is_of_numbered());
-            parcels.push(Parcel { block, holds, tensors: Vec::new(), rotates });
+            parcels.push(Parcel { block, holds, tensors: Vec::new(), rotates, on_host: false });
             parcels.len() - 1
         });
         parcels[at].tensors.push(user.name.to_string());
+        parcels[at].on_host |= user.on_host;
     }
     // What changes lies together, so that it goes back in one piece.
     let changed: BTreeSet<&str> = users.iter().filter(|u| u.changes).map(|u| u.name).collect();
@@ -58,6 +62,18 @@ pub(super) fn parcels(graphs: &[&Graph], cut: u32, rotates: bool, embeddings: bo
         false => parcels.iter_mut().for_each(|p| p.tensors.sort_by_key(|name| !changes(name))),
     }
     (parcels, blocks)
+}
+
+/// Names of the trained weights that come and go with their blocks; none where all blocks stay.
+pub fn streamed_weights(graphs: &[&Graph], window: Window) -> BTreeSet<String> {
+    let (parcels, blocks) = parcels(graphs, window.parts, false, false);
+    if blocks <= window.blocks as usize {
+        return BTreeSet::new();
+    }
+    let users = users(graphs);
+    let trained = users.iter().filter(|u| u.kind == Kind::Weight && u.changes && u.is_of_numbered());
+    let trained: BTreeSet<&str> = trained.map(|u| u.name).collect();
+    parcels.into_iter().flat_map(|p| p.tensors).filter(|name| trained.contains(name.as_str())).collect()
 }
 
 /// Whether there are weights outside of numbered blocks that are large enough to come and go as blocks in so many parts
@@ -85,6 +101,8 @@ pub(super) struct User<'a> {
     /// Names, and whether they are numbered.
     pub(super) blocks: Vec<(&'a str, bool)>,
     pub(super) changes: bool,
+    /// Whether an update of the host reads or changes it.
+    pub(super) on_host: bool,
 }
 
 impl User<'_> {
@@ -107,6 +125,11 @@ impl User<'_> {
     /// Whether it holds an activation between forward and backward.
     fn is_spilled(&self) -> bool {
         self.kind == Kind::State && self.name.ends_with(SPILLED)
+    }
+
+    /// Whether it is what an update of the host reads: a gradient, or a number.
+    fn is_for_host(&self) -> bool {
+        self.kind == Kind::State && self.name.ends_with(FOR_HOST)
     }
 
     /// Whether it is a part of a tensor that is stored in parts.
@@ -132,10 +155,11 @@ pub(super) fn users<'a>(graphs: &[&'a Graph]) -> Vec<User<'a>> {
                 let Some(kind @ (Kind::Weight | Kind::State | Kind::Const)) = info.decl else { continue };
                 let i = *at.entry(&info.name).or_insert_with(|| {
                     let (name, bytes) = (info.name.as_str(), info.ty.bytes());
-                    users.push(User { name, kind, bytes, blocks: Vec::new(), changes: false });
+                    users.push(User { name, kind, bytes, blocks: Vec::new(), changes: false, on_host: false });
                     users.len() - 1
                 });
                 users[i].changes |= k < changes;
+                users[i].on_host |= node.region == Region::Host;
                 if !users[i].blocks.contains(&block) {
                     users[i].blocks.push(block);
                 }

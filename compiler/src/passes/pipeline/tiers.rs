@@ -11,14 +11,17 @@ struct Group<'a> {
     tensors: Vec<&'a str>,
     bytes: u64,
     changes: bool,
+    /// Whether the host updates one of them.
+    on_host: bool,
     /// Copies of one run of every graph, in and out.
     copies: usize,
 }
 
-/// Names of the far tensors that `host_bytes` of the host's memory hold; `aligned` are a tensor's bytes there. What
-/// changes comes first, since it goes both ways, then what is copied most often; of those that are alike, such as lie
-/// evenly among the others, so that a disk has time for each. What is never copied has no use for it. Where plans take
-/// turns, all of them take the first parcels, so that each finds them in one place.
+/// Names of the far tensors that `host_bytes` of the host's memory hold; `aligned` are a tensor's bytes there. What the
+/// host updates comes before all, since it can be nowhere else; then what changes, since it goes both ways, then what
+/// is copied most often; of those that are alike, such as lie evenly among the others, so that a disk has time for
+/// each. What is never copied has no use for it. Where plans take turns, all of them take the first parcels, so that
+/// each finds them in one place.
 pub fn in_host(
     graphs: &[&Graph],
     pipeline: &Pipeline,
@@ -38,15 +41,16 @@ pub fn in_host(
             let is_of = |name: &&str| changes == (parcel.rotates || users[name].changes);
             let tensors: Vec<&str> = parcel.tensors.iter().map(String::as_str).filter(is_of).collect();
             let bytes = tensors.iter().map(|name| aligned(users[name].bytes)).sum();
-            groups.push(Group { tensors, bytes, changes, copies: comes + if changes { leaves } else { 0 } });
+            let on_host = tensors.iter().any(|name| users[name].on_host);
+            groups.push(Group { tensors, bytes, changes, on_host, copies: comes + if changes { leaves } else { 0 } });
         }
     }
     let rotates = pipeline.parcels.iter().any(|p| p.rotates);
-    groups.retain(|g| !g.tensors.is_empty() && (rotates || g.copies > 0));
+    groups.retain(|g| !g.tensors.is_empty() && (rotates || g.on_host || g.copies > 0));
     if !rotates {
         // Numbers whose bits are turned round lie evenly, however many of them are taken.
         let mut order: Vec<(u32, Group)> = groups.into_iter().zip(0u32..).map(|(g, i)| (i.reverse_bits(), g)).collect();
-        order.sort_by_key(|(turned, g)| (Reverse((g.changes, g.copies)), *turned));
+        order.sort_by_key(|(turned, g)| (Reverse((g.on_host, g.changes, g.copies)), *turned));
         groups = order.into_iter().map(|(_, group)| group).collect();
     }
     let (mut found, mut left) = (HashSet::new(), host_bytes);
@@ -71,7 +75,8 @@ mod tests {
     const BLOCK: u64 = 16;
 
     fn parcel(name: &str, rotates: bool) -> Parcel {
-        Parcel { block: name.to_string(), holds: Holds::Weights, tensors: vec![name.to_string()], rotates }
+        let tensors = vec![name.to_string()];
+        Parcel { block: name.to_string(), holds: Holds::Weights, tensors, rotates, on_host: false }
     }
 
     fn stay(parcel: u32, comes: Option<[u32; 2]>, leaves: Vec<[u32; 2]>) -> Stay {
@@ -110,6 +115,18 @@ mod tests {
             assert_eq!(held(false, blocks * BLOCK), names(expected), "{blocks} blocks");
         }
         assert_eq!(held(false, 2 * BLOCK - 1), names(&["s"]), "half a tensor is none");
+    }
+
+    #[test]
+    fn what_the_host_updates_comes_before_all() {
+        let text = "rows 1\ninput %x : f32[4]\nweight @a : f32[4]\nweight @b : f32[4]\nweight @c : f32[4]\n\
+                    state @s : f32[4]\nblock head forward\n%p = add %x, @b : f32[4]\n%q = add %p, @c : f32[4]\n\
+                    assign @s, %q\nblock head host\nassign @a, @s\nreturn x = %x\n";
+        let graph = parse_graph(text).expect("a graph");
+        let held = |blocks| -> BTreeSet<String> {
+            in_host(&[&graph], &pipeline(false), blocks * BLOCK, |bytes| bytes).into_iter().collect()
+        };
+        assert_eq!(held(2), BTreeSet::from(["a".to_string(), "s".to_string()]));
     }
 
     /// Of eight that are alike, half are every second one.

@@ -46,7 +46,9 @@ pub struct PlanArgs {
 pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
     let (path, mut knobs) = request::configured(&args.model, &args.knobs, &args.set)?;
     // A machine that is described may have what this one has not.
-    let host_memory = if args.target.is_some() { knobs.host_memory.take() } else { None };
+    let is_described = args.target.is_some();
+    let host_memory = knobs.host_memory.take_if(|_| is_described);
+    let host_optimizer = knobs.host_optimizer.take_if(|_| is_described);
     let mut settings = knobs.settings()?;
     let profile = match &args.target {
         Some(target) => Some(profile::open(target)?),
@@ -60,6 +62,7 @@ pub fn run(args: &PlanArgs) -> Result<(), CommandError> {
         settings.target = profile.machine.target();
         settings.memory = settings.memory.or(profile.machine.near_space().bytes);
         settings.host_memory = host::most_on(host_memory.as_deref(), &profile.machine)?;
+        settings.host_optimizer = host::optimizer_on(host_optimizer, &profile.machine)?;
     }
     let stored = args.stored.as_deref().map(|name| storage("--stored", name)).transpose()?;
     let model = request::open_to_plan(&path, &knobs, stored)?;

@@ -78,6 +78,7 @@ pub fn row_settings(scheme: Scheme, seq: u32) -> Settings {
         clip_by: None,
         memory: None,
         host_memory: 0,
+        host_optimizer: Some(false),
         threads: 1,
         target: Target::CPU,
         device: DeviceChoice::Cpu,

@@ -132,6 +132,24 @@ pub fn windows_do_not_change_the_result(device: &str, first: Train, again: Train
     none(&found);
 }
 
+/// What the host updates beside the device's backward is what the device would update.
+pub fn the_hosts_updates_are_the_devices(device: &str, first: Train, again: Train) {
+    let (_scratch, model) = made_model(&format!("{}-updates", name(device)), Llama { layers: 4, ..TIED });
+    let ways = [
+        &["window=\"1\"", "host_optimizer=true"][..],
+        &["window=\"2\"", "host_optimizer=true", "micro_batch=2", "threads=2"],
+    ];
+    let mut found = Vec::new();
+    for base in [
+        &["scheme=\"full\""][..],
+        &["scheme=\"full\"", "dtype=\"bf16\"", "optimizer=\"adamw8\""],
+        &["scheme=\"last:2\"", "optimizer=\"sgd\"", "clip=0.05"],
+    ] {
+        found.extend(differences(&model, &[base, &[device]].concat(), &ways, 3, (first, again)));
+    }
+    none(&found);
+}
+
 /// What of `device="wgpu"` stands between the quotes.
 fn name(device: &str) -> &str {
     device.split('"').nth(1).expect("a device is named in quotes")

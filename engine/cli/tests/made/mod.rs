@@ -198,14 +198,19 @@ pub fn knobs(pairs: &[&str]) -> Knobs {
 
 /// The plans of a run's phases, and how it trains.
 pub fn planned(model: &Model, knobs: &Knobs) -> (Vec<Plan>, TrainOptions) {
-    planned_in_host(model, knobs, 0)
+    planned_in_host(model, knobs, (0, false))
 }
 
-/// The same; so many bytes of the host's memory may hold what streams.
-pub fn planned_in_host(model: &Model, knobs: &Knobs, host_memory: u64) -> (Vec<Plan>, TrainOptions) {
+/// The same; so many bytes of the host's memory may hold what streams, and the host may update it there.
+pub fn planned_in_host(
+    model: &Model,
+    knobs: &Knobs,
+    (host_memory, host_optimizer): (u64, bool),
+) -> (Vec<Plan>, TrainOptions) {
     let settings = knobs.settings().expect("settings");
-    let host_memory = settings.host_memory.max(host_memory);
-    let settings = Settings { host_memory, ..settings };
+    let (host_memory, host_optimizer) =
+        (settings.host_memory.max(host_memory), Some(settings.host_optimizer == Some(true) || host_optimizer));
+    let settings = Settings { host_memory, host_optimizer, ..settings };
     let plans = request::plan_phases(model, &settings, Wanted::Train, &[]).expect("plans");
     let options = TrainOptions {
         batch: settings.batch as usize,

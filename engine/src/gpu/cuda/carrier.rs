@@ -8,7 +8,7 @@
 
 use super::device::Places;
 use super::driver::{Driver, Event, Stream};
-use crate::far::{Carrier, Chunk, Files, Move, Place, Span};
+use crate::far::{Carrier, Chunk, Files, Landing, Move, Place, Span};
 use crate::gpu::GpuError;
 use crate::runner::RunError;
 use std::collections::VecDeque;
@@ -304,9 +304,28 @@ impl Carrier for CudaCarrier {
 
     fn stepped(&mut self) {}
 
+    fn landing(&self) -> Option<Arc<dyn Landing>> {
+        let ends = self.marks.iter().map(|marks| marks.copies[1]).collect();
+        Some(Arc::new(Landed { driver: Arc::clone(&self.driver), name: self.name.clone(), ends }))
+    }
+
     fn times(&self) -> (Duration, Duration, u64) {
         let Times { waited_ns, busy_ns, bytes, .. } = self.times;
         (Duration::from_nanos(waited_ns), Duration::from_nanos(busy_ns), bytes)
+    }
+}
+
+/// Waits for what rests in pinned memory, by the events that mark its copies' ends.
+struct Landed {
+    driver: Arc<dyn Driver>,
+    name: String,
+    ends: Vec<Event>,
+}
+
+impl Landing for Landed {
+    fn wait(&self, number: u64) -> Result<(), RunError> {
+        let ended = self.driver.wait(self.ends[number as usize % self.ends.len()]);
+        ended.map_err(|why| GpuError::Lost { device: self.name.clone(), why }.into())
     }
 }
 

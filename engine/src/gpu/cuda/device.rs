@@ -4,7 +4,7 @@ use super::carrier::{self, CudaCarrier, Way};
 use super::driver::{Call, Driver, Event, Function, Recording, Stream};
 use super::matmul::{Matmul, Multiply, Product, WORKSPACE_BYTES};
 use crate::arena::Arena;
-use crate::far::{Carrier, Files, HostMemory};
+use crate::far::{Carrier, Files, HostMemory, Span};
 use crate::gpu::{
     Dense, Device, Failure, GpuError, Kernel, Launch, Operand, Part, STAGING_BYTES, Tables, Work, launches,
 };
@@ -12,6 +12,7 @@ use crate::runner::RunError;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use tinyforge_kernels::f32::optimizer::{SIGNED, UNSIGNED};
 use tinyforge_plan::{Entry as PlanEntry, Named, Plan, Step, Tensor};
@@ -19,7 +20,7 @@ use tinyforge_plan::{Entry as PlanEntry, Named, Plan, Step, Tensor};
 /// Bytes of the status; the tables lie behind it.
 const STATUS_BYTES: u64 = 256;
 /// Bytes of the tables.
-const TABLE_BYTES: u64 = 2048;
+const TABLE_BYTES: u64 = 2560;
 
 /// What the card is told for a part of a step.
 #[derive(Clone, Debug)]
@@ -324,7 +325,8 @@ impl CudaDevice {
             recorded,
             clock,
         };
-        let codes = [*SIGNED.values(), *UNSIGNED.values()].concat();
+        let (signed, unsigned) = (SIGNED.lines(), UNSIGNED.lines());
+        let codes = [SIGNED.values(), UNSIGNED.values(), &signed[..], &unsigned].concat();
         device.told(device.send(device.places.tables(), bytemuck::cast_slice(&codes)))?;
         Ok(device)
     }
@@ -523,11 +525,11 @@ struct Pinned {
 }
 
 impl HostMemory for Pinned {
-    fn read(&self, at: u64, out: &mut [u8]) {
-        self.driver.pinned(self.first + at, out.len() as u64, &mut |from| out.copy_from_slice(from));
-    }
-
-    fn write(&self, at: u64, data: &[u8]) {
-        self.driver.pinned(self.first + at, data.len() as u64, &mut |to| to.copy_from_slice(data));
+    fn part(&self, at: u64, bytes: u64) -> Span {
+        let mut part = Span { start: NonNull::dangling(), bytes: 0 };
+        self.driver.pinned(self.first + at, bytes, &mut |there| {
+            part = Span { start: NonNull::from(&mut *there).cast(), bytes: there.len() };
+        });
+        part
     }
 }

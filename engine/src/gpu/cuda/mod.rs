@@ -31,8 +31,12 @@ use super::GpuKernels;
 pub const OPERAND_BYTES_MAX: u64 = 2 << 30;
 
 /// What the kernels can do.
-pub const KERNELS: GpuKernels =
-    GpuKernels { operand_bytes_max: OPERAND_BYTES_MAX, takes_products: true, has_own_memory: true };
+pub const KERNELS: GpuKernels = GpuKernels {
+    operand_bytes_max: OPERAND_BYTES_MAX,
+    takes_products: true,
+    has_own_memory: true,
+    updates_as_host: true,
+};
 
 /// Opens the card that a run takes where nothing else is said.
 ///

@@ -88,6 +88,16 @@ impl Table {
         &self.values
     }
 
+    /// What leads from a value to its code, for kernels of other devices: the code of 0, then of every line, ascending,
+    /// the magnitude behind which it counts, its slope and offset, and its first and last step.
+    pub fn lines(&self) -> [f32; 1 + 5 * (DECADES + 1)] {
+        let mut all = [self.zero; 1 + 5 * (DECADES + 1)];
+        for (line, out) in self.lines.iter().zip(all[1..].chunks_mut(5)) {
+            out.copy_from_slice(&[line.border, line.slope, line.offset, line.first, line.last]);
+        }
+        all
+    }
+
     /// The code of the value nearest to `x`, which is already divided by the scale.
     pub fn nearest(&self, x: f32) -> u8 {
         let mut block = [0.0; BLOCK];
