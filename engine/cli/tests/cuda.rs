@@ -87,7 +87,7 @@ fn cuda_products_by_a_library_do_not_change_with_budgets() {
 #[test]
 fn cuda_products_by_a_library_do_not_change_with_windows() {
     if has_shim() {
-        devices::windows_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
+        devices::windows_in_one_tier_do_not_change_the_result(CUDA, &ascends_by_library, &descends_by_library);
     }
 }
 

@@ -1,5 +1,6 @@
 //! What every kernel of training reaches, by its size: small models are planned and run, each step's time is taken.
 
+use super::Options;
 use crate::error::CommandError;
 use crate::knobs::Knobs;
 use crate::model::Model;
@@ -58,8 +59,10 @@ const SAMPLES: [Sample; 14] = [
 const VOCAB: [u32; 2] = [8192, 32768];
 /// Blocks of each, at least: the weights of a model that is no toy lie beyond every cache when a step comes to them.
 const BLOCKS_MIN: u32 = 2;
-/// Bytes of weights that no cache keeps from one step to the next, and the part of the memory that they may take.
-const BEYOND_CACHES: (u64, u64) = (192 << 20, 32);
+/// Bytes of weights that no cache keeps from one step to the next.
+pub const BEYOND_CACHES: u64 = 192 << 20;
+/// The part of the memory that they may take.
+const MEMORY_PART: u64 = 32;
 /// Features below which a model's weights do lie in a cache.
 const CACHED_HIDDEN: u32 = 384;
 /// Runs of each that count, where there is time; one before them does not.
@@ -70,10 +73,10 @@ const RUNS: usize = 5;
 ///
 /// # Errors
 /// The system refuses memory or threads.
-pub fn measure(machine: &mut Machine, threads: u32, limit: Duration) -> Result<(), CommandError> {
+pub fn measure(machine: &mut Machine, options: &Options, limit: Duration) -> Result<(), CommandError> {
     let mut calls = Vec::new();
-    let weight_bytes =
-        machine.spaces[0].bytes.map_or(BEYOND_CACHES.0, |all| BEYOND_CACHES.0.min(all / BEYOND_CACHES.1));
+    let &Options { threads, weight_bytes, .. } = options;
+    let weight_bytes = machine.spaces[0].bytes.map_or(weight_bytes, |all| weight_bytes.min(all / MEMORY_PART));
     SAMPLES.iter().try_for_each(|sample| run(sample, weight_bytes, (threads, limit), &mut calls))?;
     let best = |factors: DType| {
         let is_such = |work: &cost::Work| cost::factors(machine, work) == factors && work.flops >= LARGE_FLOPS;

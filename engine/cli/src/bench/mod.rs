@@ -5,6 +5,8 @@ mod kernels;
 pub mod one_by_one;
 mod rates;
 
+pub use kernels::BEYOND_CACHES;
+
 use crate::error::CommandError;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +26,8 @@ pub struct Options {
     pub file: Option<PathBuf>,
     /// How long each rate is measured, and each direction of the disk.
     pub times: [Duration; 2],
+    /// Bytes of weights that models have of which kernels are measured, where the machine has room.
+    pub weight_bytes: u64,
 }
 
 /// What was measured, beyond what the description holds.
@@ -81,6 +85,6 @@ pub fn measure(options: &Options, note: &mut dyn FnMut(&str)) -> Result<Measured
         link.latency_s = disk.latency_s;
     }
     note("kernels");
-    kernels::measure(&mut machine, options.threads, 3 * rate_time)?;
+    kernels::measure(&mut machine, options, 3 * rate_time)?;
     Ok(Measured { machine, one_thread, adamw_bytes_per_second: adamw, disk })
 }

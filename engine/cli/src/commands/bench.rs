@@ -89,7 +89,8 @@ pub fn run(args: &BenchArgs) -> Result<(), CommandError> {
     let Some(out) = args.out.clone().or_else(profile::default_path) else {
         return Err(CommandError::request("there is no folder for settings: say --out FILE"));
     };
-    let options = Options { threads, folder: args.dir.clone(), file: args.file.clone(), times: bench::TIMES };
+    let (folder, file) = (args.dir.clone(), args.file.clone());
+    let options = Options { threads, folder, file, times: bench::TIMES, weight_bytes: bench::BEYOND_CACHES };
     let measured = bench::measure(&options, &mut |what| eprintln!("measuring: {what}"))?;
     print(&measured);
     if let Some(folder) = out.parent().filter(|f| !f.as_os_str().is_empty()) {

@@ -102,6 +102,15 @@ fn tiers(device: &str, way: &[&'static str]) -> Vec<Vec<&'static str>> {
 
 /// Blocks that stream from the model's files, a work file and the host's memory, and activations that rest there.
 pub fn windows_do_not_change_the_result(device: &str, first: Train, again: Train) {
+    windows(device, (first, again), tiers);
+}
+
+/// The same where the device keeps what streams when nothing is said.
+pub fn windows_in_one_tier_do_not_change_the_result(device: &str, first: Train, again: Train) {
+    windows(device, (first, again), |_, way| vec![way.to_vec()]);
+}
+
+fn windows(device: &str, (first, again): (Train, Train), tiers: fn(&str, &[&'static str]) -> Vec<Vec<&'static str>>) {
     let (_scratch, model) = made_model(&format!("{}-window", name(device)), Llama { layers: 4, ..TIED });
     let ways: Vec<Vec<&str>> = [
         &["window=\"1\""][..],
