@@ -136,8 +136,12 @@ pub fn schedule(window: Option<&Window>) -> String {
 fn optimizer(out: &mut String, planned: &Planned) {
     let plan = &planned.compiled.plan;
     let count: usize = plan.entries.iter().map(|e| plan.host_steps(e).len()).sum();
-    if count > 0 {
-        let _ = writeln!(out, "  optimizer: the host updates {count} tensors in its memory, beside backward");
+    match planned.optimizers {
+        _ if count > 0 => {
+            let _ = writeln!(out, "  optimizer: the host updates {count} tensors in its memory, beside backward");
+        }
+        Some(_) => out.push_str("  optimizer: the device updates all tensors\n"),
+        None => {}
     }
     if let Some([by_device, by_host]) = planned.optimizers {
         let said = format!("by the device {by_device:.3} s a step, by the host {by_host:.3}");
@@ -184,8 +188,10 @@ pub fn refusal(error: &CompileError, fixed_bytes: u64, budget: u64, hints: &[Str
             (need, entry, peak, at, steps, stored, beside)
         }
         CompileError::HostMemory { need, .. } => {
-            let help = format!("--host-memory {}, or --host-optimizer=false: then the device updates", show(*need));
-            return format!("{error}\n  help: {help}");
+            let mib = need.div_ceil(1 << 20);
+            return format!(
+                "{error}\n  help: `--host-memory {mib}MiB`, or `--host-optimizer=false`: the device updates"
+            );
         }
         other => return other.to_string(),
     };

@@ -85,6 +85,37 @@ fn a_target_gives_memory_and_rates() {
     assert!(code == Some(2) && said.contains("none.toml"), "{said}");
 }
 
+/// Who updates what rests in the host's memory: who is told to, else who is predicted to be faster.
+#[test]
+fn the_faster_optimizer_is_taken() {
+    let folder = Folder::new("profile-optimizer");
+    let path = |name: &str| common::workspace().join(name).display().to_string();
+    let (shape, card) = (path("examples/shapes/llama-3.2-1b"), path("examples/targets/24GB-card.toml"));
+    let plan = |optimizer: &str, more: &[&str]| {
+        let run = ["--scheme", "full", "--dtype", "bf16", "--batch", "1", "--memory", "3GB", "--window", "4"];
+        let given = ["plan", &shape, "--target", &card, "--optimizer", optimizer];
+        tinyforge(&folder.0, &[&given, &run[..], more].concat())
+    };
+    let (by_device, by_host) = ("optimizer: the device updates all", "optimizer: the host updates 112 tensors");
+    for (optimizer, host_optimizer, expected) in [
+        ("adamw", None, by_host),
+        ("adamw8", None, by_device),
+        ("adamw8", Some("--host-optimizer"), by_host),
+        ("adamw", Some("--host-optimizer=false"), "schedule: window 4"),
+    ] {
+        let more: Vec<&str> = host_optimizer.into_iter().collect();
+        let (code, out, said) = plan(optimizer, &more);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(out.contains(expected), "{optimizer} {host_optimizer:?}: {out}");
+        assert_eq!(out.contains("predicted: with updates by the device"), host_optimizer.is_none(), "{out}");
+        assert_eq!(out.contains("the host updates"), expected == by_host, "{out}");
+    }
+    let (code, _, said) = plan("adamw", &["--host-optimizer", "--host-memory", "4GB"]);
+    assert!(code == Some(2) && said.contains("the host's updates need") && said.contains("--host-memory "), "{said}");
+    let (code, _, said) = tinyforge(&folder.0, &["plan", &shape, "--target", "cpu", "--host-optimizer"]);
+    assert!(code == Some(2) && said.contains("--host-optimizer is for a device with memory of its own"), "{said}");
+}
+
 #[test]
 fn a_run_says_where_its_time_went() {
     let scratch = Scratch::new("profile-train");
