@@ -96,8 +96,9 @@ pub struct Knobs {
     /// quarters of what is free]
     #[arg(long)]
     pub host_memory: Option<String>,
-    /// The host updates what streams to a device with memory of its own, beside the device's backward: weights,
-    /// states and gradients of blocks then rest in the host's memory [the device updates]
+    /// The host updates what streams to a device with memory of its own, beside the device's backward: weights, states
+    /// and gradients of blocks then rest in the host's memory [by CUDA what a profile predicts to be faster, else the
+    /// device updates]
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub host_optimizer: Option<bool>,
     /// This machine's profile, for predicted times and efficiency [what `bench` wrote]

@@ -166,6 +166,8 @@ impl Worker {
             let mut queue = shared.queue();
             queue.finished += 1;
             if let Err(error) = result {
+                queue.finished += queue.jobs.len() as u64;
+                queue.jobs.clear();
                 queue.failed.get_or_insert(error);
             }
             shared.done.notify_all();
@@ -177,5 +179,68 @@ impl Worker {
             landed.into_iter().filter(|&number| number > 0).try_for_each(|number| landing.wait(number))?;
         }
         Ok(self.code[at.0].step((at.1, nth), &mut self.memory, par)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Updates;
+    use crate::arena::Arena;
+    use crate::cpu::HostCode;
+    use crate::far::host::{HostMemory, Ram};
+    use tinyforge_plan::{DType, Entry, Number, Part, Plan, Space, Step, Tensor};
+
+    const BYTES: u64 = 4096;
+
+    fn tensor(dtype: DType, elems: u32, offset: u64) -> Tensor {
+        Tensor { dtype, shape: vec![elems], offset, value: 0 }
+    }
+
+    /// Plain descent of the 16 weights at `offset` by the gradient behind them; rates and counters lie at the start.
+    fn update(offset: u64) -> Step {
+        let weights = [offset, offset + 64].map(|at| tensor(DType::F32, 16, at));
+        let numbers = [tensor(DType::F32, 4, 0), tensor(DType::U32, 4, 64)];
+        Step {
+            kernel: "update".to_string(),
+            args: [weights, numbers].concat(),
+            outs: Vec::new(),
+            changes: 1,
+            attrs: ["rule", "states"].map(|name| (name.to_string(), Number::Int(0))).to_vec(),
+            scratch_offset: 0,
+            scratch_bytes: 0,
+            block: 0,
+            part: Part::Update,
+            flops: 0,
+            label: "w".to_string(),
+        }
+    }
+
+    /// A failure is told once; what was given behind it is not begun, and what is given later is.
+    #[test]
+    fn a_failure_stops_what_was_given() {
+        let steps: Vec<Step> = (0..8).map(|i| update(128 + 128 * i)).collect();
+        let (name, is_host) = ("host".to_string(), true);
+        let space = Space { name, first_byte: 0, bytes: BYTES, is_written: true, is_far: true, is_host };
+        let plan = Plan { spaces: vec![space], entries: vec![Entry { steps, ..Entry::default() }], ..Plan::default() };
+        let memory = Ram::new(BYTES).expect("there is room");
+        let set = |at: u64, value: f32| memory.part(at, 4).bytes_mut().copy_from_slice(&value.to_le_bytes());
+        let weight = |i: u64| f32::from_le_bytes(memory.part(128 + 128 * i, 4).bytes().try_into().expect("four"));
+        set(0, 0.5);
+        (0..8).for_each(|i| set(128 + 128 * i + 64, 2.0));
+        set(128 + 128 * 3 + 64, f32::NAN);
+        let code = vec![HostCode::bind(&plan).expect("binds")];
+        let mut updates = Updates::new(code, Arena::over(memory.part(0, BYTES), 0), None, 2).expect("starts");
+        let give = |updates: &mut Updates| (0..8).for_each(|nth| updates.give((0, 0), nth, [0; 2]));
+        give(&mut updates);
+        let said = updates.wait(8).expect_err("the fourth fails").to_string();
+        assert!(said.contains("not finite"), "{said}");
+        updates.wait_all().expect("told already");
+        assert_eq!((0..8).map(weight).collect::<Vec<_>>(), [-1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        set(128 + 128 * 3 + 64, 2.0);
+        give(&mut updates);
+        updates.wait(4).expect("nothing fails");
+        assert_eq!((0..4).map(weight).collect::<Vec<_>>(), [-2.0, -2.0, -2.0, -1.0]);
+        updates.wait_all().expect("nothing fails");
+        assert_eq!((4..8).map(weight).collect::<Vec<_>>(), [-1.0; 4]);
     }
 }
