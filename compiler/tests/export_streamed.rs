@@ -28,6 +28,11 @@ const LAYERS: usize = 6;
 
 /// A small decoder of which `window` blocks are near.
 fn plan(scheme: &str, window: u32) -> Plan {
+    plan_updated(scheme, window, false)
+}
+
+/// The same; the host may update what streams.
+fn plan_updated(scheme: &str, window: u32, host_updates: bool) -> Plan {
     let config = format!(
         r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": {LAYERS}, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -41,6 +46,8 @@ fn plan(scheme: &str, window: u32) -> Plan {
         scheme: Scheme::parse(scheme).expect("a scheme"),
         optimizer: Optimizer::plain("adamw"),
         window: Some(Window::whole(window, 1)),
+        host_updates,
+        host_bytes_max: if host_updates { u64::MAX } else { 0 },
         ..Request::plain(
             "small <b> & \"wide\"",
             vec![entry("train", Role::Train { micro_batches: 1 }), entry("eval", Role::Forward)],
@@ -140,6 +147,34 @@ fn lanes_carry_one_thing_at_a_time_inside_its_window() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn what_the_host_does_has_a_lane_of_its_own() {
+    let card = Machine::parse(
+        "name = \"card\"\nfigures = \"made up\"\nnear = \"vram\"\n[rates]\nf32 = 1e9\n\
+         near_bytes_per_second = 1e9\noptimizer_bytes_per_second = 1e8\n[[space]]\nname = \"vram\"\n\
+         [[space]]\nname = \"pinned\"\n[[space]]\nname = \"disk\"\n\
+         [[link]]\nfrom = \"pinned\"\nto = \"vram\"\nbytes_per_second = 5e7\n\
+         [[link]]\nfrom = \"vram\"\nto = \"pinned\"\nbytes_per_second = 2e7\n\
+         [[link]]\nfrom = \"disk\"\nto = \"pinned\"\nbytes_per_second = 1e7\n\
+         [[link]]\nfrom = \"pinned\"\nto = \"disk\"\nbytes_per_second = 1e7\n",
+    );
+    let card = card.expect("a machine");
+    for host_updates in [false, true] {
+        let plan = plan_updated("full", 2, host_updates);
+        let train = &plan.entries[0];
+        let of_host = plan.host_steps(train);
+        assert_eq!(!of_host.is_empty(), host_updates);
+        let times = times(&plan, train, Some(&card));
+        let is_beside = |&i: &u32| {
+            let (own, steps) = (times.steps[i as usize], train.steps.iter().zip(&times.steps));
+            steps.clone().any(|(s, span)| !plan.is_on_host(s) && span.start_s < own.end_s && own.start_s < span.end_s)
+        };
+        assert_eq!(of_host.iter().any(is_beside), host_updates, "nothing is beside backward");
+        let page = html::export(&html::Request { plan: &plan, hash: None, limits: &[], machine: Some(&card) });
+        assert_eq!(page.matches(">host</text>").count(), usize::from(host_updates));
     }
 }
 

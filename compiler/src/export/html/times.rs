@@ -1,4 +1,5 @@
-//! Compute and transfers on a time line: a lane for the steps, and one for each direction of the link.
+//! Compute and transfers on a time line: a lane for the steps, one for those of the host, and one for each direction of
+//! the link.
 //!
 //! In seconds, where the machine has rates: as the schedule is played. Otherwise a step takes one unit, and the
 //! transfers of a direction share the steps that they have: each begins as soon as the one before it has ended, and
@@ -115,9 +116,10 @@ fn join(bars: Vec<Bar>, point: f64) -> Vec<Bar> {
     out
 }
 
-/// The steps, those of a block and a part that follow one another as one.
-fn compute(entry: &Entry, times: &Times) -> Vec<Bar> {
-    let steps: Vec<_> = entry.steps.iter().zip(&times.steps).enumerate().collect();
+/// The steps of the device or of the host, those of a block and a part that follow one another as one.
+fn compute(plan: &Plan, entry: &Entry, times: &Times, on_host: bool) -> Vec<Bar> {
+    let steps = entry.steps.iter().zip(&times.steps).enumerate();
+    let steps: Vec<_> = steps.filter(|(_, (step, _))| plan.is_on_host(step) == on_host).collect();
     let point = times.end / (WIDTH - LEFT - RIGHT);
     let is_one = |a: &(usize, (_, &Span)), b: &(usize, (_, &Span))| b.1.1.start_s - a.1.1.end_s < point;
     let same = |a: &Step, b: &Step| a.block == b.block && a.part == b.part;
@@ -187,7 +189,9 @@ pub(super) fn picture(plan: &Plan, entry: &Entry, machine: Option<&Machine>) -> 
         None if direction == Direction::In => "comes in".to_string(),
         None => "goes back".to_string(),
     };
-    let mut lanes = vec![("compute".to_string(), compute(entry, &times))];
+    let mut lanes = vec![("compute".to_string(), compute(plan, entry, &times, false))];
+    let by_host = compute(plan, entry, &times, true);
+    lanes.extend((!by_host.is_empty()).then(|| ("host".to_string(), by_host)));
     for direction in [Direction::In, Direction::Out] {
         let bars = carried(plan, entry, &times, direction);
         lanes.extend((!bars.is_empty()).then(|| (names(direction), bars)));
